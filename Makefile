@@ -1,0 +1,36 @@
+# `make help` lists what there is. Everything runs in .venv, which is made on first use.
+PYTHON ?= python3.11
+SEED ?= 0
+VENV := .venv
+READY := $(VENV)/.installed
+
+.PHONY: help install demo test lint format clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(READY)  ## make .venv with the pinned dependencies (about 7 GB)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)  ## run the whole pipeline on a synthetic street world (SEED=0) into demo-output/
+	$(VENV)/bin/clip2scene run jobs/demo.yaml seed=$(SEED)
+
+test: $(READY)  ## run every test that this machine can run
+	$(VENV)/bin/python -m pytest
+
+lint: $(READY)  ## style and types
+	$(VENV)/bin/ruff check platform tests
+	$(VENV)/bin/ruff format --check platform tests
+	$(VENV)/bin/mypy
+
+format: $(READY)  ## rewrite the code in the project's style
+	$(VENV)/bin/ruff check --fix platform tests
+	$(VENV)/bin/ruff format platform tests
+
+clean:  ## remove what demo and the tools wrote (not .venv)
+	rm -rf demo-output clip2scene-storage .pytest_cache .mypy_cache .ruff_cache build

@@ -1,0 +1,91 @@
+"""The arrows point one way: a module imports only from its own room and the rooms before it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import clip2scene
+
+PACKAGE = Path(clip2scene.__file__).parent
+ROOMS = (
+    "config",
+    "progress",
+    "storage",
+    "data",
+    "geometry",
+    "teacher",
+    "streetworld",
+    "student",
+    "losses",
+    "tracking",
+    "training",
+    "doctor",
+    "stages",
+    "pipeline",
+    "sweeps",
+    "cluster",
+    "cli",
+)
+# Heavy or fixed dependencies have one door each.
+DOORS = {"mlflow": "tracking", "spconv": "student", "nuscenes": "data", "embreex": "streetworld"}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        relative = path.relative_to(PACKAGE).with_suffix("")
+        if relative.parts != ("__init__",):
+            yield relative.parts[0], path
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_module_is_in_a_known_room():
+    assert {room for room, _ in modules()} <= set(ROOMS)
+
+
+def test_no_import_runs_back():
+    backwards = []
+    for room, path in modules():
+        for name in imports(path):
+            parts = name.split(".")
+            if (
+                parts[0] == "clip2scene"
+                and len(parts) > 1
+                and parts[1] in ROOMS
+                and ROOMS.index(parts[1]) > ROOMS.index(room)
+            ):
+                backwards.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not backwards
+
+
+def test_training_does_not_know_tracking():
+    for room, path in modules():
+        if room == "training":
+            assert not [name for name in imports(path) if name.startswith("clip2scene.tracking")]
+
+
+def test_each_dependency_has_one_door():
+    for room, path in modules():
+        for name in imports(path):
+            door = DOORS.get(name.split(".")[0])
+            assert door in (None, room), f"{path.relative_to(PACKAGE)} imports {name}; only {door}/ may"
+
+
+def test_platform_stays_a_folder_and_help_imports_nothing_heavy():
+    assert not (PACKAGE.parent / "__init__.py").exists()
+    code = "import sys, clip2scene.cli; print(*{m.split('.')[0] for m in sys.modules})"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert not loaded & {"torch", "ray", "mlflow", "nuscenes", "matplotlib", "open_clip", "spconv", "pandas"}
