@@ -1,0 +1,1 @@
+"""Datasets, read into one index: its types, readers, splits and label spaces."""

@@ -1,0 +1,322 @@
+"""The index against the tables that it was built from, and against tables that are broken in every way we know."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clip2scene.data.clouds import read_cloud, read_image, read_labels, resolve
+from clip2scene.data.index import DataError, Frame, Index, read_index, write_index
+from clip2scene.data.nuscenes import CAMERAS, build_index
+from clip2scene.data.vocabulary import vocabulary
+
+Records = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def street_index(streetworld_root: tuple[Path, str]) -> Index:
+    return build_index(*streetworld_root)
+
+
+@pytest.fixture
+def broken(streetworld_root: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of the street world to break."""
+    return Path(shutil.copytree(streetworld_root[0], tmp_path / "broken"))
+
+
+def _table(root: Path, version: str, name: str) -> Records:
+    return json.loads((root / version / f"{name}.json").read_text())
+
+
+def _poses_by_devkit(root: Path, version: str) -> Callable[[str], np.ndarray]:
+    from nuscenes.nuscenes import NuScenes
+    from nuscenes.utils.geometry_utils import transform_matrix
+    from pyquaternion import Quaternion
+
+    nusc = NuScenes(version, str(root), verbose=False)
+    token_of = {record["filename"]: record["token"] for record in nusc.sample_data}
+
+    def world_from_sensor(path: str) -> np.ndarray:
+        record = nusc.get("sample_data", token_of[path])
+        ego = nusc.get("ego_pose", record["ego_pose_token"])
+        sensor = nusc.get("calibrated_sensor", record["calibrated_sensor_token"])
+        world_from_ego, ego_from_sensor = (
+            transform_matrix(pose["translation"], Quaternion(pose["rotation"])) for pose in (ego, sensor)
+        )
+        return world_from_ego @ ego_from_sensor
+
+    return world_from_sensor
+
+
+def _check_poses(index: Index) -> None:
+    world_from_sensor = _poses_by_devkit(index.root, index.version)
+    for frame in index.frames:
+        np.testing.assert_allclose(frame.world_from_lidar, world_from_sensor(frame.cloud_path), rtol=0, atol=1e-9)
+        for sweep in frame.sweeps:
+            np.testing.assert_allclose(sweep.world_from_lidar, world_from_sensor(sweep.path), rtol=0, atol=1e-9)
+        for camera in frame.cameras:
+            identity = camera.camera_from_world @ world_from_sensor(camera.image_path)
+            np.testing.assert_allclose(identity, np.eye(4), rtol=0, atol=1e-9)
+
+
+def test_real_keyframe(real_data: Path) -> None:
+    index = build_index(real_data / "nuscenes_keyframe", "v1.0-mini")
+    (frame,) = index.frames
+    assert (index.dataset, index.version, frame.scene, frame.sweeps) == ("nuscenes", "v1.0-mini", "scene-0061", ())
+    assert tuple(camera.name for camera in frame.cameras) == CAMERAS
+    assert frame.timestamp_us == 1532402927647951
+    assert len({camera.timestamp_us for camera in frame.cameras}) == 6
+    assert frame.world_from_lidar.dtype == np.float64
+    points = len(read_cloud(resolve(index.root, frame.cloud_path)))
+    assert points == 34_688
+    assert frame.label_path is not None
+    assert len(read_labels(resolve(index.root, frame.label_path), points, vocabulary("nuscenes"))) == points
+    for camera in frame.cameras:
+        assert read_image(resolve(index.root, camera.image_path), camera.width, camera.height).shape == (900, 1600, 3)
+    _check_poses(index)
+
+
+def test_streetworld_frames_are_in_scene_and_time_order_with_every_earlier_sweep(
+    streetworld_root: tuple[Path, str], street_index: Index
+) -> None:
+    root, version = streetworld_root
+    scene_name = {scene["token"]: scene["name"] for scene in _table(root, version, "scene")}
+    samples = {sample["token"]: sample for sample in _table(root, version, "sample")}
+    assert [frame.frame_id for frame in street_index.frames] == sorted(
+        samples, key=lambda token: (scene_name[samples[token]["scene_token"]], samples[token]["timestamp"])
+    )
+    # The sweeps, found without following any link: by folder, scene and time.
+    clouds: dict[str, list[tuple[int, str]]] = {}
+    for record in _table(root, version, "sample_data"):
+        if "/LIDAR_TOP/" in record["filename"]:
+            scene = scene_name[samples[record["sample_token"]]["scene_token"]]
+            clouds.setdefault(scene, []).append((record["timestamp"], record["filename"]))
+    assert any(frame.sweeps for frame in street_index.frames)
+    for frame in street_index.frames:
+        earlier = sorted((cloud for cloud in clouds[frame.scene] if cloud[0] < frame.timestamp_us), reverse=True)
+        assert [(sweep.timestamp_us, sweep.path) for sweep in frame.sweeps] == earlier[:10]
+    _check_poses(street_index)
+
+
+@pytest.mark.parametrize("max_sweeps", [0, 1, 2])
+def test_max_sweeps_keeps_the_nearest(streetworld_root: tuple[Path, str], street_index: Index, max_sweeps: int) -> None:
+    for short, full in zip(
+        build_index(*streetworld_root, max_sweeps=max_sweeps).frames, street_index.frames, strict=True
+    ):
+        assert [s.path for s in short.sweeps] == [s.path for s in full.sweeps[:max_sweeps]]
+
+
+def _same_frame(a: Frame, b: Frame) -> None:
+    assert (a.frame_id, a.scene, a.timestamp_us, a.cloud_path, a.label_path) == (
+        b.frame_id,
+        b.scene,
+        b.timestamp_us,
+        b.cloud_path,
+        b.label_path,
+    )
+    np.testing.assert_array_equal(a.world_from_lidar, b.world_from_lidar)
+    for s, t in zip(a.sweeps, b.sweeps, strict=True):
+        assert (s.path, s.timestamp_us) == (t.path, t.timestamp_us)
+        np.testing.assert_array_equal(s.world_from_lidar, t.world_from_lidar)
+    for c, d in zip(a.cameras, b.cameras, strict=True):
+        assert (c.name, c.image_path, c.width, c.height, c.timestamp_us, c.depth_path) == (
+            d.name,
+            d.image_path,
+            d.width,
+            d.height,
+            d.timestamp_us,
+            d.depth_path,
+        )
+        np.testing.assert_array_equal(c.intrinsics, d.intrinsics)
+        np.testing.assert_array_equal(c.camera_from_world, d.camera_from_world)
+
+
+def test_index_survives_parquet_and_its_digest_does_not_depend_on_the_root(
+    street_index: Index, broken: Path, tmp_path: Path
+) -> None:
+    write_index(street_index, tmp_path / "index.parquet")
+    read = read_index(tmp_path / "index.parquet")
+    assert (read.root, read.version, read.digest) == (street_index.root, street_index.version, street_index.digest)
+    for a, b in zip(read.frames, street_index.frames, strict=True):
+        _same_frame(a, b)
+    assert build_index(broken, street_index.version).digest == street_index.digest
+    assert build_index(broken, street_index.version, max_sweeps=0).digest != street_index.digest
+
+
+def test_lidarseg_is_optional(broken: Path, street_index: Index) -> None:
+    assert all(frame.label_path is not None for frame in street_index.frames)
+    (broken / street_index.version / "lidarseg.json").unlink()
+    shutil.rmtree(broken / "lidarseg")
+    without = build_index(broken, street_index.version)
+    assert [frame.label_path for frame in without.frames] == [None] * len(street_index.frames)
+
+
+def _edit(table: str, change: Callable[[Records], object]) -> Callable[[Path, Index], object]:
+    """A breaker that changes one table."""
+
+    def breaker(tables: Path, _: Index) -> None:
+        path = tables / f"{table}.json"
+        records = json.loads(path.read_text())
+        change(records)
+        path.write_text(json.dumps(records))
+
+    return breaker
+
+
+def _set(table: str, field: str, value: object) -> Callable[[Path, Index], object]:
+    """A breaker that sets one field of a table's first record."""
+    return _edit(table, lambda records: records[0].update({field: value}))
+
+
+def _set_lidar(field: str, value: object) -> Callable[[Path, Index], object]:
+    """A breaker that sets one field of a keyframe cloud's record."""
+    return _edit(
+        "sample_data",
+        lambda records: next(r for r in records if r["filename"].startswith("samples/LIDAR_TOP")).update(
+            {field: value}
+        ),
+    )
+
+
+def _bend(table: str, value: float) -> Callable[[Path, Index], object]:
+    """A breaker that puts a value into the translation of every record of a table."""
+    return _edit(table, lambda records: [r["translation"].__setitem__(1, value) for r in records])
+
+
+def _remove(path_of: Callable[[Index], str | None]) -> Callable[[Path, Index], object]:
+    """A breaker that removes a file which the index names."""
+    return lambda tables, index: (tables.parent / str(path_of(index))).unlink()
+
+
+def _swept(index: Index) -> Frame:
+    return next(frame for frame in index.frames if frame.sweeps)
+
+
+def _link_outside(tables: Path, index: Index) -> None:
+    cloud = tables.parent / index.frames[0].cloud_path
+    outside = tables.parent.parent / "outside.bin"
+    cloud.rename(outside)
+    cloud.symlink_to(outside)
+
+
+def _link_folder_outside(tables: Path, index: Index) -> None:
+    folder = (tables.parent / index.frames[0].cloud_path).parent
+    outside = tables.parent.parent / "outside"
+    folder.rename(outside)
+    folder.symlink_to(outside)
+
+
+def _loop_sweeps(records: Records) -> None:
+    lidar = next(r for r in records if "/LIDAR_TOP/" in r["filename"] and r["is_key_frame"] and r["prev"])
+    lidar["prev"] = lidar["token"]
+
+
+def _drop(table: str) -> Callable[[Path, Index], object]:
+    return lambda tables, _: (tables / f"{table}.json").unlink()
+
+
+def _double(records: Records) -> None:
+    records.append(dict(records[0]))
+
+
+BROKEN: dict[str, tuple[Callable[[Path, Index], object], str]] = {
+    "no ego_pose": (_drop("ego_pose"), r"ego_pose\.json: missing table"),
+    "no sample": (_drop("sample"), r"sample\.json: missing table"),
+    "no map": (_drop("map"), r"map\.json: missing table"),
+    "half a table": (
+        lambda tables, _: (tables / "sample_data.json").write_text('[{"token": "a", '),
+        r"sample_data\.json: not valid JSON",
+    ),
+    "not a table": (lambda tables, _: (tables / "scene.json").write_text('{"a": 1}'), r"scene\.json: not a table"),
+    "missing field": (_edit("sample_data", lambda r: r[0].pop("filename")), r"no field 'filename'"),
+    "missing token field": (_edit("sample_data", lambda r: r[0].pop("sample_token")), r"no field 'sample_token'"),
+    "dangling calibration": (_set_lidar("calibrated_sensor_token", "nix"), r"names calibrated_sensor 'nix'"),
+    "dangling pose": (_set_lidar("ego_pose_token", "nix"), r"names ego_pose 'nix', which ego_pose\.json does not hold"),
+    "dangling sample": (_set_lidar("sample_token", "nix"), r"names sample 'nix'"),
+    "dangling scene": (_set("sample", "scene_token", "nix"), r"names scene 'nix'"),
+    "dangling sensor": (_set("calibrated_sensor", "sensor_token", "nix"), r"names sensor 'nix'"),
+    "dangling prev": (
+        _edit("sample_data", lambda r: [x.update(prev="nix") for x in r if x["is_key_frame"]]),
+        r"names sample_data 'nix'",
+    ),
+    "sweeps in a loop": (_edit("sample_data", _loop_sweeps), r"is not an earlier sweep of LIDAR_TOP"),
+    "no camera": (
+        _edit("sample_data", lambda r: r.remove(next(x for x in r if x["filename"].startswith("samples/CAM_BACK/")))),
+        r"has no keyframe of CAM_BACK",
+    ),
+    "sample twice": (_edit("sample", _double), r"occurs twice"),
+    "no keyframe": (
+        lambda tables, _: [
+            (tables / f"{table}.json").write_text("[]") for table in ("sample", "sample_data", "sample_annotation")
+        ],
+        r"sample\.json: no keyframe",
+    ),
+    "no map record": (_edit("map", list.clear), r"map\.json: no record"),
+    "no map image": (_set("map", "filename", "maps/nix.png"), r"file maps/nix\.png is missing"),
+    "NaN pose": (_bend("ego_pose", float("nan")), r"ego_pose\.json: record .*not finite"),
+    "infinite pose": (_bend("calibrated_sensor", float("inf")), r"calibrated_sensor\.json: record .*not finite"),
+    "no unit quaternion": (
+        _edit("ego_pose", lambda r: [x.update(rotation=[1, 1, 0, 0]) for x in r]),
+        r"rotation has norm 1\.41421; a unit quaternion",
+    ),
+    "NaN quaternion": (
+        _edit("ego_pose", lambda r: [x.update(rotation=[float("nan"), 1, 0, 0]) for x in r]),
+        r"not finite",
+    ),
+    "three numbers": (
+        _edit("ego_pose", lambda r: [x.update(rotation=[1, 0, 0]) for x in r]),
+        r"rotation \[1, 0, 0\] is not 4 numbers",
+    ),
+    "no intrinsics": (
+        _edit("calibrated_sensor", lambda r: [x.update(camera_intrinsic=[]) for x in r]),
+        r"camera_intrinsic \[\] is not 3 x 3 numbers",
+    ),
+    "NaN intrinsics": (
+        _edit("calibrated_sensor", lambda r: [x.update(camera_intrinsic=np.full((3, 3), np.nan).tolist()) for x in r]),
+        r"is no pinhole camera",
+    ),
+    "no width": (_edit("sample_data", lambda r: [x.update(width=0) for x in r]), r"width 0 is not a positive number"),
+    "no time": (_set_lidar("timestamp", None), r"timestamp None is not a whole number"),
+    "no cloud": (_remove(lambda index: index.frames[0].cloud_path), r"file samples/LIDAR_TOP/\S+ is missing"),
+    "no sweep": (_remove(lambda index: _swept(index).sweeps[0].path), r"file sweeps/LIDAR_TOP/\S+ is missing"),
+    "no image": (
+        _remove(lambda index: index.frames[-1].cameras[3].image_path),
+        r"file samples/CAM_BACK/\S+ is missing",
+    ),
+    "no label": (_remove(lambda index: index.frames[0].label_path), r"file lidarseg/\S+ is missing"),
+    "no folder": (lambda tables, _: shutil.rmtree(tables.parent / "samples"), r"file samples/\S+ is missing"),
+    "old categories": (_edit("category", lambda r: [x.pop("index") for x in r]), r"a category has no index"),
+    "too many labels": (
+        lambda tables, _: (tables.parent / "lidarseg" / tables.name / "more.bin").touch(),
+        r"label files for \d+ records",
+    ),
+    "climbing cloud": (_set_lidar("filename", "samples/../../outside.bin"), r"leaves the dataset's root"),
+    "absolute cloud": (_set_lidar("filename", "/etc/hostname"), r"leaves the dataset's root"),
+    "climbing label": (_set("lidarseg", "filename", "../outside.bin"), r"leaves the dataset's root"),
+    "climbing map": (_set("map", "filename", "../outside.png"), r"leaves the dataset's root"),
+    "no path": (_set_lidar("filename", None), r"None is not a path"),
+    "linked cloud": (_link_outside, r"leaves the dataset's root through a link"),
+    "linked folder": (_link_folder_outside, r"leaves the dataset's root through a link"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_dataset_is_refused_in_one_sentence(broken: Path, street_index: Index, case: str) -> None:
+    breaker, message = BROKEN[case]
+    breaker(broken / street_index.version, street_index)
+    with pytest.raises(DataError, match=rf"\A[^\n]*{message}[^\n]*\Z"):
+        build_index(broken, street_index.version)
+
+
+def test_missing_root_and_missing_version(broken: Path, street_index: Index) -> None:
+    with pytest.raises(DataError, match=r"nowhere: no such folder"):
+        build_index(broken / "nowhere", "v1.0-mini")
+    for version in ("v1.0-mini", "../broken/v1.0-trainval", ""):
+        with pytest.raises(DataError, match=rf"no folder of tables '{version}'; allowed here: {street_index.version}"):
+            build_index(broken, version)

@@ -1,0 +1,53 @@
+"""Which points make pairs, and in which order."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from clip2scene.data.clouds import read_cloud, resolve
+from clip2scene.data.index import Camera, Index
+from clip2scene.geometry.pairing import pair
+from clip2scene.geometry.registration import register
+
+
+def _camera(width: int = 100, height: int = 80, focal_px: float = 50.0) -> Camera:
+    intrinsics = np.array([[focal_px, 0, width / 2], [0, focal_px, height / 2], [0, 0, 1]])
+    return Camera("FRONT", "front.jpg", width, height, intrinsics, np.eye(4), 0)
+
+
+def _points_at(pixels: list[tuple[float, float]], depth_m: float) -> np.ndarray:
+    """Points in the camera's frame that project to the given pixels."""
+    return np.array([((u - 50) / 50 * depth_m, (v - 40) / 50 * depth_m, depth_m) for u, v in pixels])
+
+
+def test_sweeps_registered_or_in_their_own_frame_give_the_same_pairs(street_index: Index) -> None:
+    frame = next(frame for frame in street_index.frames if frame.sweeps)
+    sweep = frame.sweeps[-1]
+    points = read_cloud(resolve(street_index.root, sweep.path))[:, :3].astype(np.float64)
+    own = pair(points, sweep.world_from_lidar, frame.cameras)
+    registered = pair(
+        register(points, sweep.world_from_lidar, frame.world_from_lidar), frame.world_from_lidar, frame.cameras
+    )
+    assert len(own) > 0
+    np.testing.assert_array_equal(own.point_P, registered.point_P)
+    np.testing.assert_allclose(own.pixel_P2, registered.pixel_P2, rtol=0, atol=1e-3)
+
+
+def test_pairs_are_ordered_by_camera_then_point_and_keep_points_seen_twice() -> None:
+    points = _points_at([(10, 10), (60, 60), (500, 10)], 3.0)
+    left = _camera()
+    pairs = pair(points, np.eye(4), [left, dataclasses.replace(left, name="TWIN", width=40)])
+    np.testing.assert_array_equal(pairs.point_P, [0, 1, 0])
+    np.testing.assert_array_equal(pairs.camera_P, [0, 0, 1])
+    np.testing.assert_allclose(pairs.pixel_P2, [(10, 10), (60, 60), (10, 10)], atol=1e-4)
+    assert (pairs.point_P.dtype, pairs.camera_P.dtype, pairs.pixel_P2.dtype) == (np.int64, np.int64, np.float32)
+
+
+@pytest.mark.parametrize("cameras", [[], [_camera()]])
+def test_no_pairs(cameras: list[Camera]) -> None:
+    pairs = pair(np.zeros((0, 3), np.float32), np.eye(4), cameras)
+    assert (len(pairs), pairs.pixel_P2.shape) == (0, (0, 2))
+    assert (pairs.point_P.dtype, pairs.camera_P.dtype, pairs.pixel_P2.dtype) == (np.int64, np.int64, np.float32)
