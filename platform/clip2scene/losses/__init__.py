@@ -1,0 +1,1 @@
+"""The method's losses as pure functions of tensors."""

@@ -1,0 +1,45 @@
+"""Semantic consistency regularisation (SCR), CLIP2Scene equation 1.
+
+Legend: N points, C classes, D feature width.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from clip2scene.losses.segments import full_precision, segment_max, segment_sum
+
+
+def semantic_consistency(
+    points_ND: torch.Tensor, labels_N: torch.Tensor, text_CD: torch.Tensor, tau: float = 0.5
+) -> torch.Tensor:
+    """SCR: draw points to the text of their pixel's class, against the points of all *other* classes (equation 1).
+
+    ``- sum_c log [ sum_{i: t_i = c} exp(t_c . p_i / tau) / sum_{j: t_j != c} exp(t_c . p_j / tau) ]``
+
+    A class with no point, or with no point of another class, contributes nothing.
+
+    Args:
+        points_ND: point features p_i, (N, D).
+        labels_N: class of each point's pixel, (N,) int64 in [0, C).
+        text_CD: class embeddings t_c, (C, D).
+        tau: temperature.
+
+    Returns:
+        A scalar; 0 (attached to the graph) when no class can contribute.
+    """
+    with torch.autocast(points_ND.device.type, enabled=False):
+        points_ND, text_CD = full_precision(points_ND, text_CD)
+        logits_NC = points_ND @ text_CD.T / tau
+        num_classes = text_CD.shape[0]
+        counts_C = torch.bincount(labels_N, minlength=num_classes)
+        counted_C = (counts_C > 0) & (counts_C < labels_N.shape[0])
+        if not bool(counted_C.any()):
+            return points_ND.sum() * 0.0
+
+        own_N = logits_NC.gather(1, labels_N[:, None])[:, 0]
+        peak_C = segment_max(own_N.detach(), labels_N, num_classes)
+        positive_C = segment_sum((own_N - peak_C[labels_N]).exp(), labels_N, num_classes)
+        is_own_NC = torch.zeros_like(logits_NC, dtype=torch.bool).scatter_(1, labels_N[:, None], True)
+        negative_C = logits_NC.masked_fill(is_own_NC, -torch.inf)[:, counted_C].logsumexp(0)
+        return (negative_C - positive_C[counted_C].log() - peak_C[counted_C]).sum()

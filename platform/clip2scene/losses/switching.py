@@ -1,0 +1,36 @@
+"""Switchable self-training (S3): the pseudo-label of a point comes from its pixel or from its own prediction.
+
+Legend: N points.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from clip2scene.config import S3Settings
+
+
+def switch_labels(
+    pixel_labels_N: torch.Tensor,
+    predictions_N: torch.Tensor,
+    settings: S3Settings,
+    epoch: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Labels to train on: the pixels', or after ``start_epoch`` epochs a seeded random mixture with the predictions.
+
+    The paper gives neither the probability nor the granularity of the switch; both are settings. A generator seeded
+    alike on every rank makes the draw the same on all of them.
+
+    Args:
+        pixel_labels_N: (N,) int64.
+        predictions_N: (N,) int64, the points' own current classes.
+        settings: start epoch, probability of the prediction, ``point`` or ``batch``.
+        epoch: epochs finished so far.
+        generator: a CPU generator.
+    """
+    if epoch < settings.start_epoch or settings.probability == 0:
+        return pixel_labels_N
+    size = 1 if settings.granularity == "batch" else pixel_labels_N.shape[0]
+    draw = torch.rand(size, generator=generator).to(pixel_labels_N.device)
+    return torch.where(draw < settings.probability, predictions_N, pixel_labels_N)
