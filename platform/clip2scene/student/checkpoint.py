@@ -1,0 +1,60 @@
+"""A trained student in one safetensors file that says what it is: settings, heads and where it came from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from clip2scene.config import StudentSettings
+from clip2scene.data.index import DataError
+
+FORMAT = "clip2scene-student-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights and the story of a student."""
+
+    weights: dict[str, torch.Tensor]
+    about: dict[str, Any]
+    """``student`` settings, ``digest`` of the run that made it, ``history`` (one row of metrics an epoch)."""
+
+
+def save_checkpoint(
+    path: Path, weights: dict[str, torch.Tensor], settings: StudentSettings, about: dict[str, Any]
+) -> None:
+    """Write the file (the caller renames it into place)."""
+    story = {"format": FORMAT, "student": settings.model_dump(mode="json"), **about}
+    save_file(weights, path, metadata={"clip2scene": json.dumps(story)})
+
+
+def load_checkpoint(path: Path, settings: StudentSettings) -> Checkpoint:
+    """Read a student of exactly these settings.
+
+    Raises:
+        DataError: no such file, no student, or one of another architecture (the sentence names the setting).
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("clip2scene", "{}"))
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such checkpoint") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable safetensors checkpoint ({' '.join(str(error).split())})") from error
+    if about.get("format") != FORMAT:
+        raise DataError(f"{path}: not a clip2scene student (format {about.get('format')!r}, expected {FORMAT!r})")
+    expected = settings.model_dump(mode="json")
+    for key, value in expected.items():
+        if about["student"].get(key) != value:
+            raise DataError(
+                f"{path}: a student of another architecture: trained with student.{key}={about['student'].get(key)}, "
+                f"this job has student.{key}={value}"
+            )
+    return Checkpoint(weights, about)

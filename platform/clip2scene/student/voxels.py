@@ -1,0 +1,74 @@
+"""Points to voxels and back, on every level of the network.
+
+Legend: N points of all clouds of a batch, V occupied voxels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """Occupied voxels of a batch of clouds."""
+
+    coordinates_V4: torch.Tensor
+    """(V, 4) int32: cloud, then x, y, z voxel indices from 0."""
+    shape: tuple[int, int, int]
+    """Extent of the grid in voxels."""
+    point_cell_N3: torch.Tensor
+    """(N, 3) int64 voxel indices of every point."""
+    point_cloud_N: torch.Tensor
+    """(N,) int64 cloud of every point."""
+    voxel_of_point_N: torch.Tensor
+    """(N,) int64 row of ``coordinates_V4``."""
+
+
+def voxelise(coordinates_N3: torch.Tensor, cloud_N: torch.Tensor, voxel_size_m: float, alignment: int) -> Voxels:
+    """Assign every point to its voxel.
+
+    Args:
+        coordinates_N3: metres.
+        cloud_N: (N,) int64, the cloud each point belongs to.
+        voxel_size_m: edge of a voxel.
+        alignment: the grid's origin is a multiple of this many voxels, so that a point falls into the same cells on
+            every level of the network whatever else is in the batch.
+    """
+    cell_N3 = torch.floor(coordinates_N3 / voxel_size_m).long()
+    origin_3 = torch.div(cell_N3.amin(0), alignment, rounding_mode="floor") * alignment
+    cell_N3 = cell_N3 - origin_3
+    shape = tuple(int(size) for size in (torch.div(cell_N3.amax(0), alignment, rounding_mode="floor") + 1) * alignment)
+    keys_N = _keys(cloud_N, cell_N3, shape)
+    keys_V, voxel_of_point_N = torch.unique(keys_N, return_inverse=True)
+    coordinates_V4 = torch.stack(
+        (
+            keys_V // (shape[0] * shape[1] * shape[2]),
+            keys_V // (shape[1] * shape[2]) % shape[0],
+            keys_V // shape[2] % shape[1],
+            keys_V % shape[2],
+        ),
+        dim=1,
+    ).int()
+    return Voxels(coordinates_V4, (shape[0], shape[1], shape[2]), cell_N3, cloud_N, voxel_of_point_N)
+
+
+def rows_of_points(voxels: Voxels, indices_V4: torch.Tensor, stride: int) -> torch.Tensor:
+    """Row of the voxel of stride ``stride`` that holds each point: (N,) int64, for a sparse tensor's (V, 4) indices."""
+    shape = tuple(size // stride for size in voxels.shape)
+    point_keys_N = _keys(voxels.point_cloud_N, voxels.point_cell_N3 // stride, shape)
+    keys_V = _keys(indices_V4[:, 0].long(), indices_V4[:, 1:].long(), shape)
+    sorted_V, order_V = keys_V.sort()
+    return order_V[torch.searchsorted(sorted_V, point_keys_N)]
+
+
+def mean_of_points(features_ND: torch.Tensor, rows_N: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Average the features of the points of every voxel: (N, D) to (V, D)."""
+    sums_VD = features_ND.new_zeros((num_rows, features_ND.shape[1])).index_add(0, rows_N, features_ND)
+    counts_V = torch.bincount(rows_N, minlength=num_rows).clamp(min=1)
+    return sums_VD / counts_V[:, None]
+
+
+def _keys(cloud_N: torch.Tensor, cell_N3: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    return ((cloud_N * shape[0] + cell_N3[:, 0]) * shape[1] + cell_N3[:, 1]) * shape[2] + cell_N3[:, 2]
