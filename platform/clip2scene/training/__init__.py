@@ -1,0 +1,1 @@
+"""Distillation, fine-tuning and evaluation on the one TorchTrainer wrapper."""

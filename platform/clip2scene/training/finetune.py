@@ -1,0 +1,67 @@
+"""Supervised training of a pre-trained or random student on a fraction of the labels.
+
+Legend: N points, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from clip2scene.config import FinetuneSettings, StudentSettings
+from clip2scene.data.index import Frame
+from clip2scene.student.network import Student
+from clip2scene.training.fit import Training
+from clip2scene.training.samples import Sample
+
+
+@dataclass(frozen=True)
+class Finetuning(Training):
+    """Cross-entropy over the labelled points, ignore left out."""
+
+    student: StudentSettings
+    settings: FinetuneSettings
+    num_classes: int
+    pretrained: dict[str, torch.Tensor] | None
+    """State of a distilled student whose backbone to start from; None for random initialisation."""
+
+    def build(self) -> nn.Module:
+        """A student with a classifier."""
+        model = Student(self.student, num_classes=self.num_classes)
+        if self.pretrained is not None:
+            prefix = "backbone."
+            backbone = {k.removeprefix(prefix): v for k, v in self.pretrained.items() if k.startswith(prefix)}
+            model.backbone.load_state_dict(backbone)
+        return model
+
+    def learning_rate_scale(self, parameter: str) -> float:
+        """Pre-trained weights may move more slowly than the new classifier."""
+        is_new = self.pretrained is None or parameter.startswith("heads.")
+        return 1.0 if is_new else self.settings.backbone_learning_rate_scale
+
+    def loss(self, model: nn.Module, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
+        """``loss`` and ``accuracy`` on labelled points."""
+        logits_NC = model(batch.points_N4, batch.cloud_N)["classifier"].float()
+        labels_N = batch.labels_N.long() - 1
+        counted_N = labels_N >= 0
+        loss = cross_entropy(logits_NC, labels_N, ignore_index=-1, reduction="sum") / counted_N.sum().clamp(min=1)
+        right = (logits_NC.argmax(1) == labels_N)[counted_N].float().sum() / counted_N.sum().clamp(min=1)
+        return {"loss": loss, "accuracy": right}
+
+
+def choose_labelled(frames: tuple[Frame, ...], protocol: str, fraction: float) -> tuple[Frame, ...]:
+    """The keyframes whose labels may be used: every n-th keyframe or every n-th scene, n = 1 / fraction.
+
+    Args:
+        frames: training keyframes in scene and time order.
+        protocol: ``clip2scene_frame`` or ``slidr_scene``; the two are not comparable.
+        fraction: in (0, 1].
+    """
+    every = max(round(1 / fraction), 1)
+    if protocol == "clip2scene_frame":
+        return frames[::every]
+    scenes = list(dict.fromkeys(frame.scene for frame in frames))[::every]
+    return tuple(frame for frame in frames if frame.scene in set(scenes))

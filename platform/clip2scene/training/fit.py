@@ -1,0 +1,229 @@
+"""The one training loop: epochs, data-parallel steps, checkpoints, resume. What is learned is a subclass."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from clip2scene.config import AugmentSettings, OptimiserSettings, ResourceSettings
+from clip2scene.data.index import Frame
+from clip2scene.training.launch import TrainingError, Worker, launch
+from clip2scene.training.samples import Sample, SampleCache, SampleSource, augment, join
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Training(ABC):
+    """Everything a worker needs to train; subclasses say which network and which loss."""
+
+    seed: int
+    frames: tuple[Frame, ...]
+    source: SampleSource
+    epochs: int
+    max_steps: int | None
+    batch_size: int
+    """Keyframes a step, over all workers."""
+    augment: AugmentSettings
+    optimiser: OptimiserSettings
+    cached_frames: int
+    checkpoint_every_epochs: int
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network with its initial weights; random ones are drawn from torch's (seeded) generator."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
+        """Named scalars; ``loss`` is the one to minimise."""
+
+    def learning_rate_scale(self, parameter: str) -> float:
+        """Learning rate of a named parameter relative to the optimiser's."""
+        return 1.0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps until every keyframe was seen; the last step is filled up from the start."""
+        return math.ceil(len(self.frames) / self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        return min(self.epochs * self.steps_per_epoch, self.max_steps or math.inf)  # type: ignore[return-value]
+
+    def __call__(self, worker: Worker) -> None:
+        """Train on this worker; rank 0 emits ``step`` counts and one ``epoch`` with its metrics after each epoch."""
+        torch.manual_seed(self.seed)
+        model = self.build().to(worker.device)
+        optimiser = self._make_optimiser(model)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._learning_rate_factor)
+        history = _resume(worker, model, optimiser, schedule)
+        for metrics in history:
+            worker.emit("epoch", metrics)
+        wrapped = nn.parallel.DistributedDataParallel(model) if worker.world_size > 1 else model
+        cache = SampleCache(self.source, self.frames, self.cached_frames)
+        step = len(history) * self.steps_per_epoch
+        worker.emit("steps", min(step, self.steps))
+        for epoch in range(len(history), self.epochs):
+            if step >= self.steps:
+                break
+            started, totals = time.perf_counter(), _Totals()
+            wrapped.train()
+            for batch in self._batches(cache, worker, epoch):
+                if step >= self.steps:
+                    break
+                terms = self.loss(wrapped, batch.to(worker.device), epoch, step)
+                optimiser.zero_grad(set_to_none=True)
+                terms["loss"].backward()
+                optimiser.step()
+                schedule.step()
+                totals.add(terms)
+                step += 1
+                worker.emit("steps", 1)
+            metrics = totals.mean(worker)
+            if not math.isfinite(metrics["loss"]):
+                raise TrainingError(
+                    f"the loss is not finite after epoch {epoch + 1}: {metrics}; lower the learning rate"
+                )
+            seconds = time.perf_counter() - started
+            metrics |= {
+                "epoch": float(epoch + 1),
+                "learning_rate": float(schedule.get_last_lr()[0]),
+                "frames_per_second": totals.count * self.batch_size / seconds,
+            }
+            history.append(metrics)
+            worker.emit("epoch", metrics)
+            last = epoch + 1 == self.epochs or step >= self.steps
+            if last or (epoch + 1) % self.checkpoint_every_epochs == 0:
+                worker.save(lambda folder: _write(folder, model, optimiser, schedule, history), metrics)
+
+    def _batches(self, cache: SampleCache, worker: Worker, epoch: int) -> Iterator[Sample]:
+        """This rank's share of every batch of the epoch, in an order that only seed and epoch decide."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.frames))
+        order = np.resize(order, self.steps_per_epoch * self.batch_size)
+        share = self.batch_size // worker.world_size
+        for start in range(worker.rank * share, len(order), self.batch_size):
+            yield join(
+                [
+                    augment(cache[int(order[at])], self.augment, np.random.default_rng([self.seed, epoch, at]))
+                    for at in range(start, start + share)
+                ]
+            )
+
+    def _make_optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        settings = self.optimiser
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            groups.setdefault(self.learning_rate_scale(name), []).append(parameter)
+        scaled = [{"params": ps, "lr": settings.learning_rate * scale} for scale, ps in groups.items()]
+        if settings.kind == "adamw":
+            return torch.optim.AdamW(scaled, weight_decay=settings.weight_decay)
+        return torch.optim.SGD(
+            scaled,
+            momentum=settings.momentum,
+            dampening=settings.dampening,
+            weight_decay=settings.weight_decay,
+        )
+
+    def _learning_rate_factor(self, step: int) -> float:
+        warmup = self.optimiser.warmup_fraction * self.steps
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.steps - warmup, 1)))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished training."""
+
+    weights: dict[str, torch.Tensor]
+    history: list[Metrics]
+    """One row an epoch."""
+
+
+def fit(
+    training: Training,
+    *,
+    name: str,
+    folder: Path,
+    resources: ResourceSettings,
+    on_epoch: Callable[[int, Metrics], None] = lambda epoch, metrics: None,
+    on_steps: Callable[[int], None] = lambda count: None,
+) -> Fitted:
+    """Train on all workers; a run of the same name that did not finish continues from its last checkpoint.
+
+    Args:
+        training: what to learn.
+        name: of the run below ``folder``.
+        folder: absolute, shared by all nodes.
+        resources: workers.
+        on_epoch: called once for every epoch, also for those of an earlier attempt.
+        on_steps: called with numbers of steps that were finished.
+
+    Raises:
+        DataError: a worker met a damaged file.
+        TrainingError: the run failed, or its loss became non-finite.
+    """
+    heard: set[int] = set()
+
+    def on_message(kind: str, value: Any) -> None:
+        if kind == "steps":
+            on_steps(value)
+        elif kind == "epoch" and int(value["epoch"]) not in heard:
+            heard.add(int(value["epoch"]))
+            on_epoch(int(value["epoch"]), {key: number for key, number in value.items() if key != "epoch"})
+
+    checkpoint = launch(training, name=name, folder=folder, resources=resources, on_message=on_message)
+    if checkpoint is None:
+        raise TrainingError(f"run {name} ended without a checkpoint")
+    history = json.loads((checkpoint / "history.json").read_text())
+    return Fitted(load_file(checkpoint / "model.safetensors"), history)
+
+
+def _write(folder: Path, model: nn.Module, optimiser: Any, schedule: Any, history: list[Metrics]) -> None:
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
+    torch.save({"optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}, folder / "optimiser.pt")
+    (folder / "history.json").write_text(json.dumps(history))
+
+
+def _resume(worker: Worker, model: nn.Module, optimiser: Any, schedule: Any) -> list[Metrics]:
+    folder = worker.last_checkpoint()
+    if folder is None:
+        return []
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    state = torch.load(folder / "optimiser.pt", weights_only=True, map_location=worker.device)
+    optimiser.load_state_dict(state["optimiser"])
+    schedule.load_state_dict(state["schedule"])
+    history: list[Metrics] = json.loads((folder / "history.json").read_text())
+    return history
+
+
+class _Totals:
+    """Sums of the terms of an epoch, kept on the device until the epoch ends."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def add(self, terms: dict[str, torch.Tensor]) -> None:
+        self.count += 1
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach()
+
+    def mean(self, worker: Worker) -> Metrics:
+        values = torch.stack(list(self._sums.values())).double() / self.count
+        if worker.world_size > 1:
+            torch.distributed.all_reduce(values)
+            values /= worker.world_size
+        return dict(zip(self._sums, values.tolist(), strict=True))

@@ -1,0 +1,190 @@
+"""Keyframes as tensors: K registered sweeps with their point-pixel pairs, and batches of them.
+
+Pairs are made from unaugmented coordinates, and features are read from the cached grids at the pairs' pixels, so the
+cloud can be rotated, flipped or scaled freely. The paper's flips and crops of the *image* would move a pixel and its
+feature alike on a cached grid, so they change nothing here and are left out.
+
+Legend: N points of all clouds, P pairs, M images, K sweeps, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clip2scene.config import AugmentSettings
+from clip2scene.data.clouds import read_cloud, read_labels, resolve
+from clip2scene.data.index import DataError, Frame
+from clip2scene.data.vocabulary import Vocabulary
+from clip2scene.geometry.pairing import pair
+from clip2scene.geometry.registration import choose_sweeps, register
+from clip2scene.teacher.store import FeatureStore
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One keyframe, or several joined: every cloud in the coordinates of its own keyframe's LiDAR."""
+
+    points_N4: torch.Tensor
+    """x, y, z in metres and intensity in [0, 1], float32."""
+    cloud_N: torch.Tensor
+    """Cloud (sweep) of each point, int64 from 0; a keyframe's own cloud comes before its earlier sweeps."""
+    labels_N: torch.Tensor
+    """uint8 labels, 0 = ignore; empty where labels were not asked for."""
+    features_MhwD: torch.Tensor
+    """Dense teacher features of the images, float16; empty (0, 0, 0, 0) without a store."""
+    pair_point_P: torch.Tensor
+    """Row of ``points_N4``, int64."""
+    pair_image_P: torch.Tensor
+    """Row of ``features_MhwD``, int64."""
+    pair_position_P2: torch.Tensor
+    """Pixel as fractions of the image's width and height, float32."""
+    pair_frame_P: torch.Tensor
+    """Keyframe of the batch, int64."""
+    pair_xyz_P3: torch.Tensor
+    """Unaugmented coordinates of the paired points, metres."""
+
+    def to(self, device: torch.device) -> Sample:
+        """The same on another device."""
+        if device.type == "cpu":
+            return self
+        return Sample(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class SampleSource:
+    """How keyframes are read; picklable, so that every worker can read them itself."""
+
+    root: Path
+    store: FeatureStore | None = None
+    """Without one no pairs are made."""
+    num_sweeps: int = 1
+    sweep_window_s: float = 0.5
+    label_vocabulary: Vocabulary | None = None
+    """Set only where labels may be read: annotation-free training has no way to open a label file."""
+
+    def read(self, frame: Frame) -> Sample:
+        """Read one keyframe.
+
+        Raises:
+            DataError: a file is missing or damaged, or labels are asked of a frame without any.
+        """
+        clouds, pairs = [], []
+        sources = [(frame.cloud_path, frame.world_from_lidar)]
+        sources += [(s.path, s.world_from_lidar) for s in choose_sweeps(frame, self.num_sweeps, self.sweep_window_s)]
+        for path, world_from_lidar in sources:
+            cloud = read_cloud(resolve(self.root, path))
+            if self.store is not None:
+                pairs.append(pair(cloud[:, :3], world_from_lidar, frame.cameras))
+            points_N3 = (
+                cloud[:, :3]
+                if path == frame.cloud_path
+                else register(cloud[:, :3], world_from_lidar, frame.world_from_lidar)
+            )
+            # nuScenes stores intensity as 0 to 255.
+            clouds.append(np.column_stack((points_N3, cloud[:, 3] / 255.0)).astype(np.float32))
+        points_N4 = torch.from_numpy(np.concatenate(clouds))
+        sizes = [len(cloud) for cloud in clouds]
+        features, image_of_camera, sizes_px = self._features(frame)
+        starts = np.cumsum([0, *sizes[:-1]])
+        point_P = (
+            np.concatenate([p.point_P + start for p, start in zip(pairs, starts, strict=True)]) if pairs else _NONE
+        )
+        camera_P = np.concatenate([p.camera_P for p in pairs]) if pairs else _NONE
+        pixel_P2 = np.concatenate([p.pixel_P2 for p in pairs]) if pairs else np.zeros((0, 2), np.float32)
+        known_P = image_of_camera[camera_P] >= 0
+        point_P, camera_P, pixel_P2 = point_P[known_P], camera_P[known_P], pixel_P2[known_P]
+        pair_point_P = torch.from_numpy(point_P)
+        return Sample(
+            points_N4=points_N4,
+            cloud_N=torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)),
+            labels_N=self._labels(frame, sizes[0]),
+            features_MhwD=features,
+            pair_point_P=pair_point_P,
+            pair_image_P=torch.from_numpy(image_of_camera[camera_P]),
+            pair_position_P2=torch.from_numpy((pixel_P2 / sizes_px[camera_P]).astype(np.float32)),
+            pair_frame_P=torch.zeros_like(pair_point_P),
+            pair_xyz_P3=points_N4[pair_point_P, :3],
+        )
+
+    def _features(self, frame: Frame) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+        image_of_camera = np.full(len(frame.cameras), -1, dtype=np.int64)
+        sizes_px = np.array([(c.width, c.height) for c in frame.cameras], dtype=np.float32).reshape(-1, 2)
+        if self.store is None:
+            return torch.zeros((0, 0, 0, 0), dtype=torch.float16), image_of_camera, sizes_px
+        stored = self.store.read(frame.frame_id)
+        grids: list[np.ndarray] = []
+        for position, camera in enumerate(frame.cameras):
+            if camera.name in stored:
+                image_of_camera[position] = len(grids)
+                grids.append(stored[camera.name])
+        if not grids:
+            raise DataError(f"frame {frame.frame_id}: none of its images could be encoded, so it has no features")
+        return torch.from_numpy(np.stack(grids)), image_of_camera, sizes_px
+
+    def _labels(self, frame: Frame, num_points: int) -> torch.Tensor:
+        if self.label_vocabulary is None:
+            return torch.zeros(0, dtype=torch.uint8)
+        if frame.label_path is None:
+            raise DataError(f"frame {frame.frame_id}: has no label file, and labels are needed here")
+        labels_N = read_labels(resolve(self.root, frame.label_path), num_points, self.label_vocabulary)
+        return torch.from_numpy(labels_N)
+
+
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+class SampleCache:
+    """Reads samples, keeping the last ``size`` of them."""
+
+    def __init__(self, source: SampleSource, frames: tuple[Frame, ...], size: int):
+        self._source, self._frames, self._size = source, frames, size
+        self._kept: OrderedDict[int, Sample] = OrderedDict()
+
+    def __getitem__(self, position: int) -> Sample:
+        if position in self._kept:
+            self._kept.move_to_end(position)
+            return self._kept[position]
+        sample = self._source.read(self._frames[position])
+        if self._size:
+            self._kept[position] = sample
+            if len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        return sample
+
+
+def join(samples: list[Sample]) -> Sample:
+    """One batch of several keyframes."""
+    points = clouds = images = 0
+    moved = []
+    for frame, sample in enumerate(samples):
+        moved.append(
+            replace(
+                sample,
+                cloud_N=sample.cloud_N + clouds,
+                pair_point_P=sample.pair_point_P + points,
+                pair_image_P=sample.pair_image_P + images,
+                pair_frame_P=torch.full_like(sample.pair_frame_P, frame),
+            )
+        )
+        points += len(sample.points_N4)
+        clouds += int(sample.cloud_N[-1]) + 1
+        images += len(sample.features_MhwD)
+    return Sample(**{f.name: torch.cat([getattr(sample, f.name) for sample in moved]) for f in fields(Sample)})
+
+
+def augment(sample: Sample, settings: AugmentSettings, rng: np.random.Generator) -> Sample:
+    """Rotate about z, flip and scale all clouds of a keyframe together; pairs and their coordinates stay."""
+    matrix_33 = np.eye(3)
+    if settings.rotate:
+        angle = rng.uniform(0, 2 * np.pi)
+        matrix_33[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    if settings.flip:
+        matrix_33[:, :2] *= rng.choice([-1.0, 1.0], size=2)
+    matrix_33 *= rng.uniform(1 - settings.scale, 1 + settings.scale)
+    turned_N3 = sample.points_N4[:, :3] @ torch.from_numpy(matrix_33.T.astype(np.float32))
+    return replace(sample, points_N4=torch.cat((turned_N3, sample.points_N4[:, 3:]), dim=1))

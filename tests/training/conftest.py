@@ -1,0 +1,82 @@
+"""A tiny labelled dataset with a feature store of random features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clip2scene.config import AugmentSettings, DistillSettings, FinetuneSettings, OptimiserSettings, StudentSettings
+from clip2scene.data.index import Index
+from clip2scene.data.nuscenes import build_index
+from clip2scene.data.vocabulary import vocabulary
+from clip2scene.teacher import store
+from clip2scene.teacher.store import FeatureStore
+from clip2scene.training.distill import Distillation
+from clip2scene.training.finetune import Finetuning
+from clip2scene.training.samples import SampleSource
+
+STUDENT = StudentSettings(voxel_size_m=1.0, channels=(8, 8, 16))
+ADAMW = OptimiserSettings(kind="adamw", learning_rate=5e-3)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    index: Index
+    store: FeatureStore
+    text_CD: torch.Tensor
+
+    def distillation(self, **changes: object) -> Distillation:
+        values = {
+            "seed": 0,
+            "frames": self.index.frames[:4],
+            "source": SampleSource(self.index.root, self.store, num_sweeps=2),
+            "epochs": 4,
+            "max_steps": None,
+            "batch_size": 2,
+            "augment": AugmentSettings(),
+            "optimiser": ADAMW,
+            "cached_frames": 8,
+            "checkpoint_every_epochs": 1,
+            "student": STUDENT,
+            "settings": DistillSettings(),
+            "text_CD": self.text_CD,
+        }
+        return Distillation(**(values | changes))
+
+    def finetuning(self, **changes: object) -> Finetuning:
+        values = {
+            "seed": 0,
+            "frames": self.index.frames[:2],
+            "source": SampleSource(self.index.root, label_vocabulary=vocabulary("nuscenes")),
+            "epochs": 4,
+            "max_steps": None,
+            "batch_size": 2,
+            "augment": AugmentSettings(),
+            "optimiser": ADAMW,
+            "cached_frames": 8,
+            "checkpoint_every_epochs": 4,
+            "student": STUDENT,
+            "settings": FinetuneSettings(),
+            "num_classes": 16,
+            "pretrained": None,
+        }
+        return Finetuning(**(values | changes))
+
+
+@pytest.fixture(scope="session")
+def tiny(streetworld_root: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    root, version = streetworld_root
+    index = build_index(root, version)
+    folder, rng = tmp_path_factory.mktemp("features"), np.random.default_rng(0)
+    for frame in index.frames:
+        features = {c.name: rng.standard_normal((4, 7, 12)).astype(np.float16) for c in frame.cameras}
+        store.write_frame(folder, frame.frame_id, features, {}, "random")
+    images = sum(len(frame.cameras) for frame in index.frames)
+    about = {"index": index.digest, "teacher": "random", "grid": [4, 7], "dim": 12, "dtype": "float16"}
+    store.write_manifest(folder, about | {"frames": len(index.frames), "images": images, "broken": []})
+    text_CD = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((16, 12)).astype(np.float32)), dim=1)
+    return Tiny(index, FeatureStore.open(folder), text_CD)

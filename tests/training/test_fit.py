@@ -1,0 +1,160 @@
+"""The training loop: in this process and on two Ray workers, resumed and undisturbed."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from clip2scene.config import DistillSettings, OptimiserSettings, ResourceSettings, ScrSettings
+from clip2scene.data.vocabulary import vocabulary
+from clip2scene.training.evaluate import ConstantMethod, StudentMethod, TeacherMethod, evaluate, label_counts
+from clip2scene.training.finetune import choose_labelled
+from clip2scene.training.fit import fit
+from clip2scene.training.launch import TrainingError
+from clip2scene.training.samples import SampleSource
+
+HERE = ResourceSettings(num_workers=0)
+
+
+def run(training, folder, resources=HERE, **callbacks):
+    return fit(training, name="run", folder=folder, resources=resources, **callbacks)
+
+
+def test_distillation_lowers_its_loss_without_opening_a_label_file(tiny, tmp_path, monkeypatch):
+    opened = []
+    real_open, real_path_open, from_file = builtins.open, Path.open, __import__("numpy").fromfile
+
+    def spy(original):
+        def wrapped(file, *args, **kwargs):
+            opened.append(str(file))
+            return original(file, *args, **kwargs)
+
+        return wrapped
+
+    monkeypatch.setattr(builtins, "open", spy(real_open))
+    monkeypatch.setattr(Path, "open", spy(real_path_open))
+    monkeypatch.setattr("numpy.fromfile", spy(from_file))
+    fitted = run(tiny.distillation(epochs=6), tmp_path)
+    assert fitted.history[-1]["loss"] < fitted.history[0]["loss"]
+    assert any("LIDAR_TOP" in name for name in opened)
+    assert not [name for name in opened if "lidarseg" in name]
+
+
+def test_annotation_free_training_refuses_labels(tiny):
+    with pytest.raises(ValueError, match="must not read labels"):
+        tiny.distillation(source=SampleSource(tiny.index.root, tiny.store, label_vocabulary=vocabulary("nuscenes")))
+
+
+def test_resumed_training_equals_undisturbed(tiny, tmp_path):
+    whole = run(tiny.distillation(), tmp_path / "whole")
+
+    def stop(epoch, metrics):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny.distillation(), tmp_path / "parts", on_epoch=stop)
+    epochs = []
+    resumed = run(tiny.distillation(), tmp_path / "parts", on_epoch=lambda epoch, metrics: epochs.append(epoch))
+    assert epochs == [1, 2, 3, 4]
+    assert all(torch.equal(whole.weights[key], value) for key, value in resumed.weights.items())
+
+
+def test_max_steps_ends_early_and_a_short_dataset_fills_its_batches(tiny, tmp_path):
+    steps = []
+    fitted = run(
+        tiny.distillation(frames=tiny.index.frames[:1], batch_size=4, epochs=20, max_steps=3),
+        tmp_path,
+        on_steps=steps.append,
+    )
+    assert sum(steps) == 3
+    assert len(fitted.history) == 3
+
+
+@pytest.mark.parametrize("weight", [(1, 0), (0, 1)])
+def test_either_loss_alone(tiny, tmp_path, weight):
+    settings = DistillSettings(scr={"weight": weight[0]}, stcr={"weight": weight[1]})
+    history = run(tiny.distillation(settings=settings, epochs=1), tmp_path).history
+    kept = "scr" if weight[0] else "stcr"
+    assert history[0]["loss"] == pytest.approx(history[0][kept])
+
+
+def test_a_diverging_run_says_so(tiny, tmp_path):
+    wild = tiny.distillation(
+        optimiser=OptimiserSettings(learning_rate=1e30),
+        settings=DistillSettings(scr=ScrSettings(), normalise_features=False),
+    )
+    with pytest.raises(TrainingError, match=r"not finite after epoch \d+"):
+        run(wild, tmp_path)
+
+
+def test_finetuning_starts_from_the_backbone_it_is_given(tiny, tmp_path):
+    student = run(tiny.distillation(epochs=1), tmp_path / "distill").weights
+    start = tiny.finetuning(pretrained=student).build().state_dict()
+    assert all(torch.equal(start[k], v) for k, v in student.items() if k.startswith("backbone."))
+    fitted = run(tiny.finetuning(pretrained=student), tmp_path / "finetune")
+    assert fitted.history[-1]["loss"] < fitted.history[0]["loss"]
+
+
+def test_labelled_fractions(tiny):
+    frames = tiny.index.frames
+    assert choose_labelled(frames, "clip2scene_frame", 1.0) == frames
+    assert choose_labelled(frames, "clip2scene_frame", 0.5) == frames[::2]
+    by_scene = choose_labelled(frames, "slidr_scene", 0.5)
+    assert {frame.scene for frame in by_scene} == set(list(dict.fromkeys(f.scene for f in frames))[::2])
+
+
+@pytest.fixture
+def methods(tiny, tmp_path):
+    student = run(tiny.distillation(epochs=1), tmp_path / "student").weights
+    return {
+        "teacher": TeacherMethod(tiny.text_CD),
+        "student": StudentMethod(tiny.distillation().student, student, tiny.text_CD, 16),
+        "constant": ConstantMethod(10),
+    }
+
+
+def test_two_workers_train_and_count_like_one(tiny, tmp_path, ray_cluster, methods):
+    """Two Ray workers: a checkpoint, a history, resumed by name; and counts equal to one process's, to the last."""
+    two = ResourceSettings(num_workers=2)
+    heard = []
+    fitted = run(tiny.distillation(epochs=2), tmp_path / "two", two, on_epoch=lambda e, m: heard.append((e, m)))
+    assert [epoch for epoch, _ in heard] == [1, 2]
+    assert heard[-1][1]["loss"] == pytest.approx(fitted.history[-1]["loss"])
+    assert set(fitted.weights) == set(tiny.distillation().build().state_dict())
+
+    source = SampleSource(tiny.index.root, tiny.store, label_vocabulary=vocabulary("nuscenes"))
+    frames = tiny.index.frames
+    scores = [
+        evaluate(frames, source, methods, num_classes=16, name="evaluate", folder=tmp_path, resources=resources)
+        for resources in (HERE, two)
+    ]
+    for method in methods:
+        for domain in ("seen", "all"):
+            assert (scores[0].counts[method][domain] == scores[1].counts[method][domain]).all()
+    labelled = label_counts(frames, source, 16)
+    assert (scores[0].counts["constant"]["all"].sum(1) == labelled).all()
+    assert scores[0].counts["constant"]["all"][:, :10].sum() == 0
+    assert scores[0].counts["teacher"]["all"].sum() == scores[0].counts["student"]["seen"].sum() < labelled.sum()
+    assert set(scores[1].example) == {"points", "truth", *methods}
+
+
+def test_a_damaged_cloud_stops_the_workers_with_its_sentence(tiny, tmp_path, ray_cluster):
+    import shutil
+
+    root = tmp_path / "world"
+    shutil.copytree(tiny.index.root, root)
+    (root / tiny.index.frames[1].cloud_path).write_bytes(b"123")
+    broken = tiny.distillation(source=SampleSource(root, tiny.store))
+    with pytest.raises(TrainingError, match=r"LIDAR_TOP.*bytes") as caught:
+        run(broken, tmp_path / "run", ResourceSettings(num_workers=2, max_failures=0))
+    assert "\n" not in str(caught.value)
+
+
+def test_history_is_json(tiny, tmp_path):
+    fitted = run(tiny.finetuning(epochs=1), tmp_path)
+    assert json.loads(json.dumps(fitted.history)) == fitted.history

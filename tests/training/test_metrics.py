@@ -1,0 +1,35 @@
+"""Scores against scikit-learn's, to the last count."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import confusion_matrix, jaccard_score
+
+from clip2scene.training.metrics import accuracy, confusion, iou, mean_iou
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_counts_equal_an_independent_implementation(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice([0, 1, 2, 4, 5], size=5000)  # 0 = ignore; class 3 never occurs
+    classes = rng.integers(0, 5, size=5000)
+    counted = labels > 0
+    expected = confusion_matrix(labels[counted] - 1, classes[counted], labels=range(5))
+    counts = confusion(labels.astype(np.uint8), classes, 5)
+    assert counts.dtype == np.int64
+    np.testing.assert_array_equal(counts, expected)
+    np.testing.assert_allclose(iou(counts), jaccard_score(labels[counted] - 1, classes[counted], average=None))
+
+
+def test_an_absent_class_is_left_out_of_the_mean():
+    counts = confusion(np.array([1, 1, 2, 2]), np.array([0, 0, 1, 0]), 4)
+    np.testing.assert_allclose(iou(counts), [2 / 3, 1 / 2, np.nan, np.nan])
+    assert mean_iou(counts) == pytest.approx(7 / 12)
+    assert accuracy(counts) == 0.75
+
+
+def test_no_points_score_nan():
+    counts = confusion(np.zeros(3, np.uint8), np.zeros(3, np.int64), 2)
+    assert np.isnan(mean_iou(counts))
+    assert np.isnan(accuracy(counts))

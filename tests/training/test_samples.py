@@ -1,0 +1,99 @@
+"""Keyframes as tensors: sweeps, pairs, augmentation, and what may never be read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from clip2scene.config import AugmentSettings
+from clip2scene.data.index import DataError
+from clip2scene.data.vocabulary import vocabulary
+from clip2scene.geometry.interpolation import bilinear
+from clip2scene.training.samples import SampleCache, SampleSource, augment, join
+
+
+@pytest.fixture
+def later(tiny):
+    """A keyframe with earlier sweeps."""
+    return next(frame for frame in tiny.index.frames if len(frame.sweeps) >= 3)
+
+
+def test_sweeps_are_clouds_of_their_own_and_paired_with_the_same_images(tiny, later):
+    one = SampleSource(tiny.index.root, tiny.store, num_sweeps=1).read(later)
+    three = SampleSource(tiny.index.root, tiny.store, num_sweeps=3).read(later)
+    assert three.cloud_N.unique().tolist() == [0, 1, 2]
+    own = three.cloud_N == 0
+    torch.testing.assert_close(three.points_N4[own], one.points_N4)
+    assert (three.cloud_N[three.pair_point_P].bincount() > 100).all()
+    torch.testing.assert_close(three.pair_xyz_P3, three.points_N4[three.pair_point_P, :3])
+    assert three.pair_position_P2.min() > 0
+    assert three.pair_position_P2.max() < 1
+
+
+def test_augmentation_moves_points_and_nothing_else(tiny, later):
+    sample = SampleSource(tiny.index.root, tiny.store).read(later)
+    moved = augment(sample, AugmentSettings(scale=0), np.random.default_rng(1))
+    assert not torch.allclose(moved.points_N4, sample.points_N4)
+    for column in ("pair_point_P", "pair_position_P2", "pair_xyz_P3", "features_MhwD"):
+        assert torch.equal(getattr(moved, column), getattr(sample, column))
+    norms = [s.points_N4[:, :3].norm(dim=1) for s in (moved, sample)]
+    torch.testing.assert_close(*norms, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(moved.points_N4[:, 2:], sample.points_N4[:, 2:])
+
+
+def test_joined_keyframes_keep_their_own_pixels(tiny):
+    source = SampleSource(tiny.index.root, tiny.store, num_sweeps=2)
+    samples = [source.read(frame) for frame in tiny.index.frames[:3]]
+    batch = join(samples)
+
+    def pixels(sample):
+        return bilinear(sample.features_MhwD, sample.pair_image_P, sample.pair_position_P2)
+
+    torch.testing.assert_close(pixels(batch), torch.cat([pixels(sample) for sample in samples]))
+    torch.testing.assert_close(batch.points_N4[batch.pair_point_P, :3], batch.pair_xyz_P3)
+    assert batch.pair_frame_P.unique().tolist() == [0, 1, 2]
+    assert int(batch.cloud_N[-1]) + 1 == sum(int(sample.cloud_N[-1]) + 1 for sample in samples)
+
+
+def test_bilinear_equals_grid_sample():
+    g = torch.Generator().manual_seed(0)
+    grids, position = torch.randn(3, 5, 9, 4, generator=g), torch.rand(200, 2, generator=g)
+    which = torch.randint(0, 3, (200,), generator=g)
+    expected = torch.nn.functional.grid_sample(
+        grids.permute(0, 3, 1, 2)[which], position[:, None, None] * 2 - 1, align_corners=False, padding_mode="border"
+    )[:, :, 0, 0]
+    torch.testing.assert_close(bilinear(grids, which, position), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_quarantined_image_gives_no_pairs(tiny, later, tmp_path):
+    from clip2scene.teacher import store as stores
+
+    kept = dict(list(tiny.store.read(later.frame_id).items())[1:])
+    lost = next(c.name for c in later.cameras if c.name not in kept)
+    stores.write_frame(tmp_path, later.frame_id, kept, {lost: "truncated"}, "random")
+    sample = SampleSource(tiny.index.root, replace(tiny.store, path=tmp_path)).read(later)
+    whole = SampleSource(tiny.index.root, tiny.store).read(later)
+    camera = [c.name for c in later.cameras].index(lost)
+    assert len(sample.pair_point_P) == int((whole.pair_image_P != camera).sum())
+    remaining = whole.features_MhwD[[i for i in range(len(later.cameras)) if i != camera]]
+    assert torch.equal(sample.features_MhwD, remaining)
+
+
+def test_labels_are_read_only_where_asked_for(tiny, later):
+    assert not len(SampleSource(tiny.index.root, tiny.store).read(later).labels_N)
+    labelled = SampleSource(tiny.index.root, label_vocabulary=vocabulary("nuscenes"))
+    assert len(labelled.read(later).labels_N) == len(labelled.read(later).points_N4)
+    with pytest.raises(DataError, match="has no label file, and labels are needed"):
+        labelled.read(replace(later, label_path=None))
+
+
+def test_the_cache_is_bounded(tiny):
+    cache = SampleCache(SampleSource(tiny.index.root), tiny.index.frames, size=2)
+    first = cache[0]
+    assert cache[0] is first
+    for position in (1, 2):
+        assert len(cache[position].points_N4)
+    assert cache[0] is not first
