@@ -1,0 +1,146 @@
+"""The command line: one verb per line of ``clip2scene --help``. No logic of its own, and nothing heavy at import."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from clip2scene import __version__
+from clip2scene.config import Clip2sceneError, ConfigError, Job, load_job
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; a mistake of the user's is one sentence on stderr and exit status 1 (2: of the command's words)."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.verb(options)
+    except KeyboardInterrupt:
+        print("clip2scene: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    except Clip2sceneError as error:
+        print(f"clip2scene: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _run(options: argparse.Namespace) -> int:
+    job = load_job(options.job, options.overrides)
+    if job.stage == "streetworld_clip":
+        from clip2scene.progress import progress
+        from clip2scene.streetworld.clip_training import train
+
+        train(job.streetworld_clip, job.seed, Path(job.streetworld_clip.output), progress)
+        return 0
+    from clip2scene.cluster.session import ray_session
+    from clip2scene.pipeline import Pipeline
+    from clip2scene.storage import Storage
+    from clip2scene.tracking.report import summary_text
+    from clip2scene.tracking.server import embedded_server
+    from clip2scene.tracking.tracker import connect
+
+    folder = Storage(job.storage).root / "mlflow"
+    with contextlib.ExitStack() as stack:
+        uri = options.tracking_uri or stack.enter_context(embedded_server(folder))
+        tracker = connect(uri, job.experiment)
+        stack.enter_context(ray_session(job, options.address))
+        report = Pipeline(job, tracker).run()
+    print(summary_text(report))
+    print(f"report: {Path(job.storage) / 'report.json'}")
+    print(_how_to_look(job, options.tracking_uri))
+    return 0
+
+
+def _how_to_look(job: Job, tracking_uri: str | None) -> str:
+    return f"runs:   {tracking_uri}" if tracking_uri else f"runs:   clip2scene ui --storage {job.storage}"
+
+
+def _index(options: argparse.Namespace) -> int:
+    from clip2scene.data.index import write_index
+    from clip2scene.data.nuscenes import build_index
+
+    index = build_index(Path(options.root), options.version, max_sweeps=options.max_sweeps)
+    write_index(index, options.output)
+    print(f"{options.output}: {len(index.frames)} keyframes of {len({f.scene for f in index.frames})} scenes")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from clip2scene.data.index import read_index
+    from clip2scene.data.vocabulary import vocabulary
+    from clip2scene.geometry.inspect import format_table, inspect_frame
+
+    index = read_index(options.index, options.root)
+    words = vocabulary(options.vocabulary)
+    frames = (index.frame(options.frame),) if options.frame else index.frames
+    rows = [inspect_frame(index, frame, words) for frame in frames]
+    print(json.dumps({"frames": rows}, indent=2) if options.json else format_table(rows))
+    if options.figure:
+        from clip2scene.tracking.overview import frame_figure
+
+        frame_figure(index, frames[0], words).savefig(options.figure, dpi=100)
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from clip2scene.tracking.server import serve_ui
+
+    folder = Path(options.storage) / "mlflow"
+    if not folder.is_dir():
+        raise ConfigError(f"--storage {options.storage}: no runs there (no folder {folder}); run a job first")
+    serve_ui(folder, options.port)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from clip2scene.doctor import check
+
+    return check()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="clip2scene", description="Teach a 3D network what CLIP knows, and fine-tune it with very few labels."
+    )
+    parser.add_argument("--version", action="version", version=f"clip2scene {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    run = verbs.add_parser("run", help="run a job: all stages up to the job's, finished ones are found, not repeated")
+    run.add_argument("job", help="job file, such as jobs/demo.yaml")
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, such as distill.epochs=5")
+    run.add_argument("--address", help="Ray cluster to use; an embedded Ray when not given")
+    run.add_argument("--tracking-uri", help="MLflow server to use; an embedded one when not given")
+    run.set_defaults(verb=_run)
+
+    index = verbs.add_parser("index", help="build the index of a dataset")
+    index.add_argument("dataset", choices=["nuscenes"])
+    index.add_argument("--root", required=True, help="the dataset's folder")
+    index.add_argument("--version", required=True, help="folder of tables, such as v1.0-mini")
+    index.add_argument("--output", required=True, help="Parquet file to write")
+    index.add_argument("--max-sweeps", type=int, default=10, help="earlier sweeps a keyframe (0: keyframes only)")
+    index.set_defaults(verb=_index)
+
+    inspect = verbs.add_parser("inspect", help="points, pairs, sweeps and labels of an index's keyframes")
+    inspect.add_argument("index", help="Parquet file of `clip2scene index`")
+    inspect.add_argument("--root", help="the dataset's folder, if it has moved")
+    inspect.add_argument("--frame", metavar="ID", help="only this keyframe")
+    inspect.add_argument("--vocabulary", default="nuscenes")
+    inspect.add_argument("--json", action="store_true")
+    inspect.add_argument("--figure", metavar="PNG", help="draw the (first) keyframe's points on its images")
+    inspect.set_defaults(verb=_inspect)
+
+    ui = verbs.add_parser("ui", help="open MLflow on the runs of a storage folder")
+    ui.add_argument("--storage", required=True)
+    ui.add_argument("--port", type=int, default=5000)
+    ui.set_defaults(verb=_ui)
+
+    doctor = verbs.add_parser("doctor", help="check this machine: versions, cores, memory, GPU, disk")
+    doctor.set_defaults(verb=_doctor)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Where jobs run: an embedded Ray here, or a cluster."""

@@ -1,0 +1,63 @@
+"""Is this machine fit? Versions, cores, memory, GPUs, disk, and one step of every part that often breaks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+PACKAGES = ("torch", "ray", "mlflow", "open_clip_torch", "nuscenes-devkit", "spconv-cu120", "spconv-cu126")
+
+
+def check() -> int:
+    """Print a line per check; returns 0 when all pass, else 1."""
+    import psutil
+    import torch
+
+    print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in PACKAGES:
+        try:
+            print(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            if not package.startswith("spconv"):
+                print(f"{package} missing")
+    print(f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB memory")
+    print(f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free here")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"GPUs: {', '.join(gpus) if gpus else 'none; everything runs on CPU'}")
+    checks: dict[str, Callable[[], None]] = {"sparse convolution": _convolve, "shipped CLIP": _encode}
+    failed = 0
+    for name, run in checks.items():
+        try:
+            run()
+            print(f"ok      {name}")
+        except Exception as error:  # whatever it is, it is what the user wants to read
+            failed += 1
+            print(f"FAILED  {name}: {type(error).__name__}: {error}")
+    return 1 if failed else 0
+
+
+def _convolve() -> None:
+    import torch
+
+    from clip2scene.config import StudentSettings
+    from clip2scene.student.network import Student
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    student = Student(StudentSettings(channels=(8, 8)), embedding_dim=4).to(device)
+    points = torch.rand(500, 4, device=device)
+    heads = student(points, torch.zeros(500, dtype=torch.long, device=device))
+    heads["scr"].sum().backward()
+
+
+def _encode() -> None:
+    import torch
+
+    from clip2scene.config import TeacherSettings
+    from clip2scene.teacher.clip import load_teacher
+
+    teacher = load_teacher(TeacherSettings(model="streetworld", image_height_px=64, image_width_px=64))
+    teacher(torch.zeros(1, 3, 64, 64))

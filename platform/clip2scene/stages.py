@@ -1,0 +1,343 @@
+"""The stages index -> extract -> distill -> evaluate -> finetune -> evaluate, each from artifacts to artifacts.
+
+A stage asks for what it needs, so running a later one runs the missing earlier ones; what is finished is found by its
+digest and not made again. A digest covers exactly what determines the artifact: the feature store depends on the index
+and the teacher, and on nothing that a sweep varies.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from clip2scene.config import Job, digest_of
+from clip2scene.data.index import DataError, Frame, Index, read_index, write_index
+from clip2scene.data.splits import split_frames
+from clip2scene.data.vocabulary import Vocabulary, vocabulary
+from clip2scene.progress import progress
+from clip2scene.storage import Storage
+from clip2scene.student.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from clip2scene.teacher.clip import DenseClip, load_teacher
+from clip2scene.teacher.extract import ExtractReport, extract
+from clip2scene.teacher.prompts import text_embeddings
+from clip2scene.teacher.store import FeatureStore
+from clip2scene.training.distill import Distillation
+from clip2scene.training.evaluate import (
+    ConstantMethod,
+    Method,
+    Scores,
+    StudentMethod,
+    TeacherMethod,
+    evaluate,
+    label_counts,
+)
+from clip2scene.training.finetune import Finetuning, choose_labelled
+from clip2scene.training.fit import Fitted, Metrics, Training, fit
+from clip2scene.training.samples import SampleSource
+
+OnEpoch = Callable[[int, Metrics], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A student on disk."""
+
+    path: Path
+    digest: str
+    checkpoint: Checkpoint
+    cached: bool
+    """It was there already."""
+
+
+class Stages:
+    """One job's artifacts, made when first asked for."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.storage = Storage(job.storage)
+        self.vocabulary: Vocabulary = vocabulary(job.prompts.vocabulary)
+
+    # --- index ---
+
+    @functools.cached_property
+    def index(self) -> Index:
+        """All keyframes of the dataset; a streetworld is generated first."""
+        dataset = self.job.dataset
+        root = self._streetworld() if dataset.kind == "streetworld" else Path(dataset.root or "").expanduser().resolve()
+        from clip2scene.data.nuscenes import build_index
+
+        path = self.storage.path("indexes", f"{self._tables_digest(root)}.parquet")
+        if not path.is_file():
+            write_index(build_index(root, dataset.version, max_sweeps=dataset.max_sweeps), path)
+        return read_index(path, root)
+
+    def _streetworld(self) -> Path:
+        from clip2scene.streetworld.generate import generate, world_digest
+
+        dataset, seed = self.job.dataset, self.job.seed
+        world = self.storage.path("streetworld", world_digest(dataset.streetworld, seed))
+        root = Path(dataset.root).expanduser().resolve() if dataset.root else world
+        scenes = dataset.streetworld.train_scenes + dataset.streetworld.val_scenes
+        with progress("streetworld", scenes, unit="scenes") as advance:
+            generate(root, dataset.streetworld, seed=seed, workers=self.job.extract.num_actors, progress=advance)
+        return root
+
+    def _tables_digest(self, root: Path) -> str:
+        """Changes whenever a table does; contents are hashed only once they are an index."""
+        tables = root / self.job.dataset.version
+        stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(tables.glob("*.json"))]
+        return digest_of(str(root), self.job.dataset.version, self.job.dataset.max_sweeps, stats)
+
+    @functools.cached_property
+    def train_frames(self) -> tuple[Frame, ...]:
+        """Keyframes to train on."""
+        return self._split("train_split")
+
+    @functools.cached_property
+    def eval_frames(self) -> tuple[Frame, ...]:
+        """Keyframes to score on."""
+        return self._split("eval_split")
+
+    def _split(self, key: str) -> tuple[Frame, ...]:
+        return split_frames(self.index, getattr(self.job.dataset, key))
+
+    # --- teacher ---
+
+    @functools.cached_property
+    def teacher(self) -> DenseClip:
+        """The frozen CLIP."""
+        return load_teacher(self.job.teacher)
+
+    @functools.cached_property
+    def text_CD(self) -> torch.Tensor:
+        """Class embeddings t_c, (C, D) float32, L2-normalised."""
+        key = digest_of(self.teacher.digest, self.job.teacher.model_dump(mode="json"), self.prompts_digest)
+        path = self.storage.path("texts", f"{key}.safetensors")
+        if not path.is_file():
+            text_CD = text_embeddings(self.teacher, self.vocabulary, self.job.prompts.templates)
+            with self.storage.writing(path) as aside:
+                save_file({"text": text_CD.contiguous()}, aside)
+        return load_file(path)["text"]
+
+    @property
+    def prompts_digest(self) -> str:
+        """Hash of class names and templates: scores of other prompts are not comparable."""
+        return digest_of(self.vocabulary.digest, self.job.prompts.templates)
+
+    @property
+    def store_digest(self) -> str:
+        """Address of the feature store."""
+        return digest_of("features", self.index.digest, self.teacher.digest)
+
+    @property
+    def store_path(self) -> Path:
+        """Where the feature store lies."""
+        return self.storage.path("features", self.store_digest)
+
+    @property
+    def store(self) -> FeatureStore:
+        """The finished feature store.
+
+        Raises:
+            DataError: it is not finished, or of another teacher.
+        """
+        return FeatureStore.open(self.store_path, teacher_digest=self.teacher.digest)
+
+    def extract(self) -> ExtractReport:
+        """Encode the images of both splits that are not in the store yet."""
+        frames = tuple({frame.frame_id: frame for frame in (*self.train_frames, *self.eval_frames)}.values())
+        return extract(
+            self.index, frames, self.job.teacher, self.job.extract, self.store_path, progress, teacher=self.teacher
+        )
+
+    # --- training ---
+
+    def distill(self, on_epoch: OnEpoch) -> Trained:
+        """Pre-train a student on the training split, or find it."""
+        job = self.job
+        digest = self._distill_digest()
+        training = Distillation(
+            seed=job.seed,
+            frames=self.train_frames,
+            source=SampleSource(self.index.root, self.store, job.distill.num_sweeps, job.distill.sweep_window_s),
+            epochs=job.distill.epochs,
+            max_steps=job.distill.max_steps,
+            batch_size=job.distill.batch_size,
+            augment=job.distill.augment,
+            optimiser=job.distill.optimiser,
+            cached_frames=job.resources.cached_frames,
+            checkpoint_every_epochs=job.resources.checkpoint_every_epochs,
+            student=job.student,
+            settings=job.distill,
+            text_CD=self.text_CD,
+        )
+        return self._train(training, "distill", digest, on_epoch)
+
+    def _distill_digest(self) -> str:
+        job = self.job
+        return digest_of(
+            "distill",
+            self.store_digest,
+            self.prompts_digest,
+            [frame.frame_id for frame in self.train_frames],
+            job.student.digest(),
+            job.distill.digest(),
+            job.seed,
+            job.resources.num_workers,
+        )
+
+    @functools.cached_property
+    def labelled_frames(self) -> tuple[Frame, ...]:
+        """Training keyframes whose labels fine-tuning may read."""
+        return choose_labelled(self.train_frames, self.job.finetune.protocol, self.job.finetune.label_fraction)
+
+    def finetune(self, initialisation: str, on_epoch: OnEpoch) -> Trained:
+        """Train with the labels of :attr:`labelled_frames` from a ``pretrained`` or ``scratch`` student, or find it."""
+        job = self.job
+        start: Checkpoint | None = None
+        origin = "scratch"
+        if initialisation == "pretrained":
+            trained = self.pretrained(lambda epoch, metrics: None)
+            start, origin = trained.checkpoint, trained.digest
+        frames = self.labelled_frames
+        labelled = [frame.frame_id for frame in frames]
+        digest = digest_of(
+            "finetune",
+            origin,
+            self.index.digest,
+            labelled,
+            self.vocabulary.digest,
+            job.student.digest(),
+            job.finetune.model_copy(update={"initialisations": (), "checkpoint": None}).model_dump(mode="json"),
+            job.seed,
+            job.resources.num_workers,
+        )
+        training = Finetuning(
+            seed=job.seed,
+            frames=frames,
+            source=self._labelled_source(),
+            epochs=job.finetune.epochs,
+            max_steps=None,
+            batch_size=job.finetune.batch_size,
+            augment=job.finetune.augment,
+            optimiser=job.finetune.optimiser,
+            cached_frames=job.resources.cached_frames,
+            checkpoint_every_epochs=job.resources.checkpoint_every_epochs,
+            student=job.student,
+            settings=job.finetune,
+            num_classes=len(self.vocabulary.classes),
+            pretrained=None if start is None else start.weights,
+        )
+        return self._train(training, f"finetune-{initialisation}", digest, on_epoch)
+
+    def pretrained(self, on_epoch: OnEpoch) -> Trained:
+        """The student that fine-tuning starts from: the job's checkpoint if it names one, else the distilled one."""
+        given = self.job.finetune.checkpoint
+        if given is None:
+            return self.distill(on_epoch)
+        path = Path(given).expanduser().resolve()
+        checkpoint = load_checkpoint(path, self.job.student)
+        return Trained(path, str(checkpoint.about.get("digest")), checkpoint, cached=True)
+
+    def _train(self, training: Training, stage: str, digest: str, on_epoch: OnEpoch) -> Trained:
+        path = self.storage.path("students", f"{digest}.safetensors")
+        cached = path.is_file()
+        if not cached:
+            with progress(stage, training.steps, unit="steps") as advance:
+                fitted: Fitted = fit(
+                    training,
+                    name=f"{stage}-{digest}",
+                    folder=self.storage.root / "train",
+                    resources=self.job.resources,
+                    on_epoch=on_epoch,
+                    on_steps=advance,
+                )
+            with self.storage.writing(path) as aside:
+                about = {"digest": digest, "stage": stage, "history": fitted.history}
+                save_checkpoint(aside, fitted.weights, self.job.student, about)
+        checkpoint = load_checkpoint(path, self.job.student)
+        if cached:
+            for metrics in checkpoint.about["history"]:
+                on_epoch(int(metrics["epoch"]), {key: value for key, value in metrics.items() if key != "epoch"})
+        return Trained(path, digest, checkpoint, cached)
+
+    # --- scores ---
+
+    def score_annotation_free(self, student: Trained) -> Scores:
+        """2D-only and 3D-only on the evaluation split."""
+        methods: dict[str, Method] = {
+            "teacher_2d": TeacherMethod(self.text_CD),
+            "student_3d": StudentMethod(self.job.student, student.checkpoint.weights, self.text_CD, len(self.text_CD)),
+        }
+        return self._score("annotation-free", methods, [student.digest], store=True)
+
+    def score_finetuned(self, students: dict[str, Trained]) -> Scores:
+        """Fine-tuned students by initialisation, and the majority class of the labelled keyframes."""
+        num_classes = len(self.vocabulary.classes)
+        counts_C = label_counts(self.labelled_frames, self._labelled_source(), num_classes)
+        methods: dict[str, Method] = {
+            name: StudentMethod(self.job.student, trained.checkpoint.weights, None, num_classes)
+            for name, trained in students.items()
+        }
+        methods["majority"] = ConstantMethod(int(np.argmax(counts_C)))
+        return self._score("finetuned", methods, [trained.digest for trained in students.values()], store=False)
+
+    def _score(self, kind: str, methods: dict[str, Method], digests: list[str], *, store: bool) -> Scores:
+        frames = self.eval_frames
+        unlabelled = next((frame for frame in frames if frame.label_path is None), None)
+        if unlabelled is not None:
+            raise DataError(
+                f"dataset.eval_split={self.job.dataset.eval_split!r}: frame {unlabelled.frame_id} has no label file; "
+                "scores need lidarseg labels"
+            )
+        digest = digest_of(
+            "scores", kind, list(methods), digests, [f.frame_id for f in frames], self.prompts_digest, self.store_digest
+        )
+        path = self.storage.path("scores", f"{digest}.npz")
+        if path.is_file():
+            return _read_scores(path)
+        source = SampleSource(self.index.root, self.store if store else None, label_vocabulary=self.vocabulary)
+        with progress(f"evaluate {kind}", len(frames), unit="frames") as advance:
+            scores = evaluate(
+                frames,
+                source,
+                methods,
+                num_classes=len(self.vocabulary.classes),
+                name=f"evaluate-{digest}",
+                folder=self.storage.root / "train",
+                resources=self.job.resources,
+                on_frames=advance,
+            )
+        with self.storage.writing(path) as aside:
+            _write_scores(aside, scores)
+        return scores
+
+    def _labelled_source(self) -> SampleSource:
+        return SampleSource(self.index.root, label_vocabulary=self.vocabulary)
+
+
+def _write_scores(path: Path, scores: Scores) -> None:
+    arrays = {f"counts/{m}/{d}": counts for m, domains in scores.counts.items() for d, counts in domains.items()}
+    arrays |= {f"example/{name}": values for name, values in scores.example.items()}
+    with path.open("wb") as file:
+        np.savez_compressed(file, about=json.dumps({"format": "clip2scene-scores-1"}), **arrays)
+
+
+def _read_scores(path: Path) -> Scores:
+    counts: dict[str, dict[str, np.ndarray]] = {}
+    example = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for key in arrays.files:
+            kind, *rest = key.split("/")
+            if kind == "counts":
+                counts.setdefault(rest[0], {})[rest[1]] = arrays[key]
+            elif kind == "example":
+                example[rest[0]] = arrays[key]
+    return Scores(counts, example)
