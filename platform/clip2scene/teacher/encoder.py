@@ -1,0 +1,110 @@
+"""The actor that encodes: one process with the teacher in it, fed with rows of ids and paths by :mod:`.extract`.
+
+Shapes: B images of a frame, h x w patches, D channels.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
+from clip2scene.data.clouds import read_image, resolve
+from clip2scene.data.index import DataError, Frame
+from clip2scene.teacher import store
+from clip2scene.teacher.clip import DenseClip, load_teacher
+
+
+def frame_row(frame: Frame) -> dict[str, str]:
+    """What an actor is told about a frame: ``frame_id`` and ``images`` (JSON), no pixels."""
+    images = [{"camera": c.name, "path": c.image_path, "width": c.width, "height": c.height} for c in frame.cameras]
+    return {"frame_id": frame.frame_id, "images": json.dumps(images)}
+
+
+class Encoder:
+    """Loads the teacher once, then turns rows of frames into files of the store and status rows.
+
+    Args:
+        teacher_settings: the teacher, with absolute paths.
+        settings: threads and device.
+        root: the dataset's folder.
+        store_path: the feature store.
+        digest: of the teacher that the driver loaded; another one here is refused.
+    """
+
+    def __init__(
+        self, teacher_settings: TeacherSettings, settings: ExtractSettings, root: Path, store_path: Path, digest: str
+    ) -> None:
+        torch.set_num_threads(settings.threads_per_actor)
+        self._readers = ThreadPoolExecutor(max_workers=settings.threads_per_actor)
+        self._device = torch.device("cuda" if settings.gpus_per_actor else "cpu")
+        self._root, self._store = root, store_path
+        self._teacher: DenseClip | None = None
+        self._failure = ""
+        # Reported as a status: an exception here would make Ray print its own pages about the actor.
+        try:
+            teacher = load_teacher(teacher_settings)
+            if teacher.digest != digest:
+                raise ConfigError(f"the weights of {teacher_settings.model} are {teacher.digest} there, not {digest}")
+            self._teacher = teacher.to(self._device)
+        except ConfigError as error:
+            self._failure = f"an actor on {platform.node()} cannot load the teacher: {error}"
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Encode and store the frames of a batch.
+
+        Args:
+            batch: rows of :func:`frame_row`.
+
+        Returns:
+            ``frame_id``, and ``status`` as JSON: ``cameras`` and ``broken``, or ``error`` where the store
+            cannot be written or the teacher was not loaded.
+        """
+        teacher = self._teacher
+        if teacher is None:
+            return {
+                "frame_id": [str(frame_id) for frame_id in batch["frame_id"]],
+                "status": [json.dumps({"error": self._failure})] * len(batch["frame_id"]),
+            }
+        # All images start to be read before the first frame is encoded.
+        jobs = [
+            (
+                str(frame_id),
+                {i["camera"]: self._readers.submit(self._read, teacher, i) for i in json.loads(str(images))},
+            )
+            for frame_id, images in zip(batch["frame_id"], batch["images"], strict=True)
+        ]
+        statuses = [
+            json.dumps(self._frame(teacher, id_, {camera: job.result() for camera, job in reads.items()}))
+            for id_, reads in jobs
+        ]
+        return {"frame_id": [frame_id for frame_id, _ in jobs], "status": statuses}
+
+    def _read(self, teacher: DenseClip, image: dict[str, Any]) -> Tensor | str:
+        """Preprocessed pixels, or why there are none."""
+        try:
+            file = resolve(self._root, image["path"])
+            return teacher.preprocess(read_image(file, image["width"], image["height"]))
+        except DataError as error:
+            return str(error)
+
+    def _frame(self, teacher: DenseClip, frame_id: str, images: dict[str, Tensor | str]) -> dict[str, Any]:
+        pixels = {camera: image for camera, image in images.items() if isinstance(image, Tensor)}
+        broken = {camera: reason for camera, reason in images.items() if isinstance(reason, str)}
+        features: dict[str, np.ndarray] = {}
+        if pixels:
+            # One sub-batch a frame: features never depend on which frames they are computed with, so not on a restart.
+            features_BhwD = teacher(torch.stack(list(pixels.values())).to(self._device)).cpu().numpy()
+            features = dict(zip(pixels, features_BhwD, strict=True))
+        try:
+            store.write_frame(self._store, frame_id, features, broken, teacher.digest)
+        except DataError as error:
+            return {"error": str(error)}
+        return {"cameras": list(features), "broken": broken}

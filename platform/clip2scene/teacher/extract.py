@@ -1,0 +1,275 @@
+"""Fills the feature store: a Ray Data job that reads every image late, inside a pool of actors that hold the teacher.
+
+Blocks carry only ids and paths; an actor decodes, encodes and writes a frame itself, and only a status row comes back.
+A frame that is in the store is never computed again, so a killed run continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
+from clip2scene.data.clouds import read_image, resolve
+from clip2scene.data.index import DataError, Frame, Index
+from clip2scene.teacher import store
+from clip2scene.teacher.clip import DenseClip, load_teacher
+from clip2scene.teacher.encoder import Encoder, frame_row
+from clip2scene.teacher.weights import absolute
+
+Progress = Callable[..., AbstractContextManager[Callable[..., Any]]]
+"""``clip2scene.progress.progress``: ``with progress(description, total, unit="images") as advance: advance(n)``."""
+
+_MAX_BLOCKS = 4000
+_MAX_RESTARTS = 8
+_log = logging.getLogger(__name__)
+
+
+class ExtractionError(DataError):
+    """More images are broken than the settings allow (the store is complete but for them), or every actor died."""
+
+
+@dataclass(frozen=True)
+class BrokenImage:
+    """An image without features, and why."""
+
+    frame_id: str
+    camera: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What one run of :func:`extract` did."""
+
+    images_encoded: int
+    images_cached: int
+    """Images whose features were in the store already."""
+    broken: tuple[BrokenImage, ...]
+    """Quarantined images of the frames asked for, found now or earlier."""
+    seconds: float
+
+
+def extract(
+    index: Index,
+    frames: Sequence[Frame],
+    teacher_settings: TeacherSettings,
+    settings: ExtractSettings,
+    store_path: str | Path,
+    progress: Progress,
+    *,
+    teacher: DenseClip | None = None,
+) -> ExtractReport:
+    """Encode every image of the frames that the store does not hold yet. Ray must be initialised.
+
+    Args:
+        index: the dataset that the frames are of.
+        frames: what to encode; the store may hold more, and keeps it.
+        teacher_settings: the teacher that every actor loads.
+        settings: actors, batches and how many images may be broken.
+        store_path: folder of the feature store.
+        progress: draws the progress bar.
+        teacher: the same teacher, where the caller has loaded it already.
+
+    Raises:
+        ConfigError: a teacher that cannot be loaded, or more GPUs asked for than there are.
+        DataError: the store is of another teacher, a frame id names no file, or the disk is full.
+        ExtractionError: more than ``max_broken_fraction`` of the images are broken (the store is finished all the
+            same), or the actors died again and again.
+    """
+    start = time.monotonic()
+    path = Path(store_path).resolve()
+    teacher_settings = absolute(teacher_settings)
+    teacher = teacher if teacher is not None else load_teacher(teacher_settings)
+    wanted = {frame.frame_id: frame for frame in frames}
+    for frame_id in wanted:
+        store.frame_file(path, frame_id)
+    with _locked(path):
+        store.remove_leftovers(path)
+        entries = _valid_entries(path, index, wanted, teacher.digest, progress)
+        pending = [frame for frame_id, frame in wanted.items() if frame_id not in entries]
+        cached = sum(len(entries[frame_id].cameras) for frame_id in wanted if frame_id in entries)
+        encoded = 0
+        if pending:
+            # Not finished again until everything is there.
+            (path / "manifest.json").unlink(missing_ok=True)
+            for frame_id, entry in _encode_all(
+                index, pending, teacher_settings, teacher.digest, settings, path, progress
+            ):
+                entries[frame_id] = entry
+                encoded += len(entry.cameras)
+        broken = [
+            BrokenImage(id_, camera, why)
+            for id_, e in sorted(entries.items())
+            for camera, why in sorted(e.broken.items())
+        ]
+        manifest = {
+            "index": index.digest,
+            "teacher": teacher.digest,
+            "grid": list(teacher.grid),
+            "dim": teacher.dim,
+            "dtype": "float16",
+            "frames": len(entries),
+            "images": sum(len(entry.cameras) for entry in entries.values()),
+            "broken": [asdict(image) for image in broken],
+        }
+        store.write_manifest(path, manifest)
+    ours = tuple(image for image in broken if image.frame_id in wanted)
+    total = sum(len(frame.cameras) for frame in wanted.values())
+    if len(ours) > settings.max_broken_fraction * total:
+        reasons = "; ".join(image.reason for image in ours[:3])
+        raise ExtractionError(
+            f"{len(ours)} of {total} images are broken, extract.max_broken_fraction={settings.max_broken_fraction} "
+            f"allows {int(settings.max_broken_fraction * total)} (the others are in {path}): {reasons}"
+            f"{'; ...' if len(ours) > 3 else ''}"
+        )
+    return ExtractReport(encoded, cached, ours, time.monotonic() - start)
+
+
+def _encode_all(
+    index: Index,
+    pending: list[Frame],
+    teacher_settings: TeacherSettings,
+    digest: str,
+    settings: ExtractSettings,
+    path: Path,
+    progress: Progress,
+) -> Iterator[tuple[str, store.FrameEntry]]:
+    """Run the Ray Data job over the frames; yields each when its file is written."""
+    rows = [frame_row(frame) for frame in pending]
+    batches = -(-len(rows) // settings.frames_per_batch)
+    actors = min(settings.num_actors, batches)
+    images = {frame.frame_id: len(frame.cameras) for frame in pending}
+    with _quiet_ray_data(), progress("extract", sum(images.values()), unit="images") as advance:
+        dataset = ray.data.from_items(rows, override_num_blocks=min(batches, _MAX_BLOCKS))
+        with warnings.catch_warnings():
+            # The only way to bound the restarts, and deprecated from Ray 2.60 on without another one.
+            warnings.filterwarnings("ignore", message=".*ray_remote_args_fn")
+            statuses = dataset.map_batches(
+                Encoder,
+                fn_constructor_args=(teacher_settings, settings, index.root.resolve(), path, digest),
+                batch_size=settings.frames_per_batch,
+                compute=ray.data.ActorPoolStrategy(size=actors),
+                num_cpus=_cpus_per_actor(actors, settings),
+                num_gpus=_gpus_per_actor(actors, settings),
+                ray_remote_args_fn=_restarts,
+            )
+        try:
+            for row in statuses.iter_rows():
+                status = json.loads(row["status"])
+                if "error" in status:
+                    raise DataError(status["error"])
+                yield row["frame_id"], store.FrameEntry(digest, tuple(status["cameras"]), status["broken"])
+                advance(images[row["frame_id"]])
+        except ray.exceptions.RayActorError as error:
+            reason = str(error).strip().splitlines()[-1][:200]
+            raise ExtractionError(
+                f"{path}: the actors that encode could not be kept alive ({reason}); run again to go on from here"
+            ) from error
+
+
+def _valid_entries(
+    path: Path, index: Index, wanted: dict[str, Frame], digest: str, progress: Progress
+) -> dict[str, store.FrameEntry]:
+    """Frames in the store that need no work: whole, of all their cameras, and with no image repaired since."""
+    entries: dict[str, store.FrameEntry] = {}
+    stored = store.stored_frames(path)
+    if not stored:
+        return entries
+    with progress("check store", len(stored), unit="frames") as advance:
+        for frame_id in stored:
+            advance(1)
+            try:
+                entry = store.read_entry(path, frame_id)
+            except DataError as error:
+                _log.warning("%s; it is computed again", error)
+                store.frame_file(path, frame_id).unlink(missing_ok=True)
+                continue
+            store.check_teacher(path, frame_id, entry, digest)
+            frame = wanted.get(frame_id)
+            if frame is None or _is_current(index, frame, entry):
+                entries[frame_id] = entry
+    return entries
+
+
+def _is_current(index: Index, frame: Frame, entry: store.FrameEntry) -> bool:
+    if {camera.name for camera in frame.cameras} != {*entry.cameras, *entry.broken}:
+        return False
+    for camera in frame.cameras:
+        if camera.name in entry.broken:
+            with contextlib.suppress(DataError):
+                read_image(resolve(index.root, camera.image_path), camera.width, camera.height)
+                return False
+    return True
+
+
+def _restarts() -> dict[str, int]:
+    """A killed actor is started again and gets its batch again; not for ever, as one batch may kill them all."""
+    return {"max_restarts": _MAX_RESTARTS, "max_task_retries": _MAX_RESTARTS}
+
+
+def _cpus_per_actor(actors: int, settings: ExtractSettings) -> float:
+    """CPUs that Ray books for an actor: its threads, less where one CPU would not be left for everything else.
+
+    An actor pool that books every CPU waits for ever on the first task outside the pool (Ray Data's reads, Train's
+    controller), so this is only what Ray counts with; the threads are as asked for.
+    """
+    cpus = float(ray.cluster_resources().get("CPU", 0))
+    return math.floor(100 * min(settings.threads_per_actor, max(cpus - 1, 0) / actors)) / 100
+
+
+def _gpus_per_actor(actors: int, settings: ExtractSettings) -> float:
+    gpus = float(ray.cluster_resources().get("GPU", 0))
+    if actors * settings.gpus_per_actor > gpus:
+        raise ConfigError(
+            f"extract.gpus_per_actor={settings.gpus_per_actor:g} with extract.num_actors={settings.num_actors} needs "
+            f"{actors * settings.gpus_per_actor:g} GPUs and Ray has {gpus:g}; lower either, or set gpus_per_actor=0"
+        )
+    return settings.gpus_per_actor
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the store's lock: a second run waits here, then finds everything done. Freed if we are killed."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("a")
+    except OSError as error:
+        raise DataError(f"{path}: the feature store cannot be written there ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.warning("%s: another run is filling this store; waiting for it", path)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet_ray_data() -> Iterator[None]:
+    """Leave the terminal to our own progress bar; Ray Data still logs to its files."""
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    console = [h for h in logging.getLogger("ray.data").handlers if type(h).__name__ == "PlainRayHandler"]
+    levels = [handler.level for handler in console]
+    with ray.data.DataContext.current(context):
+        for handler in console:
+            handler.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for handler, level in zip(console, levels, strict=True):
+                handler.setLevel(level)

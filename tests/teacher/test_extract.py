@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
+from clip2scene.data.index import Camera, DataError, Frame, Index
+from clip2scene.progress import progress
+from clip2scene.teacher import store
+from clip2scene.teacher.clip import load_teacher
+from clip2scene.teacher.encoder import Encoder, frame_row
+from clip2scene.teacher.extract import BrokenImage, ExtractionError, ExtractReport, extract
+from clip2scene.teacher.store import FeatureStore
+
+TinyClip = Callable[..., Path]
+WIDTH, HEIGHT = 96, 64
+
+
+def make_index(root: Path, num_frames: int) -> Index:
+    """Frames of two cameras with random JPEGs, and no clouds: extraction reads none."""
+    root.mkdir(exist_ok=True)
+    generator = np.random.default_rng(0)
+    frames = []
+    for number in range(num_frames):
+        cameras = []
+        for name in ("CAM_LEFT", "CAM_RIGHT"):
+            coarse = generator.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+            file = root / f"{name}-{number}.jpg"
+            Image.fromarray(coarse).resize((WIDTH, HEIGHT)).save(file)
+            cameras.append(Camera(name, file.name, WIDTH, HEIGHT, np.eye(3), np.eye(4), number))
+        frames.append(Frame(f"frame-{number}", "scene", number, "none", np.eye(4), (), tuple(cameras), None))
+    return Index("nuscenes", root, "v1.0-test", tuple(frames))
+
+
+def teacher_settings(folder: Path, **changes: Any) -> TeacherSettings:
+    return TeacherSettings(model=f"local-dir:{folder}", image_height_px=64, image_width_px=96, **changes)
+
+
+def written(path: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of every frame's file: a file that is written again has others."""
+    stats = {id_: store.frame_file(path, id_).stat() for id_ in store.stored_frames(path)}
+    return {id_: (stat.st_ino, stat.st_mtime_ns) for id_, stat in stats.items()}
+
+
+class Run:
+    """One extraction with three broken images of ten, and what the tests then ask of it."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.root, self.path = folder / "data", folder / "store"
+        self.index = make_index(self.root, 5)
+        self.teacher = teacher_settings(model)
+        self.settings = ExtractSettings(num_actors=2, frames_per_batch=2, max_broken_fraction=0.5)
+        (self.root / "CAM_LEFT-1.jpg").unlink()
+        truncated = self.root / "CAM_RIGHT-1.jpg"
+        truncated.write_bytes(truncated.read_bytes()[:300])
+        Image.new("RGB", (WIDTH, HEIGHT + 1)).save(self.root / "CAM_LEFT-3.jpg")
+        self.report = self.extract()
+        self.written = written(self.path)
+
+    def extract(self, **changes: Any) -> ExtractReport:
+        settings = self.settings.model_copy(update=changes)
+        return extract(self.index, self.index.frames, self.teacher, settings, self.path, progress)
+
+
+@pytest.fixture(scope="module")
+def run(ray_cluster: None, tiny_clip: TinyClip, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(tmp_path_factory.mktemp("extract"), tiny_clip("average"))
+
+
+def test_every_image_is_encoded_by_the_teacher(run: Run) -> None:
+    assert run.report.images_encoded == 7
+    assert run.report.images_cached == 0
+    teacher = load_teacher(run.teacher)
+    opened = FeatureStore.open(run.path, teacher_digest=teacher.digest)
+    for frame in run.index.frames:
+        features = opened.read(frame.frame_id)
+        images = {c.name: np.array(Image.open(run.root / c.image_path)) for c in frame.cameras if c.name in features}
+        for name, image in images.items():
+            expected = teacher(teacher.preprocess(image)[None])[0].numpy()
+            np.testing.assert_allclose(features[name].astype(np.float32), expected, atol=2e-3, rtol=2e-3)
+    assert opened.read("frame-1") == {}
+    assert list(opened.read("frame-3")) == ["CAM_RIGHT"]
+
+
+def test_broken_images_are_quarantined_with_their_reasons(run: Run) -> None:
+    reasons = {(image.frame_id, image.camera): image.reason for image in run.report.broken}
+    assert set(reasons) == {("frame-1", "CAM_LEFT"), ("frame-1", "CAM_RIGHT"), ("frame-3", "CAM_LEFT")}
+    assert "missing image" in reasons["frame-1", "CAM_LEFT"]
+    assert "truncated" in reasons["frame-1", "CAM_RIGHT"]
+    assert "96 x 65 pixels, the index says 96 x 64" in reasons["frame-3", "CAM_LEFT"]
+    manifest = store.read_manifest(run.path)
+    assert [BrokenImage(**image) for image in manifest["broken"]] == list(run.report.broken)
+    assert (manifest["frames"], manifest["images"], manifest["index"]) == (5, 7, run.index.digest)
+    assert (manifest["grid"], manifest["dim"], manifest["dtype"]) == ([4, 6], 24, "float16")
+
+
+def test_a_second_run_computes_nothing(run: Run) -> None:
+    report = run.extract()
+    assert (report.images_encoded, report.images_cached, report.broken) == (0, 7, run.report.broken)
+    assert written(run.path) == run.written
+
+
+def test_too_many_broken_images_end_the_run_after_the_manifest(run: Run) -> None:
+    (run.path / "manifest.json").unlink()
+    with pytest.raises(ExtractionError, match=r"3 of 10 images are broken, .*=0\.2 allows 2 .*missing image") as raised:
+        run.extract(max_broken_fraction=0.2)
+    assert "\n" not in str(raised.value)
+    assert store.read_manifest(run.path)["images"] == 7
+    assert len(run.extract(max_broken_fraction=0.3).broken) == 3
+
+
+def test_store_of_another_teacher_is_left_alone(run: Run) -> None:
+    other = run.teacher.model_copy(update={"keep_last_mlp": True})
+    with pytest.raises(DataError, match="store from another teacher"):
+        extract(run.index, run.index.frames, other, run.settings, run.path, progress)
+    assert written(run.path) == run.written
+    assert FeatureStore.open(run.path).read("frame-0")
+
+
+def test_more_gpus_than_there_are(run: Run, tmp_path: Path) -> None:
+    settings = ExtractSettings(gpus_per_actor=8)
+    with pytest.raises(ConfigError, match=r"extract.gpus_per_actor=8 .* needs 16 GPUs and Ray has"):
+        extract(run.index, run.index.frames, run.teacher, settings, tmp_path, progress)
+
+
+def test_a_second_run_at_once_waits_and_finds_everything_done(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    waiting, reports = threading.Event(), []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "waiting for it" in record.getMessage():
+                waiting.set()
+
+    listener, logger = Listener(), logging.getLogger("clip2scene.teacher.extract")
+    logger.addHandler(listener)
+    second = threading.Thread(target=lambda: reports.append(run.extract()))
+    try:
+        with (run.path / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            second.start()
+            assert waiting.wait(timeout=60)
+            assert not reports
+        second.join(timeout=60)
+    finally:
+        logger.removeHandler(listener)
+    assert reports[0].images_encoded == 0
+
+
+def test_an_actor_with_other_weights_reports_it(run: Run) -> None:
+    encoder = Encoder(run.teacher, run.settings, run.root, run.path, digest="other")
+    row = {key: np.array([value]) for key, value in frame_row(run.index.frames[0]).items()}
+    result = encoder(row)
+    assert result["frame_id"] == ["frame-0"]
+    assert "cannot load the teacher: the weights of local-dir" in json.loads(result["status"][0])["error"]
+
+
+def _actors_of_ours() -> list[psutil.Process]:
+    """Ray Data's actors that descend from this very test run."""
+    ours = psutil.Process().children(recursive=True)
+    found = []
+    for process in ours:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "MapWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+DRIVER = """
+import contextlib, os, signal, sys
+from pathlib import Path
+import ray
+sys.path.insert(0, sys.argv[1])
+from test_extract import NUM_FRAMES, make_index, teacher_settings
+from clip2scene.config import ExtractSettings
+from clip2scene.teacher.encoder import Encoder, frame_row
+from clip2scene.teacher.extract import extract
+
+@contextlib.contextmanager
+def kill_ourselves_after_three_frames(*_, **__):
+    counted = []
+    def advance(n):
+        counted.append(n)
+        if len(counted) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+    yield advance
+
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+root = Path(sys.argv[2])
+index = make_index(root, NUM_FRAMES)
+(root / "CAM_LEFT-0.jpg").rename(root / "away.jpg")
+settings = ExtractSettings(num_actors=1, frames_per_batch=1)
+teacher = teacher_settings(Path(sys.argv[3]))
+extract(index, index.frames, teacher, settings, root / "store", kill_ourselves_after_three_frames)
+"""
+NUM_FRAMES = 40
+
+
+def test_killed_driver_and_killed_actor(ray_cluster: None, tiny_clip: TinyClip, tmp_path: Path) -> None:
+    # The first run has a Ray of its own with a single CPU, which must be enough; it dies with its driver.
+    arguments = [str(Path(__file__).parent), str(tmp_path), str(tiny_clip("token"))]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    killed = subprocess.run([sys.executable, "-c", DRIVER, *arguments], env=environment, timeout=240, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    path = tmp_path / "store"
+    with pytest.raises(DataError, match="no finished feature store"):
+        FeatureStore.open(path)
+    before = written(path)
+    assert 3 <= len(before) < NUM_FRAMES
+    assert list(store.read_entry(path, "frame-0").broken) == ["CAM_LEFT"]
+
+    # Since then one image was repaired and one stored frame was damaged; the second run loses its only actor.
+    (tmp_path / "away.jpg").rename(tmp_path / "CAM_LEFT-0.jpg")
+    damaged = store.frame_file(path, "frame-1")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    totals: list[tuple[str, int]] = []
+    victims: list[int] = []
+
+    @contextlib.contextmanager
+    def kill_actor_at_first_frame(description: str, total: int, **_: Any) -> Iterator[Callable[[int], None]]:
+        totals.append((description, total))
+
+        def advance(_: int) -> None:
+            if description == "extract" and not victims:
+                (actor,) = _actors_of_ours()
+                victims.append(actor.pid)
+                actor.send_signal(signal.SIGKILL)
+
+        yield advance
+
+    # The same index as in the first run; the images it draws are not used.
+    index = make_index(tmp_path / "again", NUM_FRAMES)
+    index = Index(index.dataset, tmp_path, index.version, index.frames)
+    settings = ExtractSettings(num_actors=1, frames_per_batch=1)
+    teacher = teacher_settings(tiny_clip("token"))
+    report = extract(index, index.frames, teacher, settings, path, kill_actor_at_first_frame)
+    assert len(victims) == 1
+    missing = NUM_FRAMES - len(before) + 2
+    assert (report.images_encoded, report.images_cached, report.broken) == (2 * missing, 2 * (len(before) - 2), ())
+    assert totals == [("check store", len(before)), ("extract", 2 * missing)]
+    after = written(path)
+    assert {id_ for id_ in before if after[id_] == before[id_]} == set(before) - {"frame-0", "frame-1"}
+    opened = FeatureStore.open(path)
+    assert all(len(opened.read(frame.frame_id)) == 2 for frame in index.frames)
