@@ -45,7 +45,9 @@ class Pipeline:
             "vocabulary": stages.prompts_digest,
             "job_digest": job.digest(),
         }
-        with self.tracker.run(job.name, tags=tags, params=job.model_dump(mode="json", by_alias=True)) as parent:
+        with self.tracker.run(
+            job.name, tags=tags, params=job.model_dump(mode="json", by_alias=True), system_metrics=False
+        ) as parent:
             self.report |= {"protocol": self._protocol(), "vocabulary": stages.prompts_digest, "run_id": parent.run_id}
             self._index(parent)
             if last >= STAGES.index("extract") and not own_student:
@@ -58,7 +60,7 @@ class Pipeline:
                 self._finetune(parent)
             self.report["seconds"] = {stage: round(seconds, 2) for stage, seconds in self.seconds.items()}
             self.report["digests"] = self._digests()
-            parent.log_metrics({f"seconds.{stage}": value for stage, value in self.seconds.items()})
+            parent.log_metrics({f"seconds/{stage}": value for stage, value in self.seconds.items()})
             stages.storage.write_json(stages.storage.root / "report.json", _json_able(self.report))
             parent.log_artifact(stages.storage.root / "report.json")
         return self.report
@@ -113,7 +115,7 @@ class Pipeline:
             self._log_scores(run, scores, values, {"teacher_2d": "seen", "student_3d": "seen"})
             self._log_overview(run, scores)
         self.report |= values
-        parent.log_metrics(values)
+        parent.log_metrics({_grouped(name): value for name, value in values.items()})
 
     def _finetune(self, parent: Run) -> None:
         students: dict[str, Trained] = {}
@@ -134,7 +136,7 @@ class Pipeline:
         self.report["majority_miou"] = mious["majority"]
         self.report["label_fraction"] = self.job.finetune.label_fraction
         self.report["labelled_frames"] = len(self.stages.labelled_frames)
-        parent.log_metrics(values)
+        parent.log_metrics({_grouped(name): value for name, value in values.items()})
 
     # --- tracking ---
 
@@ -169,9 +171,9 @@ class Pipeline:
             for method, domain in domains.items()
         }
         self.report.setdefault("per_class", {}).update(per_class)
-        run.log_metrics(values)
+        run.log_metrics({_grouped(name): value for name, value in values.items()})
         run.log_metrics(
-            {f"iou.{method}.{c}": v for method, ious in per_class.items() for c, v in ious.items() if v == v}
+            {f"iou_{method}/{c}": v for method, ious in per_class.items() for c, v in ious.items() if v == v}
         )
         run.log_figure(figures.class_bars(per_class, "IoU per class"), "figures/classes.png")
         for method, domain in domains.items():
@@ -213,6 +215,12 @@ class _History:
         self._run.set_tags({"student": student.digest, "cached": str(student.cached).lower()})
         if self._rows:
             self._run.log_figure(figures.loss_curves(self._rows, title), "figures/losses.png")
+
+
+def _grouped(name: str) -> str:
+    """``student_3d_miou`` as ``miou/student_3d``: MLflow draws the metrics before a slash together."""
+    method, _, score = name.rpartition("_")
+    return f"{score}/{method}"
 
 
 def _json_able(value: Any) -> Any:

@@ -1,0 +1,269 @@
+"""Figures of a run: what the labels look like on images and from above, and where they are wrong.
+
+Every function returns a matplotlib Figure made without pyplot, so none of it touches global state or needs a display.
+Labels are a vocabulary's: 0 is ignored (no label, no prediction), class ``c`` is ``c + 1``.
+Suffixes: N points, P visible points of one camera, C classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from clip2scene.data.vocabulary import IGNORE, Vocabulary
+from clip2scene.tracking.charts import class_bars, confusion_matrix, loss_curves
+from clip2scene.tracking.style import FRAME, GREY, INK, new_figure, readable
+
+__all__ = ["birds_eye", "class_bars", "confusion_matrix", "frame_overview", "loss_curves", "projected_labels"]
+
+CORRECT, WRONG, MISSING = "#a9adb3", "#d62728", "#a8cdec"
+_FAINT = "#cfd3d8"
+_CAMERA_ORDER = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
+_MAX_DEPTH_M = 50.0
+
+
+def projected_labels(
+    image_HW3: np.ndarray,
+    pixels_P2: np.ndarray,
+    labels_P: np.ndarray | None,
+    vocabulary: Vocabulary,
+    title: str = "",
+    depths_m_P: np.ndarray | None = None,
+) -> Figure:
+    """One image with its points in their class's colour; ignored points are grey and small.
+
+    Args:
+        image_HW3: uint8 RGB.
+        pixels_P2: u (right) and v (down) of every point, pixels.
+        labels_P: Labels; None colours by depth instead.
+        vocabulary: Classes and colours.
+        title: Written above.
+        depths_m_P: Depths, metres; used without labels.
+    """
+    height, width = image_HW3.shape[:2]
+    figure = new_figure(11.0, 11.0 * height / width + 1.5)
+    axes = figure.subplots()
+    coloured = _draw_camera(axes, image_HW3, pixels_P2, labels_P, depths_m_P, vocabulary, size=11.0)
+    axes.set_title(title, fontsize=14, color=INK)
+    _explain(figure, [axes], [] if labels_P is None else [labels_P], coloured, vocabulary)
+    return figure
+
+
+def frame_overview(
+    images: Mapping[str, np.ndarray],
+    pixels: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray] | None,
+    vocabulary: Vocabulary,
+    title: str = "",
+    depths_m: Mapping[str, np.ndarray] | None = None,
+) -> Figure:
+    """All cameras of a frame, three in a row (nuScenes' cameras as they sit on the car), with their points.
+
+    Args:
+        images: Per camera, uint8 RGB (H, W, 3).
+        pixels: Per camera, u and v of its points (P, 2).
+        labels: Per camera, labels (P,); None colours by depth instead.
+        vocabulary: Classes and colours.
+        title: Written above.
+        depths_m: Per camera, depths (P,) in metres; used without labels.
+    """
+    known = [name for name in _CAMERA_ORDER if name in images]
+    names = known + [name for name in images if name not in known]
+    columns = min(3, max(len(names), 1))
+    rows = math.ceil(len(names) / columns)
+    ratio = max((image.shape[0] / image.shape[1] for image in images.values()), default=0.5)
+    panel_in = 15.0 / columns
+    figure = new_figure(15.0, rows * (panel_in * ratio + 0.35) + 1.0)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    coloured = None
+    for axes, name in zip(grid.flat, names, strict=False):
+        labels_P = None if labels is None else labels[name]
+        depths_m_P = None if depths_m is None else depths_m[name]
+        drawn = _draw_camera(axes, images[name], pixels[name], labels_P, depths_m_P, vocabulary, size=11.0 / columns)
+        coloured = drawn or coloured
+        axes.set_title(f"{name}: {len(pixels[name]):,} points", fontsize=11, color=INK)
+    for axes in list(grid.flat)[len(names) :]:
+        axes.set_axis_off()
+    if title:
+        figure.suptitle(title, fontsize=14, color=INK)
+    _explain(figure, list(grid.flat), [] if labels is None else list(labels.values()), coloured, vocabulary)
+    return figure
+
+
+def birds_eye(
+    points_N3: np.ndarray,
+    panels: Mapping[str, np.ndarray],
+    truth_N: np.ndarray,
+    vocabulary: Vocabulary,
+    radius_m: float = 35.0,
+    title: str = "",
+) -> Figure:
+    """The cloud from above: ground truth and predictions side by side, and below each prediction where it is wrong.
+
+    Args:
+        points_N3: Points in the LiDAR's frame, metres (nuScenes: x right, y forward).
+        panels: Name of each method and its labels (N,); 0 where it predicts nothing.
+        truth_N: True labels; points with 0 are not scored and drawn in no error map.
+        vocabulary: Classes and colours.
+        radius_m: Half the side of the square that is shown.
+        title: Written above.
+    """
+    near_N = (np.abs(points_N3[:, :2]) <= radius_m).all(axis=1)
+    points_M3 = points_N3[near_N]
+    order_M = np.argsort(points_M3[:, 2], kind="stable")  # what is high hides what is below
+    xy_M2 = points_M3[order_M, :2]
+
+    def visible(labels_N: np.ndarray) -> np.ndarray:
+        return np.asarray(labels_N)[near_N][order_M]
+
+    columns = len(panels) + 1
+    figure = new_figure(4.7 * columns, 9.9)
+    grid = figure.subplots(2, columns, squeeze=False)
+    truth_M = visible(truth_N)
+    scored_M = truth_M != IGNORE
+    _draw_top_view(grid[0, 0], xy_M2, _colours(truth_M, vocabulary), ~scored_M, radius_m, "ground truth")
+    occurring = [truth_M]
+    for axes, below, (name, labels_N) in zip(grid[0, 1:], grid[1, 1:], panels.items(), strict=True):
+        labels_M = visible(labels_N)
+        occurring.append(labels_M)
+        missing_M, right_M = labels_M == IGNORE, labels_M == truth_M
+        _draw_top_view(axes, xy_M2, _colours(labels_M, vocabulary), missing_M, radius_m, name)
+        verdict_M = np.where(missing_M, MISSING, np.where(right_M, CORRECT, WRONG))
+        share = f"{right_M[scored_M].mean():.0%} right" if scored_M.any() else "no point is scored"
+        nowhere_M = np.zeros(scored_M.sum(), dtype=bool)
+        _draw_top_view(below, xy_M2[scored_M], verdict_M[scored_M], nowhere_M, radius_m, f"errors of {name}: {share}")
+    grid[1, 0].set_axis_off()
+    style = {"ncols": 2, "fontsize": 11, "title_fontsize": 12, "frameon": False, "labelcolor": INK}
+    classes = _class_handles(occurring, vocabulary, _FAINT)
+    verdicts = [_dot(CORRECT, "right"), _dot(WRONG, "wrong"), _dot(MISSING, "no prediction")]
+    upper = grid[1, 0].legend(
+        handles=classes, title="classes", loc="upper center", bbox_to_anchor=(0.5, 0.98), handletextpad=0.1, **style
+    )
+    grid[1, 0].add_artist(upper)
+    style["ncols"] = 3
+    grid[1, 0].legend(
+        handles=verdicts,
+        title="errors",
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.16),
+        handletextpad=0.1,
+        columnspacing=1.0,
+        **style,
+    )
+    if title:
+        figure.suptitle(title, fontsize=14, color=INK)
+    return figure
+
+
+def _draw_camera(
+    axes: Axes,
+    image_HW3: np.ndarray,
+    pixels_P2: np.ndarray,
+    labels_P: np.ndarray | None,
+    depths_m_P: np.ndarray | None,
+    vocabulary: Vocabulary,
+    size: float,
+) -> PathCollection | None:
+    """Image and points; returns the depth-coloured points, for a colour bar."""
+    grey_HW1 = image_HW3.mean(axis=2, keepdims=True)
+    # Pale and less colourful: points of every colour stand out, dark ones too, and the scene stays readable.
+    axes.imshow((0.55 * (0.4 * image_HW3 + 0.6 * grey_HW1) + 105).astype(np.uint8))
+    height, width = image_HW3.shape[:2]
+    axes.set_xlim(-0.5, width - 0.5)
+    axes.set_ylim(height - 0.5, -0.5)
+    axes.set_axis_off()
+    u_P, v_P = pixels_P2[:, 0], pixels_P2[:, 1]
+    if labels_P is not None:
+        ignored_P = labels_P == IGNORE
+        axes.scatter(u_P[ignored_P], v_P[ignored_P], s=size * 0.35, c=GREY, linewidths=0)
+        colours_P3 = _colours(labels_P, vocabulary)
+        axes.scatter(u_P[~ignored_P], v_P[~ignored_P], s=size, c=colours_P3[~ignored_P], linewidths=0)
+        return None
+    if depths_m_P is None:
+        axes.scatter(u_P, v_P, s=size, c="#c2185b", linewidths=0)
+        return None
+    far_first_P = np.argsort(-depths_m_P, kind="stable")
+    return axes.scatter(
+        u_P[far_first_P],
+        v_P[far_first_P],
+        s=size,
+        c=depths_m_P[far_first_P],
+        cmap=matplotlib.colormaps["turbo_r"],
+        norm=Normalize(0, _MAX_DEPTH_M),
+        linewidths=0,
+    )
+
+
+def _explain(
+    figure: Figure,
+    axes: list[Axes],
+    labels: list[np.ndarray],
+    coloured: PathCollection | None,
+    vocabulary: Vocabulary,
+) -> None:
+    """A legend of the classes that occur, or a bar of the depths."""
+    if labels:
+        handles = _class_handles(labels, vocabulary, GREY)
+        columns = max(1, int(figure.get_figwidth() / 1.85))
+        figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=columns,
+            fontsize=11,
+            frameon=False,
+            labelcolor=INK,
+            handletextpad=0.1,
+        )
+    elif coloured is not None:
+        bar = figure.colorbar(coloured, ax=axes, orientation="horizontal", fraction=0.035, pad=0.01, aspect=60)
+        bar.set_label("depth (m)", fontsize=11, color=INK)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=10, colors=INK)
+
+
+def _draw_top_view(
+    axes: Axes, xy_M2: np.ndarray, colours: np.ndarray, faint_M: np.ndarray, radius_m: float, title: str
+) -> None:
+    size = 2.4
+    axes.scatter(xy_M2[faint_M, 0], xy_M2[faint_M, 1], s=size * 0.5, c=_FAINT, linewidths=0)
+    axes.scatter(xy_M2[~faint_M, 0], xy_M2[~faint_M, 1], s=size, c=colours[~faint_M], linewidths=0)
+    axes.plot(0, 0, marker="^", color="black", markersize=7, markeredgecolor="white")
+    axes.set_xlim(-radius_m, radius_m)
+    axes.set_ylim(-radius_m, radius_m)
+    axes.set_aspect("equal")
+    axes.set_title(title, fontsize=12, color=INK)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter(lambda metres, _: f"{metres:g} m")
+    axes.tick_params(labelsize=10, colors=INK)
+    axes.spines[:].set_color(FRAME)
+
+
+def _colours(labels_P: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """RGB in [0, 1], (P, 3); grey where ignored."""
+    table = np.vstack([[158, 158, 158], np.asarray(vocabulary.colours)]) / 255
+    return np.asarray(table[labels_P.astype(np.int64)])
+
+
+def _class_handles(labels: list[np.ndarray], vocabulary: Vocabulary, ignored: str) -> list[Line2D]:
+    """Legend entries of the classes that occur, in the vocabulary's order, and of ignored points in their colour."""
+    occurring = sorted(set(np.unique(np.concatenate(labels)).tolist()))
+    handles = []
+    for label in occurring:
+        if label != IGNORE:
+            red, green, blue = (value / 255 for value in vocabulary.colours[label - 1])
+            handles.append(_dot((red, green, blue), readable(vocabulary.classes[label - 1])))
+    return handles + ([_dot(ignored, "none")] if IGNORE in occurring else [])
+
+
+def _dot(colour: str | tuple[float, float, float], label: str) -> Line2D:
+    return Line2D([], [], linestyle="", marker="o", markersize=8, markeredgewidth=0, color=colour, label=label)

@@ -1,0 +1,110 @@
+"""The table at the end of a pipeline, from the contents of its ``report.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from clip2scene.progress import duration
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_SCORES = (
+    ("majority_miou", "majority class everywhere"),
+    ("teacher_2d_miou", "2D-only: the teacher's labels on the points"),
+    ("student_3d_miou", "3D-only: the student, no label read"),
+)
+_INITIALISATIONS = {"pretrained": "from the student", "scratch": "from random weights"}
+
+
+def summary_table(report: Mapping[str, Any]) -> RenderableType:
+    """Scores, scores per class and seconds per stage; print it with a rich console, which may be a file.
+
+    Args:
+        report: The contents of ``report.json``: ``seed``, ``teacher_2d_miou``, ``student_3d_miou``, ``finetuned_miou``
+            (initialisation to mIoU), ``label_fraction``, ``majority_miou``, ``per_class`` (method to class to IoU or
+            None), ``images_encoded``, ``seconds`` (stage to s), ``protocol``, ``vocabulary``; scores and the label
+            fraction are fractions of 1. What is missing, because its stage did not run, is left out.
+    """
+    from rich.console import Group
+
+    parts = [_scores(report)]
+    if report.get("per_class"):
+        parts += [_classes(report["per_class"])]
+    if report.get("seconds"):
+        parts += [_seconds(report)]
+    return Group(*parts, _origin(report))
+
+
+def summary_text(report: Mapping[str, Any], width: int = 100) -> str:
+    """:func:`summary_table` as plain text without colours, for logs and artifacts."""
+    import io
+
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, highlight=False)
+    with console.capture() as captured:
+        console.print(summary_table(report))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def percent(fraction: float | None) -> str:
+    """``0.4112`` as ``41.1``; a dash where there is no score (None or NaN)."""
+    return "–" if fraction is None or fraction != fraction else f"{100 * fraction:.1f}"
+
+
+def _scores(report: Mapping[str, Any]) -> RenderableType:
+    rows = [(text, report[key]) for key, text in _SCORES if report.get(key) is not None]
+    fraction = report.get("label_fraction")
+    labels = f"fine-tuned on {100 * fraction:.3g}% of the labels" if fraction is not None else "fine-tuned"
+    for name, score in (report.get("finetuned_miou") or {}).items():
+        rows.append((f"{labels}, {_INITIALISATIONS.get(name, name)}", score))
+    table = _table("mIoU on held-out scenes")
+    table.add_column("", justify="left")
+    table.add_column("mIoU (%)", justify="right", style="bold")
+    for text, score in rows:
+        table.add_row(text, percent(score))
+    return table
+
+
+def _classes(per_class: Mapping[str, Mapping[str, float | None]]) -> RenderableType:
+    table = _table("IoU per class (%)")
+    table.add_column("class", justify="left", no_wrap=True)
+    for method in per_class:
+        table.add_column(method.replace("_", " "), justify="right")
+    for name in dict.fromkeys(name for scores in per_class.values() for name in scores):
+        table.add_row(name.replace("_", " "), *(percent(scores.get(name)) for scores in per_class.values()))
+    return table
+
+
+def _seconds(report: Mapping[str, Any]) -> RenderableType:
+    seconds = report["seconds"]
+    table = _table("time")
+    table.add_column("stage", justify="left")
+    table.add_column("took", justify="right")
+    for stage, taken_s in seconds.items():
+        table.add_row(stage, duration(taken_s))
+    if "total" not in seconds:
+        table.add_section()
+        table.add_row("total", duration(sum(seconds.values())))
+    return table
+
+
+def _origin(report: Mapping[str, Any]) -> RenderableType:
+    """What the scores hold for, so that they are not compared with others' by mistake."""
+    from rich.text import Text
+
+    parts = [
+        f"{name.replace('_', ' ')} {report[name]}"
+        for name in ("seed", "protocol", "vocabulary", "images_encoded")
+        if report.get(name) is not None
+    ]
+    return Text(", ".join(parts))
+
+
+def _table(title: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)

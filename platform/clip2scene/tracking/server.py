@@ -1,0 +1,208 @@
+"""An MLflow server of our own for one machine: sqlite and artifacts in one folder, on 127.0.0.1 only.
+
+Always a server, never sqlite from several processes: writers that open a fresh database at once destroy it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from clip2scene.config import ConfigError
+from clip2scene.tracking.errors import TrackingError
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 90.0
+
+
+@contextlib.contextmanager
+def embedded_server(folder: str | Path, port: int | None = None) -> Iterator[str]:
+    """Serve the runs kept in ``folder`` for as long as the block lasts.
+
+    The folder holds ``mlflow.db``, ``artifacts/`` and the server's log ``server.log``. No process of the server
+    outlives this one, however it ends.
+
+    Args:
+        folder: Where the runs are kept; made when it is missing.
+        port: TCP port on 127.0.0.1; a free one when not given.
+
+    Yields:
+        The tracking URI, ``http://127.0.0.1:PORT``.
+
+    Raises:
+        ConfigError: the port is busy or not allowed, or the folder cannot be written.
+        TrackingError: the server did not come up.
+    """
+    with _running(Path(folder).resolve(), port) as (_, uri):
+        yield uri
+
+
+@contextlib.contextmanager
+def _running(folder: Path, port: int | None) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    if port is not None:
+        _check_port(port)
+    try:
+        (folder / "artifacts").mkdir(parents=True, exist_ok=True)
+        with (folder / ".start.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two servers must not create the same database at once
+            process, port = _start(folder, port)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot keep runs there ({error.strerror})") from error
+    try:
+        yield process, f"http://{HOST}:{port}"
+    finally:
+        _stop(process)
+
+
+def serve_ui(folder: str | Path, port: int = 5000) -> None:
+    """Serve the runs kept in ``folder`` until Ctrl-C (or SIGTERM); ``clip2scene ui``.
+
+    Raises:
+        ConfigError: nothing was ever tracked there, or as in :func:`embedded_server`.
+        TrackingError: the server did not come up, or ended by itself.
+    """
+    from clip2scene.progress import console
+
+    folder = Path(folder).resolve()
+    if not (folder / "mlflow.db").is_file():
+        raise ConfigError(f"{folder}: no runs are kept there (no mlflow.db)")
+    stopped = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _running(folder, port) as (process, uri):
+            page = f"{uri}/#/experiments?workflowType=machine_learning"  # else it opens on language models
+            console().print(f"MLflow shows the runs at [bold]{page}[/bold] (Ctrl-C ends it)", soft_wrap=True)
+            process.wait()
+            raise TrackingError(f"the MLflow server at {uri} ended ({_last_line(folder)})")
+    except KeyboardInterrupt:
+        return
+    finally:
+        signal.signal(signal.SIGTERM, stopped)
+
+
+def healthy(uri: str, timeout_s: float = 10.0) -> bool:
+    """Whether an MLflow server answers at ``uri``; any HTTP answer counts, it may ask for a login."""
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=timeout_s):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except (OSError, ValueError):
+        return False
+
+
+def _start(folder: Path, port: int | None) -> tuple[subprocess.Popen[bytes], int]:
+    for attempts_left in (2, 1, 0):
+        chosen = port if port is not None else _free_port()
+        process = _launch(folder, chosen)
+        try:
+            _wait_until_healthy(process, chosen, folder)
+        except BaseException as error:
+            _stop(process)
+            # Between choosing a free port and binding it, another process may take it.
+            if port is None and attempts_left and "address already in use" in str(error):
+                continue
+            raise
+        return process, chosen
+    raise AssertionError("unreachable")
+
+
+def _launch(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "clip2scene.tracking.watchdog", sys.executable, "-m", "mlflow", "server"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    command += ["--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--uvicorn-opts", "--log-level=warning"]  # no line for every request
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "_MLFLOW_"))}
+    environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    log_path = folder / "server.log"
+    log_path.unlink(missing_ok=True)  # another server of this folder keeps writing to its own
+    with log_path.open("wb") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        if process.poll() is not None:
+            raise TrackingError(f"the MLflow server did not start: {_last_line(folder)} (log: {folder / 'server.log'})")
+        if healthy(f"http://{HOST}:{port}", timeout_s=2.0) and _listens(process.pid, port):
+            return
+        time.sleep(0.1)
+    raise TrackingError(
+        f"the MLflow server did not answer within {START_TIMEOUT_S:.0f} s: {_last_line(folder)} "
+        f"(log: {folder / 'server.log'})"
+    )
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether the answer came from our server, and not from one that took the port just before it."""
+    import psutil
+
+    try:
+        for process in psutil.Process(pid).children(recursive=True):
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                    return True
+    except psutil.Error:
+        pass
+    return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.close()  # the watchdog ends the whole group
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _check_port(port: int) -> None:
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"port {port} does not exist; allowed: 1 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as the server does: a closing connection is no user
+        try:
+            probe.bind((HOST, port))
+            probe.listen()
+        except PermissionError as error:
+            raise ConfigError(f"port {port} needs administrator rights; choose one above 1023") from error
+        except OSError as error:
+            raise ConfigError(f"port {port} on {HOST} is busy; choose another, or end what listens there") from error
+
+
+def _last_line(folder: Path) -> str:
+    """The line of the log that says most: the last one with an error's name, or else the last."""
+    text = (folder / "server.log").read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "address already in use" in line or re.search(r"(Error|Exception)\W", line)]
+    return (errors or lines or ["its log is empty"])[-1]
