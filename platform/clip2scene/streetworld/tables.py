@@ -1,0 +1,149 @@
+"""Rows of the official nuScenes tables, and the names of its scenes.
+
+Tokens are 32 hexadecimal characters, a hash of what the row is about, so that the same world has the same tokens
+however many processes wrote it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from clip2scene.streetworld.sensors import CAMERA_NAMES, LIDAR
+from clip2scene.streetworld.world import CATEGORIES
+
+VERSION = "v1.0-trainval"
+Row = dict[str, Any]
+TABLES = (
+    "category", "attribute", "visibility", "instance", "sensor", "calibrated_sensor", "ego_pose", "log", "scene",
+    "sample", "sample_data", "sample_annotation", "map", "lidarseg",
+)  # fmt: skip
+
+# Numbers of the scenes of nuScenes' official train (700) and val (150) splits.
+_TRAIN = """
+1-2 4-11 19-34 41-76 120-135 138-139 149-152 154-155 157-168 170-185 187-188 190-196 199-200 202-204
+206-214 218-220 222 224-264 283-306 315-318 321 323-324 328 347-386 388-403 405-408 410-459 461-465
+467-469 471-472 474-480 499-502 504-515 517-518 525-539 541-546 566 568 570-578 580 582-600 639-679 681
+683-689 695-698 700-701 703-719 726-728 730-731 733-741 744 746-747 749-752 757-765 767-769 786-787
+789-792 803-806 808-813 815-817 819-822 847-856 858 860-866 868-873 875-878 880 882-903 945 947 949
+952-953 955-961 975-984 988-992 994-1025 1044-1058 1074-1102 1104-1110
+"""
+_VAL = """
+3 12-18 35-36 38-39 92-110 221 268-278 329-332 344-346 519-524 552-565 625-627 629-630 632-638 770-771
+775 777-778 780-784 794-800 802 904-917 919-931 962-963 966-969 971-972 1059-1073
+"""
+
+_ATTRIBUTES = {
+    "vehicle.moving": "Vehicle is moving.",
+    "vehicle.parked": "Vehicle is stationary and parked.",
+    "cycle.with_rider": "There is a rider on the bicycle or motorcycle.",
+    "cycle.without_rider": "There is NO rider on the bicycle or motorcycle.",
+    "pedestrian.standing": "The human is standing.",
+    "pedestrian.moving": "The human is moving.",
+}
+_VISIBILITY = {"1": (0, 40), "2": (40, 60), "3": (60, 80), "4": (80, 100)}
+
+
+def scene_names(train: int, val: int) -> list[str]:
+    """The first ``train`` names of the official train split, then ``val`` of the val split."""
+    return [
+        f"scene-{number:04d}"
+        for numbers, count in ((_TRAIN, train), (_VAL, val))
+        for number in list(_numbers(numbers))[:count]
+    ]
+
+
+def _numbers(ranges: str) -> Iterator[int]:
+    for part in ranges.split():
+        low, _, high = part.partition("-")
+        yield from range(int(low), int(high or low) + 1)
+
+
+def token(*parts: object) -> str:
+    """32 hexadecimal characters that stand for ``parts``."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def category_token(category: int) -> str:
+    """Token of the raw category with that index."""
+    return token("category", category)
+
+
+def sensor_token(channel: str) -> str:
+    """Token of a sensor's row."""
+    return token("sensor", channel)
+
+
+def attribute_of(category: int, speed_m_s: float) -> list[str]:
+    """Tokens of the attributes of an object of a raw category: none for things that have no state."""
+    name = CATEGORIES[category]
+    if name in ("vehicle.bicycle", "vehicle.motorcycle"):
+        state = "cycle.with_rider" if speed_m_s else "cycle.without_rider"
+    elif name.startswith("vehicle."):
+        state = "vehicle.moving" if speed_m_s else "vehicle.parked"
+    elif name.startswith("human."):
+        state = "pedestrian.moving" if speed_m_s else "pedestrian.standing"
+    else:
+        return []
+    return [token("attribute", state)]
+
+
+def visibility_of(share: float) -> str:
+    """Token of the visibility level of an object of which the cameras see that share."""
+    return next((level for level, (_, high) in _VISIBILITY.items() if 100 * share < high), "4")
+
+
+def shared_rows() -> dict[str, list[Row]]:
+    """The rows that every world has: categories, attributes, visibility levels and sensors."""
+    return {
+        "category": [
+            {"token": category_token(i), "name": name, "description": "", "index": i}
+            for i, name in enumerate(CATEGORIES)
+        ],
+        "attribute": [
+            {"token": token("attribute", name), "name": name, "description": text} for name, text in _ATTRIBUTES.items()
+        ],
+        "visibility": [
+            {
+                "token": level,
+                "level": f"v{low}-{high}",
+                "description": f"visibility of whole object is between {low} and {high}%",
+            }
+            for level, (low, high) in _VISIBILITY.items()
+        ],
+        "sensor": [
+            {"token": sensor_token(channel), "channel": channel, "modality": "lidar" if channel == LIDAR else "camera"}
+            for channel in (LIDAR, *CAMERA_NAMES)
+        ],
+    }
+
+
+def link(rows: list[Row]) -> None:
+    """Fill ``prev`` and ``next`` of rows in time order."""
+    for before, after in itertools.pairwise(rows):
+        before["next"], after["prev"] = after["token"], before["token"]
+
+
+def translation(pose: np.ndarray) -> list[float]:
+    """Position of a pose (4, 4)."""
+    return [float(value) for value in pose[:3, 3]]
+
+
+def quaternion(pose: np.ndarray) -> list[float]:
+    """Rotation of a pose (4, 4) as a unit quaternion w, x, y, z."""
+    m = pose[:3, :3]
+    symmetric = np.array(
+        [
+            [m[0, 0] - m[1, 1] - m[2, 2], 0, 0, 0],
+            [m[0, 1] + m[1, 0], m[1, 1] - m[0, 0] - m[2, 2], 0, 0],
+            [m[0, 2] + m[2, 0], m[1, 2] + m[2, 1], m[2, 2] - m[0, 0] - m[1, 1], 0],
+            [m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1], m[0, 0] + m[1, 1] + m[2, 2]],
+        ]
+    )
+    x, y, z, w = np.linalg.eigh(symmetric)[1][:, -1]
+    sign = 1.0 if w >= 0 else -1.0
+    return [float(sign * value) for value in (w, x, y, z)]

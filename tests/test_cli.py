@@ -1,0 +1,190 @@
+"""The commands as a user types them, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TINY = [
+    "dataset.streetworld={train_scenes: 3, val_scenes: 2, keyframes_per_scene: 2, sweeps_between_keyframes: 2, "
+    "lidar_beams: 16, lidar_azimuth_steps: 180}",
+    "student={voxel_size_m: 1.0, channels: [8, 8, 16]}",
+    "distill.epochs=2",
+    "finetune.epochs=2",
+    "finetune.label_fraction=0.5",
+]
+
+
+def clip2scene(*words: object, timeout_s: int = 400) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "clip2scene.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=REPOSITORY, env=os.environ)
+
+
+def succeed(*words: object) -> str:
+    done = clip2scene(*words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def fail(*words: object) -> str:
+    """The one sentence that a mistake gets."""
+    done = clip2scene(*words)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("clip2scene: "), done.stderr[-3000:]
+    return last
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A finished tiny demo: (storage, what it printed)."""
+    storage = tmp_path_factory.mktemp("demo") / "demo-output"
+    return storage, succeed("run", "jobs/demo.yaml", "seed=3", f"storage={storage}", *TINY)
+
+
+def test_demo_writes_its_report(demo):
+    storage, printed = demo
+    report = json.loads((storage / "report.json").read_text())
+    assert report["seed"] == 3
+    assert report["images_encoded"] == 5 * 2 * 6
+    scores = ("teacher_2d_miou", "student_3d_miou", "majority_miou")
+    assert all(0 < report[key] < 1 for key in scores)
+    assert set(report["finetuned_miou"]) == {"pretrained", "scratch"}
+    assert set(report["per_class"]) == {"teacher_2d", "student_3d", "pretrained", "scratch"}
+    assert len(report["per_class"]["student_3d"]) == 16
+    assert {"index", "extract", "distill", "evaluate", "finetune"} <= set(report["seconds"])
+    assert report["label_fraction"] == 0.5
+    assert {"protocol", "vocabulary", "digests"} <= set(report)
+    assert f"clip2scene ui --storage {storage}" in printed
+    assert "mIoU" in printed
+
+
+def test_demo_is_tracked_as_a_parent_with_a_child_a_stage(demo):
+    with sqlite3.connect(demo[0] / "mlflow" / "mlflow.db") as database:
+        runs = dict(database.execute("select name, run_uuid from runs where status = 'FINISHED'"))
+        parents = dict(database.execute("select run_uuid, value from tags where key = 'mlflow.parentRunId'"))
+        epochs = database.execute(
+            "select distinct step from metrics where run_uuid = ? and key = 'loss'", (runs["distill"],)
+        ).fetchall()
+    children = set(runs) - {"demo"}
+    assert children == {
+        "index",
+        "extract",
+        "distill",
+        "evaluate",
+        "finetune-pretrained",
+        "finetune-scratch",
+        "evaluate-finetuned",
+    }
+    assert {parents[runs[name]] for name in children} == {runs["demo"]}
+    assert {step for (step,) in epochs} == {1, 2}
+    figures = {path.name for path in (demo[0] / "mlflow" / "artifacts").rglob("*.png")}
+    assert {"birds_eye.png", "losses.png", "confusion_student_3d.png", "images_truth.png", "classes.png"} <= figures
+
+
+def test_a_second_run_finds_everything(demo, tmp_path):
+    """Same job again: nothing is encoded or trained, the scores are the same; another seed of training reuses nothing."""
+    storage, _ = demo
+    before = json.loads((storage / "report.json").read_text())
+    students = {path: path.stat().st_mtime_ns for path in (storage / "students").iterdir()}
+    succeed("run", "jobs/demo.yaml", "seed=3", f"storage={storage}", *TINY)
+    after = json.loads((storage / "report.json").read_text())
+    assert after["images_encoded"] == 0
+    assert after["images_cached"] == before["images_encoded"]
+    assert {path: path.stat().st_mtime_ns for path in (storage / "students").iterdir()} == students
+    for key in ("teacher_2d_miou", "student_3d_miou", "finetuned_miou", "majority_miou", "per_class", "digests"):
+        assert after[key] == before[key]
+
+
+def test_index_and_inspect_the_real_keyframe(real_data, tmp_path):
+    index, figure = tmp_path / "index.parquet", tmp_path / "frame.png"
+    root = real_data / "nuscenes_keyframe"
+    succeed("index", "nuscenes", "--root", root, "--version", "v1.0-mini", "--output", index)
+    frames = json.loads(succeed("inspect", index, "--json", "--figure", figure))["frames"]
+    assert len(frames) == 1
+    assert frames[0]["points"] == 34688
+    assert frames[0]["pairs"] == {
+        "CAM_FRONT": 3053,
+        "CAM_FRONT_RIGHT": 3076,
+        "CAM_FRONT_LEFT": 3696,
+        "CAM_BACK": 4820,
+        "CAM_BACK_LEFT": 4089,
+        "CAM_BACK_RIGHT": 3369,
+    }
+    assert (frames[0]["seen_by_any"], frames[0]["seen_by_two_or_more"]) == (20180, 1923)
+    assert figure.stat().st_size > 100_000
+    moved = shutil.copytree(root, tmp_path / "moved")
+    assert json.loads(succeed("inspect", index, "--root", moved, "--json"))["frames"] == frames
+    assert "no-such-frame" in fail("inspect", index, "--frame", "no-such-frame")
+
+
+def test_the_real_keyframe_through_extraction_and_ten_steps(real_data, tmp_path):
+    succeed(
+        "run",
+        "jobs/nuscenes.yaml",
+        "stage=distill",
+        f"storage={tmp_path}",
+        f"dataset.root={real_data / 'nuscenes_keyframe'}",
+        "dataset.version=v1.0-mini",
+        "dataset.train_split=mini_train",
+        "dataset.eval_split=mini_train",
+        "teacher.pretrained=random",
+        "prompts.templates=plain",
+        "student={voxel_size_m: 0.5, channels: [8, 16, 16]}",
+        "distill.batch_size=2",
+        "distill.max_steps=10",
+        "extract.gpus_per_actor=0",
+        "resources.gpus_per_worker=0",
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["images_encoded"] == 6
+    with sqlite3.connect(tmp_path / "mlflow" / "mlflow.db") as database:
+        losses = database.execute("select value, is_nan from metrics where key in ('loss', 'scr', 'stcr')").fetchall()
+    assert len(losses) == 30
+    assert not any(is_nan for _, is_nan in losses)
+
+
+def test_doctor_passes():
+    assert "ok      sparse convolution" in succeed("doctor")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["run", "jobs/demo.yaml", "distill.tau=1"], "distill.tau: unknown key"),
+        (["run", "jobs/none.yaml"], "cannot read the job file"),
+        (["run", "jobs/demo.yaml", "resources.gpus_per_worker=64"], "needs 128 GPUs"),
+        (["run", "jobs/demo.yaml", "storage=/proc/nowhere"], "cannot make this folder"),
+        (["run", "jobs/demo.yaml", "prompts.vocabulary=latin"], "allowed: nuscenes"),
+        (["index", "nuscenes", "--root", "/nowhere", "--version", "v1.0-mini", "--output", "x"], "/nowhere"),
+        (["inspect", "/nowhere.parquet"], "no such index file"),
+        (["ui", "--storage", "/nowhere"], "no runs there"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words, sentence, tmp_path):
+    if words[0] == "run" and not any(word.startswith("storage=") for word in words):
+        words = [*words, f"storage={tmp_path}"]
+    assert sentence in fail(*words)
+
+
+def test_a_checkpoint_of_another_architecture(demo):
+    storage, _ = demo
+    student = next((storage / "students").glob("*.safetensors"))
+    words = ["run", "jobs/demo.yaml", "seed=3", f"storage={storage}", *TINY, f"finetune.checkpoint={student}"]
+    assert "another architecture: trained with student.channels=[8, 8, 16]" in fail(*words, "student.channels=[8, 16]")
+
+
+def test_an_unknown_split_or_one_that_is_not_there(demo):
+    storage, _ = demo
+    words = ["run", "jobs/demo.yaml", "seed=3", f"storage={storage}", *TINY]
+    assert "allowed: " in fail(*words, "dataset.eval_split=holdout")
+    assert "has no keyframe" in fail(*words, "dataset.eval_split=mini_val")
