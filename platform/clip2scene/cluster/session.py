@@ -24,8 +24,6 @@ def ray_session(job: Job, address: str | None = None) -> Iterator[None]:
     # Without this a report() of a training worker waits one to two seconds for the controller's next look.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's C++ side warns on the driver's terminal of things that Ray Data does on purpose.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}

@@ -27,7 +27,7 @@ class Hits:
     distance: np.ndarray
     """(N,) float32 in lengths of the ray's direction; FAR_M where nothing was hit."""
     triangle: np.ndarray
-    """(N,) int64 into the tracer's triangles, -1 where nothing was hit."""
+    """(N,) int32 into the tracer's triangles, -1 where nothing was hit."""
     normal: np.ndarray
     """(N, 3) float32, not normalised, either side."""
 
@@ -81,13 +81,13 @@ class Tracer:
     ) -> Hits:
         """First hits of rays (N, 3) among all things at rest and some that move, which only ``rays`` can meet."""
         found = self._static.run(origins, directions, output=True)
-        triangle = found["primID"].astype(np.int64)
-        distance = np.where(triangle < 0, np.float32(FAR_M), found["tfar"])
+        triangle, distance = found["primID"], found["tfar"]
+        distance[triangle < 0] = FAR_M
         normal = found["Ng"]
         rays = np.arange(len(origins)) if rays is None else rays
         if len(moving) and len(rays):
             tree = _tree([self._placed(i, time_s) for i in moving])
-            lookup = np.concatenate([self._range[i] for i in moving])
+            lookup = np.concatenate([self._range[i] for i in moving]).astype(np.int32)
             extra = tree.run(origins[rays], directions[rays], output=True)
             nearer = (extra["primID"] >= 0) & (extra["tfar"] < distance[rays])
             chosen = rays[nearer]
@@ -123,7 +123,9 @@ def render_camera(
     moving, rays = _in_view(tracer, camera, pose, time_s)
     hits = tracer.cast(time_s, origins, directions, moving, rays)
     solid = np.flatnonzero(hits.triangle >= 0)
-    image = _sky(scene, directions)
+    image = np.empty_like(directions)
+    empty = np.flatnonzero(hits.triangle < 0)
+    image[empty] = _sky(scene, directions[empty])
     seen = np.full(len(directions), -1, np.int32)
     seen[solid] = tracer.objects[hits.triangle[solid]]
     image[solid] = _shade(tracer, time_s, origins[0], directions[solid], hits, solid)

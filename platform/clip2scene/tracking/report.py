@@ -29,7 +29,8 @@ def summary_table(report: Mapping[str, Any]) -> RenderableType:
     """
     from rich.console import Group
 
-    parts = [_scores(report)]
+    rows = _scores(report)
+    parts = [_score_table(rows)] if rows else []
     if report.get("per_class"):
         parts += [_classes(report["per_class"])]
     if report.get("seconds"):
@@ -54,12 +55,16 @@ def percent(fraction: float | None) -> str:
     return "–" if fraction is None or fraction != fraction else f"{100 * fraction:.1f}"
 
 
-def _scores(report: Mapping[str, Any]) -> RenderableType:
+def _scores(report: Mapping[str, Any]) -> list[tuple[str, float | None]]:
     rows = [(text, report[key]) for key, text in _SCORES if report.get(key) is not None]
     fraction = report.get("label_fraction")
     labels = f"fine-tuned on {100 * fraction:.3g}% of the labels" if fraction is not None else "fine-tuned"
     for name, score in (report.get("finetuned_miou") or {}).items():
         rows.append((f"{labels}, {_INITIALISATIONS.get(name, name)}", score))
+    return rows
+
+
+def _score_table(rows: list[tuple[str, float | None]]) -> RenderableType:
     table = _table("mIoU on held-out scenes")
     table.add_column("", justify="left")
     table.add_column("mIoU (%)", justify="right", style="bold")

@@ -20,7 +20,7 @@ from clip2scene.config import AugmentSettings
 from clip2scene.data.clouds import read_cloud, read_labels, resolve
 from clip2scene.data.index import DataError, Frame
 from clip2scene.data.vocabulary import Vocabulary
-from clip2scene.geometry.pairing import pair
+from clip2scene.geometry.pairing import Pairs, pair
 from clip2scene.geometry.registration import choose_sweeps, register
 from clip2scene.teacher.store import FeatureStore
 
@@ -73,49 +73,41 @@ class SampleSource:
         Raises:
             DataError: a file is missing or damaged, or labels are asked of a frame without any.
         """
-        clouds, pairs = [], []
-        sources = [(frame.cloud_path, frame.world_from_lidar)]
-        sources += [(s.path, s.world_from_lidar) for s in choose_sweeps(frame, self.num_sweeps, self.sweep_window_s)]
-        for path, world_from_lidar in sources:
+        clouds, starts, pairs = [], [0], []
+        for path, world_from_lidar in self._sweeps(frame):
             cloud = read_cloud(resolve(self.root, path))
             if self.store is not None:
                 pairs.append(pair(cloud[:, :3], world_from_lidar, frame.cameras))
-            points_N3 = (
-                cloud[:, :3]
-                if path == frame.cloud_path
-                else register(cloud[:, :3], world_from_lidar, frame.world_from_lidar)
-            )
+            points_N3 = register(cloud[:, :3], world_from_lidar, frame.world_from_lidar)
             # nuScenes stores intensity as 0 to 255.
-            clouds.append(np.column_stack((points_N3, cloud[:, 3] / 255.0)).astype(np.float32))
+            clouds.append(np.column_stack((points_N3, cloud[:, 3] / 255)).astype(np.float32))
+            starts.append(starts[-1] + len(cloud))
         points_N4 = torch.from_numpy(np.concatenate(clouds))
-        sizes = [len(cloud) for cloud in clouds]
-        features, image_of_camera, sizes_px = self._features(frame)
-        starts = np.cumsum([0, *sizes[:-1]])
-        point_P = (
-            np.concatenate([p.point_P + start for p, start in zip(pairs, starts, strict=True)]) if pairs else _NONE
-        )
-        camera_P = np.concatenate([p.camera_P for p in pairs]) if pairs else _NONE
-        pixel_P2 = np.concatenate([p.pixel_P2 for p in pairs]) if pairs else np.zeros((0, 2), np.float32)
-        known_P = image_of_camera[camera_P] >= 0
-        point_P, camera_P, pixel_P2 = point_P[known_P], camera_P[known_P], pixel_P2[known_P]
-        pair_point_P = torch.from_numpy(point_P)
+        cloud_N = torch.repeat_interleave(torch.arange(len(clouds)), torch.tensor(np.diff(starts)))
+        features_MhwD, image_of_camera = self._features(frame)
+        pairs_P = self._pairs(frame, pairs, starts, image_of_camera)
         return Sample(
             points_N4=points_N4,
-            cloud_N=torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)),
-            labels_N=self._labels(frame, sizes[0]),
-            features_MhwD=features,
-            pair_point_P=pair_point_P,
-            pair_image_P=torch.from_numpy(image_of_camera[camera_P]),
-            pair_position_P2=torch.from_numpy((pixel_P2 / sizes_px[camera_P]).astype(np.float32)),
-            pair_frame_P=torch.zeros_like(pair_point_P),
-            pair_xyz_P3=points_N4[pair_point_P, :3],
+            cloud_N=cloud_N,
+            labels_N=self._labels(frame, starts[1]),
+            features_MhwD=features_MhwD,
+            pair_point_P=pairs_P[0],
+            pair_image_P=pairs_P[1],
+            pair_position_P2=pairs_P[2],
+            pair_frame_P=torch.zeros_like(pairs_P[0]),
+            pair_xyz_P3=points_N4[pairs_P[0], :3],
         )
 
-    def _features(self, frame: Frame) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    def _sweeps(self, frame: Frame) -> list[tuple[str, np.ndarray]]:
+        """Cloud file and pose of the keyframe and of its chosen sweeps."""
+        chosen = choose_sweeps(frame, self.num_sweeps, self.sweep_window_s)
+        return [(frame.cloud_path, frame.world_from_lidar)] + [(s.path, s.world_from_lidar) for s in chosen]
+
+    def _features(self, frame: Frame) -> tuple[torch.Tensor, np.ndarray]:
+        """The frame's feature maps, and each camera's row among them (-1: its image has none)."""
         image_of_camera = np.full(len(frame.cameras), -1, dtype=np.int64)
-        sizes_px = np.array([(c.width, c.height) for c in frame.cameras], dtype=np.float32).reshape(-1, 2)
         if self.store is None:
-            return torch.zeros((0, 0, 0, 0), dtype=torch.float16), image_of_camera, sizes_px
+            return torch.zeros((0, 0, 0, 0), dtype=torch.float16), image_of_camera
         stored = self.store.read(frame.frame_id)
         grids: list[np.ndarray] = []
         for position, camera in enumerate(frame.cameras):
@@ -124,7 +116,25 @@ class SampleSource:
                 grids.append(stored[camera.name])
         if not grids:
             raise DataError(f"frame {frame.frame_id}: none of its images could be encoded, so it has no features")
-        return torch.from_numpy(np.stack(grids)), image_of_camera, sizes_px
+        return torch.from_numpy(np.stack(grids)), image_of_camera
+
+    def _pairs(
+        self, frame: Frame, pairs: list[Pairs], starts: list[int], image_of_camera: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pairs of all clouds with images that have features: point, image, relative position."""
+        if not pairs:
+            none = torch.zeros(0, dtype=torch.int64)
+            return none, none, torch.zeros((0, 2))
+        point_P = np.concatenate([p.point_P + start for p, start in zip(pairs, starts, strict=False)])
+        camera_P = np.concatenate([p.camera_P for p in pairs])
+        size_M2 = np.array([(camera.width, camera.height) for camera in frame.cameras])
+        position_P2 = np.concatenate([p.pixel_P2 for p in pairs]) / size_M2[camera_P]
+        known_P = image_of_camera[camera_P] >= 0
+        return (
+            torch.from_numpy(point_P[known_P]),
+            torch.from_numpy(image_of_camera[camera_P[known_P]]),
+            torch.from_numpy(position_P2[known_P].astype(np.float32)),
+        )
 
     def _labels(self, frame: Frame, num_points: int) -> torch.Tensor:
         if self.label_vocabulary is None:
@@ -133,9 +143,6 @@ class SampleSource:
             raise DataError(f"frame {frame.frame_id}: has no label file, and labels are needed here")
         labels_N = read_labels(resolve(self.root, frame.label_path), num_points, self.label_vocabulary)
         return torch.from_numpy(labels_N)
-
-
-_NONE = np.zeros(0, dtype=np.int64)
 
 
 class SampleCache:

@@ -1,0 +1,104 @@
+"""A world is written whole or not at all, is the same for any number of processes, and leaves foreign files alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clip2scene.config import StreetworldSettings
+from clip2scene.data.index import DataError
+from clip2scene.data.vocabulary import vocabulary
+from clip2scene.streetworld.generate import MANIFEST, generate
+from clip2scene.streetworld.tables import scene_names
+
+TINY = StreetworldSettings(
+    train_scenes=1,
+    val_scenes=1,
+    keyframes_per_scene=1,
+    sweeps_between_keyframes=1,
+    image_width_px=80,
+    image_height_px=48,
+    lidar_azimuth_steps=36,
+)
+
+
+def contents(root: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tiny") / "world"
+    generate(root, TINY, seed=3)
+    return root
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers(tiny: Path, tmp_path: Path) -> None:
+    generate(tmp_path / "world", TINY, seed=3, workers=2)
+    assert contents(tmp_path / "world") == contents(tiny)
+
+
+def test_another_seed_is_another_world(tiny: Path, tmp_path: Path) -> None:
+    generate(tmp_path / "world", TINY, seed=4)
+    ours, theirs = contents(tiny), contents(tmp_path / "world")
+    assert not {path for path, digest in ours.items() if path.startswith("samples") and theirs.get(path) == digest}
+
+
+def test_a_finished_world_is_left_alone_and_counted_by_progress(tmp_path: Path) -> None:
+    finished: list[int] = []
+    generate(tmp_path / "world", TINY, seed=5, progress=finished.append)
+    before = (tmp_path / "world" / MANIFEST).stat().st_mtime_ns
+    generate(tmp_path / "world", TINY, seed=5, progress=finished.append)
+    assert finished == [1, 1]
+    assert (tmp_path / "world" / MANIFEST).stat().st_mtime_ns == before
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+
+
+@pytest.mark.parametrize("held", ["notes.txt", MANIFEST])
+def test_a_folder_that_holds_something_else_is_refused_and_kept(tmp_path: Path, held: str) -> None:
+    (tmp_path / held).write_text(json.dumps({"digest": "of another world"}))
+    with pytest.raises(DataError, match="choose another folder"):
+        generate(tmp_path, TINY, seed=3)
+    assert [path.name for path in tmp_path.iterdir()] == [held]
+
+
+def test_a_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(tmp_path / "world", TINY, seed=3, progress=stop)
+    assert not list(tmp_path.iterdir())
+
+
+def test_scene_names_are_those_of_the_official_splits() -> None:
+    from nuscenes.utils import splits
+
+    assert scene_names(700, 150) == [*splits.train, *splits.val]
+    assert scene_names(2, 1) == ["scene-0001", "scene-0002", "scene-0003"]
+
+
+def test_every_class_occurs_in_train_and_val(streetworld_root: tuple[Path, str]) -> None:
+    root, version = streetworld_root
+    tables = {
+        name: json.loads((root / version / f"{name}.json").read_text())
+        for name in ("scene", "sample", "sample_data", "lidarseg")
+    }
+    scene_of_sample = {row["token"]: row["scene_token"] for row in tables["sample"]}
+    scene_of_data = {row["token"]: scene_of_sample[row["sample_token"]] for row in tables["sample_data"]}
+    validation = {row["token"] for row in tables["scene"] if row["name"] in scene_names(0, 150)}
+    counts = np.zeros((2, 17), int)
+    for row in tables["lidarseg"]:
+        raw = np.fromfile(root / row["filename"], np.uint8)
+        part = int(scene_of_data[row["sample_data_token"]] in validation)
+        counts[part] += np.bincount(vocabulary("nuscenes").labels(raw, row["filename"]), minlength=17)
+    assert (counts[:, 1:] > 0).sum(axis=1).min() >= 14
+    assert (counts[:, 0] == 0).all()
