@@ -237,11 +237,13 @@ class StreetworldClipSettings(Settings):
     output: str = "streetworld-clip"
     """Folder for open_clip_config.json and open_clip_model.safetensors."""
     world_seeds: tuple[int, ...] = Field((1001, 1002, 1003, 1004), min_length=1)
-    scenes_per_world: int = Field(24, ge=1)
-    crops_per_image: int = Field(20, ge=1)
+    scenes_per_world: int = Field(28, ge=1)
+    tiles_per_image: int = Field(3, ge=1)
+    """Pieces of an image, with eight crops each."""
     steps: int = Field(3000, ge=1)
-    batch_size: int = Field(256, ge=2)
-    learning_rate: float = Field(1e-3, gt=0)
+    batch_size: int = Field(128, ge=8)
+    """Crops a step."""
+    learning_rate: float = Field(1.2e-3, gt=0)
 
 
 class Job(Settings):

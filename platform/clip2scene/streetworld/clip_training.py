@@ -1,7 +1,10 @@
 """Train the small CLIP that ships with streetworld: an open_clip model and the CLIP objective (Radford et al., 2021).
 
 Symmetric InfoNCE between crops and captions; captions of equal content are all positives of each other, so that twenty
-"a photo of a car" in one batch do not repel each other. B crops a batch, D = size of the joint embedding.
+"a photo of a car" in one batch do not repel each other. A crop is embedded in two ways, and both are pulled to its
+caption: by itself, as CLIP does, and as the average of its patches in the surrounding tile, read as MaskCLIP reads them
+(the last block's value path), which is how the model will be used on whole images.
+B crops a batch, D = size of the joint embedding, W = width of the vision tower.
 """
 
 from __future__ import annotations
@@ -24,9 +27,11 @@ from torch.nn import functional
 
 from clip2scene.config import StreetworldClipSettings
 from clip2scene.data.vocabulary import vocabulary
-from clip2scene.streetworld.captions import CROP_PX, Crop, crops_of_scene
+from clip2scene.streetworld.captions import CROPS_PER_TILE, PATCH_PX, TILE_PX, Tile, tiles_of_scene
 from clip2scene.teacher.prompts import TEMPLATES
 
+CROP_PX = 48
+"""Side of a crop as the model sees it."""
 MODEL_CFG: dict[str, Any] = {
     "embed_dim": 64,
     "vision_cfg": {
@@ -43,7 +48,6 @@ PREPROCESS_CFG: dict[str, Any] = {
     "interpolation": "bicubic",
     "resize_mode": "squash",
 }
-IMAGE_SIZE_PX = (400, 224)
 WARMUP_STEPS = 100
 WEIGHT_DECAY = 0.05
 
@@ -59,32 +63,32 @@ def train(
     Returns:
         The last loss and the number of crops.
     """
-    crops: list[Crop] = []
-    seen_before: Counter[str] = Counter()
+    tiles: list[Tile] = []
+    cut_before: Counter[str] = Counter()
     words = vocabulary("nuscenes")
     for world in settings.world_seeds:
         for number in range(settings.scenes_per_world):
-            crops += crops_of_scene(world, number, words, settings.crops_per_image, *IMAGE_SIZE_PX, seen_before)
+            tiles += tiles_of_scene(world, number, words, settings.tiles_per_image, cut_before)
             if progress is not None:
                 progress(1)
-    model, loss = fit(crops, settings, seed, progress)
+    model, loss = fit(tiles, settings, seed, progress)
     save(model, output)
-    return {"loss": loss, "crops": float(len(crops))}
+    return {"loss": loss, "crops": float(sum(len(tile.crops) for tile in tiles))}
 
 
 def fit(
-    crops: list[Crop], settings: StreetworldClipSettings, seed: int, progress: Callable[..., None] | None = None
+    tiles: list[Tile], settings: StreetworldClipSettings, seed: int, progress: Callable[..., None] | None = None
 ) -> tuple[open_clip.CLIP, float]:
-    """A model trained on the crops, and its last loss."""
+    """A model trained on crops of the tiles, and its last loss."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 4])
     model = open_clip.CLIP(**MODEL_CFG)
     # No position: a crop says nothing about where it was cut, and the dense grid is another one than the crop's.
-    model.visual.positional_embedding.data.zero_().requires_grad_(False)
+    model.visual.positional_embedding.requires_grad_(False).zero_()
     tokens = Tokens()
-    images = np.stack([crop.image for crop in crops])
-    numbers = {content: number for number, content in enumerate(dict.fromkeys(crop.content for crop in crops))}
-    contents = torch.tensor([numbers[crop.content] for crop in crops])
+    contents = {content: i for i, content in enumerate(dict.fromkeys(c.content for tile in tiles for c in tile.crops))}
+    images = np.stack([tile.image for tile in tiles])
+    tiles_per_batch = min(max(settings.batch_size // CROPS_PER_TILE, 1), len(tiles))
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True
     )
@@ -93,11 +97,23 @@ def fit(
         rate = min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * rate
-        batch = rng.choice(len(crops), min(settings.batch_size, len(crops)), replace=False)
-        sentences = [str(TEMPLATES[int(rng.integers(len(TEMPLATES)))]).format(crops[i].phrase) for i in batch]
-        features_BD = model.encode_image(_augment(rng, images[batch]), normalize=True)
-        text_BD = model.encode_text(tokens(sentences), normalize=True)
-        loss = contrastive_loss(features_BD, text_BD, contents[batch], model.logit_scale.exp())
+        batch = rng.choice(len(tiles), tiles_per_batch, replace=False)
+        crops = [(i, crop) for i, number in enumerate(batch) for crop in tiles[number].crops]
+        sentences = [str(TEMPLATES[int(rng.integers(len(TEMPLATES)))]).format(crop.phrase) for _, crop in crops]
+        mirrored = rng.random(len(batch)) < 0.5
+        pixels = _augment(rng, images[batch], mirrored)
+        # Every second crop also by itself: half the work, and as many sentences for the others to be told from.
+        alone = slice(int(rng.integers(2)), None, 2)
+        last = TILE_PX // PATCH_PX
+        columns = [last - crop.side - crop.column if mirrored[i] else crop.column for i, crop in crops]
+        windows = [(i, crop.row, column, crop.side) for (i, crop), column in zip(crops, columns, strict=True)]
+        inside_BD = functional.normalize(in_context(model, pixels, windows), dim=-1)
+        alone_BD = model.encode_image(cut(pixels, windows[alone]), normalize=True)
+        texts_BD = model.encode_text(tokens(sentences), normalize=True)
+        same_B = torch.tensor([contents[crop.content] for _, crop in crops])
+        scale = model.logit_scale.exp()
+        loss = contrastive_loss(inside_BD, texts_BD, same_B, scale)
+        loss = loss + contrastive_loss(alone_BD, texts_BD[alone], same_B[alone], scale)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -109,8 +125,40 @@ def fit(
     return model.eval(), value
 
 
+def in_context(model: open_clip.CLIP, tiles: Tensor, windows: list[tuple[int, int, int, int]]) -> Tensor:
+    """Embeddings (B, D) of crops as averages over their patches in tiles (T, 3, H, W); no positions are added.
+
+    ``windows`` are (tile, row, column, side) in patches.
+    """
+    visual: Any = model.visual
+    patches_TWhw = visual.conv1(tiles)
+    rows, columns = patches_TWhw.shape[2:]
+    x_TLW = patches_TWhw.flatten(2).transpose(1, 2)
+    x_TLW = visual.ln_pre(torch.cat([visual.class_embedding.expand(len(x_TLW), 1, -1), x_TLW], dim=1))
+    for block in visual.transformer.resblocks[:-1]:
+        x_TLW = block(x_TLW)
+    last = visual.transformer.resblocks[-1]
+    width = last.attn.embed_dim
+    weight, bias = last.attn.in_proj_weight[2 * width :], last.attn.in_proj_bias[2 * width :]
+    values_TLW = last.attn.out_proj(functional.linear(last.ln_1(x_TLW[:, 1:]), weight, bias))
+    dense_ThwD = (visual.ln_post(values_TLW) @ visual.proj).unflatten(1, (rows, columns))
+    return torch.stack([dense_ThwD[i, r : r + side, c : c + side].mean(dim=(0, 1)) for i, r, c, side in windows])
+
+
+def cut(tiles: Tensor, windows: list[tuple[int, int, int, int]]) -> Tensor:
+    """The crops themselves, resized to the model's input: (B, 3, CROP_PX, CROP_PX)."""
+    pieces = []
+    for i, row, column, side in windows:
+        top, left, size = PATCH_PX * row, PATCH_PX * column, PATCH_PX * side
+        piece = tiles[i : i + 1, :, top : top + size, left : left + size]
+        if size != CROP_PX:
+            piece = functional.interpolate(piece, (CROP_PX, CROP_PX), mode="bilinear", antialias=size > CROP_PX)
+        pieces.append(piece)
+    return torch.cat(pieces)
+
+
 class Tokens:
-    """open_clip's tokenizer, which splits at blanks anyway, remembering words: it is slow, and captions repeat theirs."""
+    """open_clip's tokenizer, remembering words (it splits at blanks anyway): it is slow, and captions repeat theirs."""
 
     def __init__(self) -> None:
         self._tokenizer = open_clip.SimpleTokenizer()
@@ -145,14 +193,12 @@ def normalise(images: np.ndarray) -> Tensor:
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-def _augment(rng: np.random.Generator, images: np.ndarray) -> Tensor:
-    """Mirror images, and shift brightness, contrast and colour slightly."""
-    flipped = np.where(rng.random((len(images), 1, 1, 1)) < 0.5, images[:, :, ::-1], images)
-    gain = (rng.uniform(0.85, 1.15, (len(images), 1, 1, 1)) * rng.uniform(0.95, 1.05, (len(images), 1, 1, 3))).astype(
-        np.float32
-    )
-    shift = rng.uniform(-15, 15, (len(images), 1, 1, 1)).astype(np.float32)
-    return normalise((flipped * gain + shift).clip(0, 255).astype(np.uint8))
+def _augment(rng: np.random.Generator, images: np.ndarray, mirrored: np.ndarray) -> Tensor:
+    """Mirror the images of which that is said, and shift brightness, contrast and colour slightly."""
+    images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    gain = rng.uniform(0.85, 1.15, (len(images), 1, 1, 1)) * rng.uniform(0.95, 1.05, (len(images), 1, 1, 3))
+    shift = rng.uniform(-15, 15, (len(images), 1, 1, 1))
+    return normalise((images * gain.astype(np.float32) + shift.astype(np.float32)).clip(0, 255).astype(np.uint8))
 
 
 def save(model: open_clip.CLIP, output: Path) -> None:

@@ -8,9 +8,13 @@ from clip2scene.streetworld.meshes import Mesh, Texture, blob, box, cylinder, me
 from clip2scene.streetworld.vehicles import odd, pick, vary
 
 _CLOTHES = (
-    (0.1, 0.12, 0.3), (0.5, 0.08, 0.1), (0.75, 0.7, 0.65), (0.15, 0.15, 0.15), (0.7, 0.55, 0.1), (0.1, 0.35, 0.2),
-    (0.45, 0.2, 0.45),
-)  # fmt: skip
+    (0.15, 0.2, 0.65),
+    (0.2, 0.35, 0.75),
+    (0.45, 0.15, 0.6),
+    (0.3, 0.12, 0.45),
+    (0.7, 0.55, 0.1),
+    (0.15, 0.15, 0.15),
+)
 _TROUSERS = ((0.1, 0.12, 0.25), (0.08, 0.08, 0.09), (0.4, 0.33, 0.22), (0.25, 0.27, 0.3))
 _SKIN = ((0.75, 0.55, 0.42), (0.5, 0.33, 0.22), (0.3, 0.19, 0.13))
 _WALLS = (
@@ -53,7 +57,7 @@ def pedestrian(
 
 def barrier(rng: np.random.Generator, style: int) -> Mesh:
     """A low wall across the way, 2 m wide (along y) and 1 m high: concrete blocks or striped plastic, by ``style``."""
-    colour = ((0.75, 0.74, 0.7), (0.85, 0.12, 0.08), (0.9, 0.4, 0.05))[style % 3]
+    colour = ((0.75, 0.74, 0.7), (0.85, 0.1, 0.1), (0.8, 0.08, 0.12))[style % 3]
     profile = [(-0.3, 0.0), (0.3, 0.0), (0.28, 0.15), (0.12, 0.4), (0.1, 1.0), (-0.1, 1.0), (-0.12, 0.4), (-0.28, 0.15)]
     lower, upper = profile[:3] + profile[-1:], profile[2:]
     texture = Texture.STRIPES

@@ -46,30 +46,34 @@ class Tracer:
         self.objects = np.repeat(np.array(order, np.int32), counts)
         ends = np.cumsum(counts)
         self._range = {i: np.arange(end - count, end) for i, end, count in zip(order, ends, counts, strict=True)}
-        self._static = _tree([self._placed(i, 0.0) for i in self._resting])
+        places = np.array([thing.placement for thing in scene.things])
+        self._s, self._d, self._z, self._yaw, self._speed = places.T
+        self._static = _tree(self._placed(self._resting, 0.0))
         self.seeds = np.array([thing.seed for thing in scene.things], np.int32)
         self._reach = {i: float(np.linalg.norm(scene.things[i].mesh.vertices, axis=1).max()) for i in self._moving}
 
-    def _placed(self, index: int, time_s: float) -> Mesh:
-        x, y, z, yaw = self.scene.pose(self.scene.things[index], time_s)
-        return self.scene.things[index].mesh.moved(x=x, y=y, z=z, yaw=yaw)
+    def _placed(self, indices: Sequence[int], time_s: float) -> list[Mesh]:
+        x, y, z, yaw = self._poses(time_s)
+        return [self.scene.things[i].mesh.moved(x=x[i], y=y[i], z=z[i], yaw=yaw[i]) for i in indices]
+
+    def _poses(self, time_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        x, y, heading = self.scene.street.place(self._s + self._speed * time_s, self._d)
+        return x, y, self._z, heading + self._yaw
 
     def poses(self, time_s: float) -> np.ndarray:
-        """Pose of every object: (things, 5) float32 x, y, z, cos(yaw), sin(yaw)."""
-        rows = []
-        for thing in self.scene.things:
-            x, y, z, yaw = self.scene.pose(thing, time_s)
-            rows.append((x, y, z, np.cos(yaw), np.sin(yaw)))
-        return np.array(rows, np.float32)
+        """Pose of every object: (5, things) float32 x, y, z, cos(yaw), sin(yaw)."""
+        x, y, z, yaw = self._poses(time_s)
+        return np.stack([x, y, z, np.cos(yaw), np.sin(yaw)]).astype(np.float32)
 
     def moving_near(self, time_s: float, centre: np.ndarray, range_m: float) -> list[tuple[int, np.ndarray, float]]:
         """Moving objects within range: index, position (3,) and radius of a sphere around it that holds it."""
-        found = []
-        for i in self._moving:
-            x, y, z, _ = self.scene.pose(self.scene.things[i], time_s)
-            if np.hypot(x - centre[0], y - centre[1]) < range_m + self._reach[i]:
-                found.append((i, np.array([x, y, z]), self._reach[i]))
-        return found
+        x, y, z, _ = self._poses(time_s)
+        distance = np.hypot(x - centre[0], y - centre[1])
+        return [
+            (i, np.array([x[i], y[i], z[i]]), self._reach[i])
+            for i in self._moving
+            if distance[i] < range_m + self._reach[i]
+        ]
 
     def cast(
         self,
@@ -86,7 +90,7 @@ class Tracer:
         normal = found["Ng"]
         rays = np.arange(len(origins)) if rays is None else rays
         if len(moving) and len(rays):
-            tree = _tree([self._placed(i, time_s) for i in moving])
+            tree = _tree(self._placed(moving, time_s))
             lookup = np.concatenate([self._range[i] for i in moving]).astype(np.int32)
             extra = tree.run(origins[rays], directions[rays], output=True)
             nearer = (extra["primID"] >= 0) & (extra["tfar"] < distance[rays])
@@ -128,7 +132,7 @@ def render_camera(
     image[empty] = _sky(scene, directions[empty])
     seen = np.full(len(directions), -1, np.int32)
     seen[solid] = tracer.objects[hits.triangle[solid]]
-    image[solid] = _shade(tracer, time_s, origins[0], directions[solid], hits, solid)
+    image[solid] = _shade(tracer, time_s, origins[0], directions[solid], hits, solid, camera.width)
     image *= scene.conditions.balance * np.float32(scene.conditions.exposure * rng.uniform(0.93, 1.07))
     image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(scene.conditions.noise)
     shape = (camera.height, camera.width)
@@ -176,30 +180,37 @@ def _sky(scene: Scene, directions: np.ndarray) -> np.ndarray:
 
 
 def _shade(
-    tracer: Tracer, time_s: float, eye: np.ndarray, directions: np.ndarray, hits: Hits, solid: np.ndarray
+    tracer: Tracer, time_s: float, eye: np.ndarray, directions: np.ndarray, hits: Hits, solid: np.ndarray, width: int
 ) -> np.ndarray:
-    """Colour (N, 3) of the hit points: paint, sun with shadows, sky light, haze."""
+    """Colour (N, 3) of the hit points, which lie at the pixels ``solid``: paint, sun with shadows, sky light, haze."""
     light = tracer.scene.conditions
     triangle, depth = hits.triangle[solid], hits.distance[solid]
     normal = hits.normal[solid]
-    normal = (
-        normal * np.float32(1) / np.maximum(np.sqrt((normal * normal).sum(axis=1, keepdims=True)), np.float32(1e-9))
-    )
-    towards = (normal * directions).sum(axis=1, keepdims=True)
-    normal = np.where(towards > 0, -normal, normal)
+    normal /= np.maximum(np.sqrt((normal * normal).sum(axis=1, keepdims=True)), np.float32(1e-9))
+    normal *= -np.sign((normal * directions).sum(axis=1, keepdims=True))
     points = eye + directions * depth[:, None]
     colour = _paint(tracer, time_s, points, normal, triangle, depth)
-    brightness = light.ambient * (0.72 + 0.28 * normal[:, 2:])
-    facing = normal @ light.sun
+    facing = np.maximum(normal @ light.sun, 0)
     if light.sun_colour.max() > 0.3:
-        bright = np.flatnonzero(facing > 0)
-        facing[facing < 0] = 0
-        shadow = ~tracer.lit(points[bright] + 0.02 * normal[bright], light.sun)
-        facing[bright[shadow]] = 0
-    brightness = brightness + light.sun_colour * np.maximum(facing, 0)[:, None]
+        facing *= _unshadowed(tracer, points, normal, facing, solid, width)
+    brightness = light.ambient * (0.72 + 0.28 * normal[:, 2:])
+    brightness += light.sun_colour * facing[:, None]
     colour *= brightness
     haze = 1 - np.exp(-depth / np.float32(light.fog_m))
     return colour + (light.sky_low - colour) * haze[:, None]
+
+
+def _unshadowed(
+    tracer: Tracer, points: np.ndarray, normal: np.ndarray, facing: np.ndarray, solid: np.ndarray, width: int
+) -> np.ndarray:
+    """Whether the sun reaches each point (N,) bool; one ray for every two by two pixels."""
+    row, column = np.divmod(solid, width)
+    asked = np.flatnonzero((facing > 0) & (row % 2 == 0) & (column % 2 == 0))
+    coarse = np.ones((row[-1] // 2 + 1, width // 2 + 1), bool) if len(row) else np.ones((1, 1), bool)
+    coarse[row[asked] // 2, column[asked] // 2] = tracer.lit(
+        points[asked] + np.float32(0.02) * normal[asked], tracer.scene.conditions.sun
+    )
+    return coarse[row // 2, column // 2]
 
 
 def _paint(
@@ -209,7 +220,7 @@ def _paint(
     order = np.argsort(texture, kind="stable")
     triangle, points, normal, depth = triangle[order], points[order], normal[order], depth[order]
     thing = tracer.objects[triangle]
-    x, y, z, cos, sin = tracer.poses(time_s).T[:, thing]
+    x, y, z, cos, sin = tracer.poses(time_s)[:, thing]
     dx, dy = points[:, 0] - x, points[:, 1] - y
     local = np.stack([cos * dx + sin * dy, cos * dy - sin * dx, points[:, 2] - z])
     turned = np.stack([cos * normal[:, 0] + sin * normal[:, 1], cos * normal[:, 1] - sin * normal[:, 0], normal[:, 2]])

@@ -191,7 +191,7 @@ def _corrugated(p: Surface) -> np.ndarray:
 def _panels(p: Surface) -> np.ndarray:
     x, z = p.across(), p.local[2]
     large = p.local[2] > 0.95
-    seam = _fract(x / 1.2 + 0.3) < 0.025
+    seam = _fract(x / np.where(large, 0.6, 1.2) + 0.3) < np.where(large, 0.09, 0.025)
     logo = (
         large
         & (np.abs(z - 2.2 - 0.25 * np.sin(p.seed * 1.0)) < 0.38)
@@ -219,6 +219,7 @@ def _livery(p: Surface) -> np.ndarray:
     stripe = (z > 0.75) & (z < 0.95)
     hue = np.stack([_fract(p.seed * 0.173), _fract(p.seed * 0.231), _fract(p.seed * 0.317)], 1) * 0.8 + 0.1
     colour = _mix(p.colour * (1 + 0.03 * clouds(x, z, 0.05))[:, None], hue, stripe * 0.8)
+    colour = _mix(colour, (0.85, 0.85, 0.8), ((_fract(z / 0.32) < 0.28) & (np.abs(p.normal[2]) < 0.5)) * 0.75)
     return _mix(colour, (0.1, 0.13, 0.16), window * 0.95)
 
 

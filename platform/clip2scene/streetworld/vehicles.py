@@ -12,11 +12,11 @@ import numpy as np
 from clip2scene.streetworld.meshes import Mesh, Texture, blob, box, cylinder, merge, prism, wheel
 
 _PAINTS = (
-    (0.82, 0.82, 0.82), (0.08, 0.08, 0.09), (0.45, 0.46, 0.48), (0.62, 0.63, 0.66), (0.5, 0.06, 0.06),
-    (0.08, 0.15, 0.45), (0.1, 0.25, 0.16), (0.55, 0.5, 0.4), (0.2, 0.35, 0.55), (0.7, 0.45, 0.1),
+    (0.82, 0.82, 0.82), (0.08, 0.08, 0.09), (0.45, 0.46, 0.48), (0.62, 0.63, 0.66), (0.08, 0.15, 0.45),
+    (0.2, 0.35, 0.55),
 )  # fmt: skip
-_LIVERIES = ((0.75, 0.08, 0.08), (0.85, 0.6, 0.08), (0.1, 0.4, 0.2), (0.12, 0.3, 0.65), (0.75, 0.75, 0.72))
-_BOXES = ((0.85, 0.85, 0.83), (0.8, 0.8, 0.84), (0.7, 0.72, 0.75), (0.75, 0.68, 0.5), (0.45, 0.55, 0.7))
+_LIVERIES = ((0.75, 0.08, 0.08), (0.8, 0.12, 0.08), (0.1, 0.42, 0.2))
+_BOXES = ((0.88, 0.88, 0.86), (0.82, 0.82, 0.84), (0.85, 0.82, 0.72))
 _MACHINES = ((0.85, 0.6, 0.05), (0.88, 0.52, 0.05), (0.8, 0.68, 0.1), (0.85, 0.4, 0.06))
 _DARK = (0.07, 0.07, 0.08)
 _GLASS = (0.12, 0.15, 0.18)
@@ -94,7 +94,7 @@ def truck(rng: np.random.Generator) -> Mesh:
     cargo, width, cab_height = rng.uniform(4.8, 6.2), 2.45, rng.uniform(2.4, 2.8)
     length = cargo + 2.5
     front = length / 2
-    cab_paint = odd(rng, pick(rng, _PAINTS))
+    cab_paint = odd(rng, pick(rng, _BOXES))
     cab = prism(
         [(front - 2.1, 0.5), (front, 0.5), (front, 1.4), (front - 0.3, cab_height), (front - 2.1, cab_height)],
         width,
