@@ -33,21 +33,24 @@ def _run(options: argparse.Namespace) -> int:
         from clip2scene.progress import progress
         from clip2scene.streetworld.clip_training import train
 
-        train(job.streetworld_clip, job.seed, Path(job.streetworld_clip.output), progress)
+        settings = job.streetworld_clip
+        total = len(settings.world_seeds) * settings.scenes_per_world + settings.steps
+        with progress("streetworld_clip", total) as advance:
+            train(settings, job.seed, Path(settings.output), advance)
         return 0
     from clip2scene.cluster.session import ray_session
     from clip2scene.pipeline import Pipeline
-    from clip2scene.storage import Storage
     from clip2scene.tracking.report import summary_text
     from clip2scene.tracking.server import embedded_server
     from clip2scene.tracking.tracker import connect
 
-    folder = Storage(job.storage).root / "mlflow"
+    pipeline = Pipeline(job)
+    folder = pipeline.stages.storage.root / "mlflow"
     with contextlib.ExitStack() as stack:
         uri = options.tracking_uri or stack.enter_context(embedded_server(folder))
         tracker = connect(uri, job.experiment)
         stack.enter_context(ray_session(job, options.address))
-        report = Pipeline(job, tracker).run()
+        report = pipeline.run(tracker)
     print(summary_text(report))
     print(f"report: {Path(job.storage) / 'report.json'}")
     print(_how_to_look(job, options.tracking_uri))

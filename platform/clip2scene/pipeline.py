@@ -23,19 +23,20 @@ from clip2scene.training.metrics import accuracy, iou, mean_iou
 class Pipeline:
     """Runs a job's stages under one parent run and keeps what the report says."""
 
-    def __init__(self, job: Job, tracker: Tracker):
-        self.job, self.tracker = job, tracker
+    def __init__(self, job: Job):
+        self.job = job
         self.stages = Stages(job)
         self.seconds: dict[str, float] = {}
         self.report: dict[str, Any] = {"name": job.name, "stage": job.stage, "seed": job.seed}
 
-    def run(self) -> dict[str, Any]:
+    def run(self, tracker: Tracker) -> dict[str, Any]:
         """Run every stage up to the job's; returns the report, which is also written to ``<storage>/report.json``.
 
         Raises:
             ConfigError, DataError, StorageError, TrainingError, TrackingError: one sentence each.
         """
         job, stages = self.job, self.stages
+        self.tracker = tracker
         last = STAGES.index(job.stage)
         own_student = job.finetune.checkpoint is not None and job.stage == "finetune"
         tags = {
