@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except Clip2sceneError as error:
         print(f"clip2scene: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"clip2scene: the disk is full ({error}); free some space and run the same command again", file=sys.stderr
+        )
         return 1
     return status
 

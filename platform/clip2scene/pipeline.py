@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from clip2scene.config import STAGES, Job
+from clip2scene.geometry.registration import choose_sweeps
 from clip2scene.progress import console
 from clip2scene.stages import Stages, Trained
 from clip2scene.tracking import figures
@@ -47,7 +48,10 @@ class Pipeline:
             "job_digest": job.digest(),
         }
         with self.tracker.run(
-            job.name, tags=tags, params=job.model_dump(mode="json", by_alias=True), system_metrics=False
+            f"{job.name}-seed{job.seed}",
+            tags=tags,
+            params=job.model_dump(mode="json", by_alias=True),
+            system_metrics=False,
         ) as parent:
             self.report |= {"protocol": self._protocol(), "vocabulary": stages.prompts_digest, "run_id": parent.run_id}
             self._index(parent)
@@ -96,11 +100,21 @@ class Pipeline:
     def _distill(self, parent: Run) -> Trained:
         with self._stage("distill", parent) as run:
             history = _History(run)
-            student = self.stages.pretrained(history)
+            self._report_short(run)
+            student = self.stages.distill(history)
             history.finish(student, "distillation")
             run.log_dataset("features", self.stages.store_digest, str(self.stages.store_path), "training")
             run.log_artifact(student.path, "student")
         return student
+
+    def _report_short(self, run: Run) -> None:
+        """Say how many keyframes have fewer than K sweeps (at a scene's start)."""
+        wanted, frames = self.job.distill.num_sweeps, self.stages.train_frames
+        clouds = [1 + len(choose_sweeps(frame, wanted, self.job.distill.sweep_window_s)) for frame in frames]
+        short = sum(count < wanted for count in clouds)
+        run.log_metrics({"keyframes_with_fewer_sweeps": short, "sweeps_mean": sum(clouds) / len(clouds)})
+        if short:
+            console().print(f"distill: {short} of {len(frames)} keyframes have fewer than {wanted} sweeps")
 
     def _evaluate(self, parent: Run, student: Trained) -> None:
         with self._stage("evaluate", parent) as run:
