@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
 
 import pytest
 
 from clip2scene import cli
-from clip2scene.storage import Storage, StorageError
+from clip2scene.storage import Storage, StorageError, writing
 
 
 def test_a_written_artifact_replaces_the_old_one(tmp_path):
@@ -22,22 +23,42 @@ def test_a_written_artifact_replaces_the_old_one(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), ValueError()])
 def test_what_fails_leaves_nothing_and_the_old_one_stays(tmp_path, error):
-    storage = Storage(tmp_path)
-    path = storage.path("kind", "digest")
-    storage.write_json(path, "old")
-    with pytest.raises(StorageError if isinstance(error, OSError) else type(error)), storage.writing(path) as aside:
-        aside.write_text("half")
-        raise error
+    path = tmp_path / "kind" / "digest"
+    Storage(tmp_path).write_json(path, "old")
+
+    def fail():
+        with writing(path) as aside:
+            aside.write_text("half")
+            raise error
+
+    with pytest.raises(StorageError if isinstance(error, OSError) else type(error)):
+        fail()
     assert list(path.parent.iterdir()) == [path]
     assert json.loads(path.read_text()) == "old"
 
 
-def test_a_full_disk_is_one_sentence(streetworld_root, tmp_path, capsys):
-    """/dev/full answers every write as a full disk does."""
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 32 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip("a small file system cannot be mounted here (not root)")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_half_written(streetworld_root, tmp_path, small_disk, capsys):
     root, version = streetworld_root
+    words = ["index", "nuscenes", "--root", str(root), "--version", version, "--output"]
     index = str(tmp_path / "index.parquet")
-    assert cli.main(["index", "nuscenes", "--root", str(root), "--version", version, "--output", index]) == 0
-    assert cli.main(["inspect", index, "--figure", "/dev/full"]) == 1
+    assert cli.main([*words, index]) == 0
+    assert cli.main(["inspect", index, "--figure", str(small_disk / "frame.png")]) == 1
     err = capsys.readouterr().err
-    assert err.startswith("clip2scene: the disk is full")
+    assert "No space left" in err
+    assert err.startswith("clip2scene: ")
     assert err.count("\n") == 1
+    assert not list(small_disk.iterdir())

@@ -90,9 +90,11 @@ def _inspect(options: argparse.Namespace) -> int:
     rows = [inspect_frame(index, frame, words) for frame in frames]
     print(json.dumps({"frames": rows}, indent=2) if options.json else format_table(rows))
     if options.figure:
+        from clip2scene.storage import writing
         from clip2scene.tracking.overview import frame_figure
 
-        frame_figure(index, frames[0], words).savefig(options.figure, dpi=100)
+        with writing(Path(options.figure)) as aside:
+            frame_figure(index, frames[0], words).savefig(aside, format="png", dpi=100)
     return 0
 
 

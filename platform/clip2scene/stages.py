@@ -22,7 +22,7 @@ from clip2scene.data.index import DataError, Frame, Index, read_index, write_ind
 from clip2scene.data.splits import split_frames
 from clip2scene.data.vocabulary import Vocabulary, vocabulary
 from clip2scene.progress import progress
-from clip2scene.storage import Storage
+from clip2scene.storage import Storage, writing
 from clip2scene.student.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from clip2scene.teacher.clip import DenseClip, load_teacher
 from clip2scene.teacher.extract import ExtractReport, extract
@@ -122,7 +122,7 @@ class Stages:
         path = self.storage.path("texts", f"{key}.safetensors")
         if not path.is_file():
             text_CD = text_embeddings(self.teacher, self.vocabulary, self.job.prompts.templates)
-            with self.storage.writing(path) as aside:
+            with writing(path) as aside:
                 save_file({"text": text_CD.contiguous()}, aside)
         return load_file(path)["text"]
 
@@ -259,7 +259,7 @@ class Stages:
                     on_epoch=on_epoch,
                     on_steps=advance,
                 )
-            with self.storage.writing(path) as aside:
+            with writing(path) as aside:
                 about = {"digest": digest, "stage": stage, "history": fitted.history}
                 save_checkpoint(aside, fitted.weights, self.job.student, about)
         checkpoint = load_checkpoint(path, self.job.student)
@@ -315,7 +315,7 @@ class Stages:
                 resources=self.job.resources,
                 on_frames=advance,
             )
-        with self.storage.writing(path) as aside:
+        with writing(path) as aside:
             _write_scores(aside, scores)
         return scores
 

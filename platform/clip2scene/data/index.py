@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip2scene.config import Clip2sceneError, digest_of
+from clip2scene.storage import writing
 
 FORMAT = "clip2scene-index-1"
 
@@ -130,18 +130,17 @@ _SCHEMA = pa.schema(
 
 
 def write_index(index: Index, path: str | Path) -> None:
-    """Write the index as Parquet, atomically; the root is kept as an absolute path in the file's metadata."""
+    """Write the index as Parquet, atomically; the root is kept as an absolute path in the file's metadata.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+    """
     path = Path(path)
     about = {"format": FORMAT, "dataset": index.dataset, "root": str(index.root.resolve()), "version": index.version}
     table = pa.Table.from_pylist([_row(frame) for frame in index.frames], schema=_SCHEMA)
     table = table.replace_schema_metadata({"clip2scene": json.dumps(about)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with writing(path) as aside:
         pq.write_table(table, aside, compression="zstd")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_index(path: str | Path, root: str | Path | None = None) -> Index:
