@@ -66,6 +66,7 @@ def test_demo_writes_its_report(demo):
     assert {"protocol", "vocabulary", "digests"} <= set(report)
     assert f"clip2scene ui --storage {storage}" in printed
     assert "mIoU" in printed
+    assert succeed("report", "--storage", storage).strip() in printed
 
 
 def test_demo_is_tracked_as_a_parent_with_a_child_a_stage(demo):
@@ -168,23 +169,10 @@ def test_doctor_passes():
         (["index", "nuscenes", "--root", "/nowhere", "--version", "v1.0-mini", "--output", "x"], "/nowhere"),
         (["inspect", "/nowhere.parquet"], "no such index file"),
         (["ui", "--storage", "/nowhere"], "no runs there"),
+        (["report", "--storage", "/nowhere"], "no readable report there"),
     ],
 )
 def test_a_mistake_is_one_sentence(words, sentence, tmp_path):
     if words[0] == "run" and not any(word.startswith("storage=") for word in words):
         words = [*words, f"storage={tmp_path}"]
     assert sentence in fail(*words)
-
-
-def test_a_checkpoint_of_another_architecture(demo):
-    storage, _ = demo
-    student = next((storage / "students").glob("*.safetensors"))
-    words = ["run", "jobs/demo.yaml", "seed=3", f"storage={storage}", *TINY, f"finetune.checkpoint={student}"]
-    assert "another architecture: trained with student.channels=[8, 8, 16]" in fail(*words, "student.channels=[8, 16]")
-
-
-def test_an_unknown_split_or_one_that_is_not_there(demo):
-    storage, _ = demo
-    words = ["run", "jobs/demo.yaml", "seed=3", f"storage={storage}", *TINY]
-    assert "allowed: " in fail(*words, "dataset.eval_split=holdout")
-    assert "has no keyframe" in fail(*words, "dataset.eval_split=mini_val")

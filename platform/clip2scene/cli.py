@@ -108,6 +108,18 @@ def _ui(options: argparse.Namespace) -> int:
     return 0
 
 
+def _report(options: argparse.Namespace) -> int:
+    from clip2scene.tracking.report import summary_text
+
+    path = Path(options.storage) / "report.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--storage {options.storage}: no readable report there ({path}); run a job first") from error
+    print(summary_text(report))
+    return 0
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from clip2scene.doctor import check
 
@@ -149,6 +161,10 @@ def _parser() -> argparse.ArgumentParser:
     ui.add_argument("--storage", required=True)
     ui.add_argument("--port", type=int, default=5000)
     ui.set_defaults(verb=_ui)
+
+    report = verbs.add_parser("report", help="the table of the last job of a storage folder")
+    report.add_argument("--storage", required=True)
+    report.set_defaults(verb=_report)
 
     doctor = verbs.add_parser("doctor", help="check this machine: versions, cores, memory, GPU, disk")
     doctor.set_defaults(verb=_doctor)

@@ -1,0 +1,85 @@
+"""What a job may ask of the artifacts, and what decides their addresses."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from clip2scene.config import ConfigError, load_job
+from clip2scene.data.index import DataError
+from clip2scene.stages import Stages
+from clip2scene.student.checkpoint import save_checkpoint
+from clip2scene.student.network import Student
+
+DEMO = Path(__file__).parents[1] / "jobs" / "demo.yaml"
+
+
+@pytest.fixture
+def stages(streetworld_root, tmp_path):
+    root, version = streetworld_root
+
+    def make(*overrides: str) -> Stages:
+        words = ["dataset.kind=nuscenes", f"dataset.root={root}", f"dataset.version={version}", f"storage={tmp_path}"]
+        return Stages(load_job(DEMO, [*words, *overrides]))
+
+    return make
+
+
+def test_splits_are_those_of_the_job(stages):
+    job = stages()
+    assert {f.frame_id for f in job.train_frames} | {f.frame_id for f in job.eval_frames} == {
+        f.frame_id for f in job.index.frames
+    }
+    assert not {f.scene for f in job.train_frames} & {f.scene for f in job.eval_frames}
+    with pytest.raises(ConfigError, match="allowed: "):
+        stages("dataset.eval_split=holdout").eval_frames  # noqa: B018
+    with pytest.raises(DataError, match="has no keyframe"):
+        stages("dataset.eval_split=mini_val").eval_frames  # noqa: B018
+
+
+def test_nothing_that_a_sweep_varies_moves_the_feature_store(stages):
+    plain = stages()
+    varied = stages(
+        "distill.scr.tau=0.1", "distill.stcr.grid_size_m=1", "distill.num_sweeps=5", "prompts.templates=plain"
+    )
+    assert varied.store_path == plain.store_path
+    assert stages("teacher.keep_last_mlp=true").store_path != plain.store_path
+
+
+def test_a_changed_table_is_indexed_again(stages, streetworld_root, tmp_path):
+    root = tmp_path / "world"
+    shutil.copytree(streetworld_root[0], root)
+    first = stages(f"dataset.root={root}").index
+    table = next((root / streetworld_root[1]).glob("attribute.json"))
+    table.write_text(table.read_text() + "\n")
+    again = stages(f"dataset.root={root}").index
+    assert again.digest == first.digest
+    assert len(list((tmp_path / "indexes").iterdir())) == 2
+
+
+def test_a_checkpoint_of_another_architecture(stages, tmp_path):
+    student = stages("student.channels=[8, 8]").job.student
+    path = tmp_path / "student.safetensors"
+    save_checkpoint(path, Student(student, embedding_dim=4).state_dict(), student, {"digest": "abc", "history": []})
+    with pytest.raises(DataError, match=r"another architecture: trained with student\.channels=\[8, 8\]"):
+        stages(f"finetune.checkpoint={path}").pretrained(lambda epoch, metrics: None)
+
+
+def test_scores_need_labels(stages, streetworld_root, tmp_path):
+    import json
+
+    root, version = streetworld_root
+    bare = tmp_path / "bare"
+    shutil.copytree(root, bare)
+    shutil.rmtree(bare / "lidarseg")
+    (bare / version / "lidarseg.json").unlink()
+    categories = json.loads((bare / version / "category.json").read_text())
+    for category in categories:
+        category.pop("index", None)
+    (bare / version / "category.json").write_text(json.dumps(categories))
+    job = stages(f"dataset.root={bare}")
+    assert job.eval_frames[0].label_path is None
+    with pytest.raises(DataError, match="has no label file"):
+        job.score_finetuned({})
