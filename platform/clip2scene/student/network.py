@@ -11,6 +11,7 @@ Legend: N points, V voxels, F backbone width, D width of the teacher's space, C 
 
 from __future__ import annotations
 
+import gc
 import warnings
 
 import torch
@@ -19,8 +20,13 @@ from torch import nn
 with warnings.catch_warnings():
     # spconv 2.3 uses torch.cuda.amp's old names; nothing here can change that.
     warnings.simplefilter("ignore", FutureWarning)
-    import spconv.pytorch as spconv
-    from spconv.core import ConvAlgo
+    # Its import describes every CUDA kernel in Python objects: 4.5 s with the garbage collector running, 2.1 s without.
+    gc.disable()
+    try:
+        import spconv.pytorch as spconv
+        from spconv.core import ConvAlgo
+    finally:
+        gc.enable()
 
 from clip2scene.config import StudentSettings
 from clip2scene.student.voxels import Voxels, mean_of_points, rows_of_points, voxelise
