@@ -78,6 +78,7 @@ def test_demo_is_tracked_as_a_parent_with_a_child_a_stage(demo):
         ).fetchall()
     children = set(runs) - {"demo-seed3"}
     assert children == {
+        "streetworld",
         "index",
         "extract",
         "distill",

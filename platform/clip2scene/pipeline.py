@@ -54,6 +54,9 @@ class Pipeline:
             system_metrics=False,
         ) as parent:
             self.report |= {"protocol": self._protocol(), "vocabulary": stages.prompts_digest, "run_id": parent.run_id}
+            if job.dataset.kind == "streetworld":
+                with self._stage("streetworld", parent) as run:
+                    run.set_tags({"root": str(stages.root)})
             self._index(parent)
             if last >= STAGES.index("extract") and not own_student:
                 self._extract(parent)
@@ -170,6 +173,7 @@ class Pipeline:
     def _params(self, stage: str) -> dict[str, Any]:
         """The groups of settings that a stage depends on, so that runs of a stage compare side by side."""
         groups = {
+            "streetworld": ("dataset",),
             "index": ("dataset",),
             "extract": ("dataset", "teacher", "extract"),
             "distill": ("dataset", "teacher", "prompts", "student", "distill", "resources"),

@@ -7,6 +7,7 @@ and the teacher, and on nothing that a sweep varies.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable
@@ -67,33 +68,37 @@ class Stages:
     # --- index ---
 
     @functools.cached_property
-    def index(self) -> Index:
-        """All keyframes of the dataset; a streetworld is generated first."""
-        dataset = self.job.dataset
-        root = self._streetworld() if dataset.kind == "streetworld" else Path(dataset.root or "").expanduser().resolve()
-        from clip2scene.data.nuscenes import build_index
-
-        path = self.storage.path("indexes", f"{self._tables_digest(root)}.parquet")
-        if not path.is_file():
-            write_index(build_index(root, dataset.version, max_sweeps=dataset.max_sweeps), path)
-        return read_index(path, root)
-
-    def _streetworld(self) -> Path:
+    def root(self) -> Path:
+        """The dataset's folder; a streetworld is generated when it is not there."""
+        dataset, seed = self.job.dataset, self.job.seed
+        if dataset.kind != "streetworld":
+            return Path(dataset.root or "").expanduser().resolve()
         from clip2scene.streetworld.generate import generate, world_digest
 
-        dataset, seed = self.job.dataset, self.job.seed
         world = self.storage.path("streetworld", world_digest(dataset.streetworld, seed))
         root = Path(dataset.root).expanduser().resolve() if dataset.root else world
         scenes = dataset.streetworld.train_scenes + dataset.streetworld.val_scenes
-        with progress("streetworld", scenes, unit="scenes") as advance:
+        bar = contextlib.nullcontext() if root.is_dir() else progress("streetworld", scenes, unit="scenes")
+        with bar as advance:
             generate(root, dataset.streetworld, seed=seed, workers=self.job.extract.num_actors, progress=advance)
         return root
 
-    def _tables_digest(self, root: Path) -> str:
+    @functools.cached_property
+    def index(self) -> Index:
+        """All keyframes of the dataset."""
+        from clip2scene.data.nuscenes import build_index
+
+        dataset = self.job.dataset
+        path = self.storage.path("indexes", f"{self._tables_digest()}.parquet")
+        if not path.is_file():
+            write_index(build_index(self.root, dataset.version, max_sweeps=dataset.max_sweeps), path)
+        return read_index(path, self.root)
+
+    def _tables_digest(self) -> str:
         """Changes whenever a table does; contents are hashed only once they are an index."""
-        tables = root / self.job.dataset.version
+        tables = self.root / self.job.dataset.version
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(tables.glob("*.json"))]
-        return digest_of(str(root), self.job.dataset.version, self.job.dataset.max_sweeps, stats)
+        return digest_of(str(self.root), self.job.dataset.version, self.job.dataset.max_sweeps, stats)
 
     @functools.cached_property
     def train_frames(self) -> tuple[Frame, ...]:
