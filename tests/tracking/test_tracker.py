@@ -14,7 +14,7 @@ import pytest
 from clip2scene.config import ConfigError, DistillSettings
 from clip2scene.tracking.errors import TrackingError
 from clip2scene.tracking.server import embedded_server
-from clip2scene.tracking.tracker import NullRun, Run, RunLog, Tracker, connect, flatten, git_revision
+from clip2scene.tracking.tracker import Run, Tracker, connect, flatten, git_revision
 
 
 @pytest.fixture(scope="module")
@@ -224,8 +224,3 @@ def test_git_revision(tmp_path):
 def test_importing_the_package_does_not_import_mlflow():
     code = "import sys, clip2scene.tracking.tracker, clip2scene.tracking.report; print('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
-
-
-def test_a_null_run_is_a_run_log():
-    log: RunLog = NullRun()
-    assert log.log_metrics({"loss": 1.0}, step=3) is None

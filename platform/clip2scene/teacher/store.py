@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,11 +213,6 @@ def check_teacher(path: Path, frame_id: str, entry: FrameEntry, teacher_digest: 
         DataError: it is one.
     """
     _check_teacher(frame_file(path, frame_id), entry, teacher_digest)
-
-
-def missing_frames(store: FeatureStore, frame_ids: Iterable[str]) -> list[str]:
-    """Those of the frames that have no file in the store."""
-    return [frame_id for frame_id in frame_ids if not frame_file(store.path, frame_id).is_file()]
 
 
 def _check_teacher(file: Path, entry: FrameEntry, teacher_digest: str) -> None:

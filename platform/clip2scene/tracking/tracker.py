@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from clip2scene.config import ConfigError
 from clip2scene.tracking.errors import TrackingError
@@ -27,7 +27,7 @@ from clip2scene.tracking.server import healthy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["NullRun", "Run", "RunLog", "Tracker", "connect", "flatten", "git_revision"]
+__all__ = ["Run", "Tracker", "connect", "flatten", "git_revision"]
 
 SYSTEM_METRICS_INTERVAL_S = 5.0
 MAX_PARAM_CHARACTERS = 6000
@@ -37,20 +37,6 @@ _EXPERIMENT_TAGS = {
     "mlflow.note.content": "CLIP2Scene: a LiDAR network taught by CLIP without labels. "
     "A run per pipeline, one below it per stage; the scores are in the pipeline's run.",
 }
-
-
-class RunLog(Protocol):
-    """What a training loop needs of a run."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Keep the values of one step."""
-
-
-class NullRun:
-    """A run that keeps nothing: unit tests, and every rank but 0."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Do nothing."""
 
 
 @dataclass(frozen=True)
