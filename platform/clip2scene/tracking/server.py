@@ -77,7 +77,8 @@ def serve_ui(folder: str | Path, port: int = 5000) -> None:
     folder = Path(folder).resolve()
     if not (folder / "mlflow.db").is_file():
         raise ConfigError(f"{folder}: no runs are kept there (no mlflow.db)")
-    stopped = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT too: a shell that starts a command in the background has it ignored.
+    before = {kind: signal.signal(kind, signal.default_int_handler) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
         with _running(folder, port) as (process, uri):
             page = f"{uri}/#/experiments?workflowType=machine_learning"  # else it opens on language models
@@ -87,7 +88,8 @@ def serve_ui(folder: str | Path, port: int = 5000) -> None:
     except KeyboardInterrupt:
         return
     finally:
-        signal.signal(signal.SIGTERM, stopped)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 def healthy(uri: str, timeout_s: float = 10.0) -> bool:
