@@ -47,7 +47,7 @@ def test_the_shipped_model_is_small_and_says_what_it_sees() -> None:
         windows = [(i, crop.row, crop.column, crop.side) for i, crop in named]
         images_BD = model.encode_image(cut(pixels, windows), normalize=True)
     assert len(named) > 30
-    assert float(((images_BD @ texts_CD.T).argmax(1) == truth).float().mean()) > 0.4  # chance is 1 in 16
+    assert float(((images_BD @ texts_CD.T).argmax(1) == truth).float().mean()) > 0.5  # chance is 1 in 16
 
 
 def test_captions_name_what_covers_the_crop() -> None:
