@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,14 @@ def fail(*words: object) -> str:
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("clip2scene: "), done.stderr[-3000:]
     return last
+
+
+def wait_for(condition, process: subprocess.Popen, timeout_s: float = 200) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, "the process ended first"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +115,30 @@ def test_a_second_run_finds_everything(demo):
     assert {path: path.stat().st_mtime_ns for path in (storage / "students").iterdir()} == students
     for key in ("teacher_2d_miou", "student_3d_miou", "finetuned_miou", "majority_miou", "per_class", "digests"):
         assert after[key] == before[key]
+
+
+def test_a_distillation_killed_with_sigkill_goes_on_from_its_checkpoint(demo, tmp_path):
+    storage = tmp_path / "demo-output"
+    shutil.copytree(demo[0], storage, ignore=shutil.ignore_patterns("mlflow", "train", "students", "scores"))
+    words = ["run", "jobs/demo.yaml", "seed=3", f"storage={storage}", "stage=distill", *TINY]
+    words += ["distill.epochs=30", "resources.checkpoint_every_epochs=2"]
+    command = [sys.executable, "-m", "clip2scene.cli", *words]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=REPOSITORY)
+    wait_for(lambda: list((storage / "train").glob("distill-*/checkpoint*/history.json")), driver)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
+    assert not list((storage / "students").glob("*"))
+    succeed(*words)
+    assert len(list((storage / "students").glob("*.safetensors"))) == 1
+    with sqlite3.connect(storage / "mlflow" / "mlflow.db") as database:
+        rows = database.execute(
+            "select run_uuid, step, value from metrics join runs using (run_uuid) "
+            "where key = 'frames_per_second' and name = 'distill' order by start_time, step"
+        ).fetchall()
+    killed, finished = ([row[1:] for row in rows if row[0] == run] for run in dict.fromkeys(row[0] for row in rows))
+    assert [step for step, _ in finished] == list(range(1, 31))
+    # Its first epochs are those of the killed run, with the speed that was measured there: they were not run again.
+    assert finished[:2] == killed[:2]
 
 
 def test_index_and_inspect_the_real_keyframe(real_data, tmp_path):

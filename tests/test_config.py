@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from clip2scene.config import ConfigError, load_job
+from clip2scene.config import ConfigError
+from clip2scene.jobfile import load_job
 
 JOBS = Path(__file__).parents[1] / "jobs"
+PLAIN = [path for path in sorted(JOBS.glob("*.yaml")) if not path.stem.startswith("table")]
 
 
-@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.name)
 def test_every_job_file_is_valid(path):
-    overrides = ["dataset.root=/data"] if path.name == "nuscenes.yaml" else []
+    overrides = ["dataset.root=/data"] if path.stem in ("nuscenes", "semantickitti", "scannet") else []
     assert load_job(path, overrides).name
 
 
@@ -28,6 +30,20 @@ def test_digest_follows_values_only():
     assert plain.digest() != load_job(JOBS / "demo.yaml", ["seed=1"]).digest()
 
 
+def test_the_released_variant_sets_every_switch_that_is_not_given():
+    plain, released = (load_job(JOBS / "demo.yaml", [f"variant={name}"]) for name in ("paper", "released"))
+    assert plain.digest() == load_job(JOBS / "demo.yaml").digest()
+    assert not released.teacher.clip_normalisation
+    stcr = released.distill.stcr
+    assert (stcr.grid, stcr.pixel_term, stcr.cell_text) == ("voxel", False, "first")
+    assert (stcr.max_points_per_cell, stcr.count_empty_slots) == (8, True)
+    assert released.distill.scr.form == "cross_entropy"
+    assert not released.distill.normalise_features
+    assert (released.distill.s3.granularity, released.distill.s3.synchronised) == ("point", False)  # the first is given
+    assert released.distill.sweep_choice == "random"
+    assert load_job(JOBS / "demo.yaml", ["variant=released", "distill.stcr.pixel_term=true"]).distill.stcr.pixel_term
+
+
 def test_models_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         load_job(JOBS / "demo.yaml").seed = 4
@@ -36,12 +52,15 @@ def test_models_are_frozen():
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("distill.scr.tauu=3", r"distill\.scr\.tauu: unknown key; allowed here: tau, weight"),
+        ("distill.scr.tauu=3", r"distill\.scr\.tauu: unknown key; allowed here: form, tau, weight"),
         ("distill.scr.tau=-1", r"distill\.scr\.tau=-1: input should be greater than 0"),
         ("distill.scr.tau=warm", r"distill\.scr\.tau='warm': .*valid number"),
         ("distill.scr.tau=.nan", r"distill\.scr\.tau=nan: .*finite"),
         ("seed=1.5", r"seed=1\.5: .*valid integer"),
-        ("dataset.kind=waymo", r"dataset\.kind='waymo': input should be 'streetworld' or 'nuscenes'"),
+        (
+            "dataset.kind=waymo",
+            r"dataset\.kind='waymo': input should be 'streetworld', 'nuscenes', 'semantickitti' or 'scannet'",
+        ),
         ("dataset.kind=nuscenes", r"dataset\.root must name the nuscenes folder"),
         ("resources.num_workers=3", r"distill\.batch_size=\d+ must be a multiple of resources\.num_workers=3"),
         ("distill.scr=3", r"distill\.scr=3: .*dictionary"),

@@ -12,6 +12,7 @@ import clip2scene
 PACKAGE = Path(clip2scene.__file__).parent
 ROOMS = (
     "config",
+    "jobfile",
     "progress",
     "storage",
     "data",
@@ -25,6 +26,7 @@ ROOMS = (
     "doctor",
     "stages",
     "pipeline",
+    "tables",
     "sweeps",
     "cluster",
     "cli",

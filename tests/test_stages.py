@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from clip2scene.config import ConfigError, load_job
+from clip2scene.config import ConfigError
 from clip2scene.data.index import DataError
+from clip2scene.jobfile import load_job
 from clip2scene.stages import Stages
 from clip2scene.student.checkpoint import save_checkpoint
 from clip2scene.student.network import Student

@@ -6,12 +6,14 @@ import argparse
 import contextlib
 import errno
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from clip2scene import __version__
-from clip2scene.config import Clip2sceneError, ConfigError, Job, load_job
+from clip2scene.config import Clip2sceneError, ConfigError, Job
+from clip2scene.jobfile import load_job
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from clip2scene.tables.spec import is_table
+
+    if is_table(options.job):
+        return _run_table(options)
     job = load_job(options.job, options.overrides)
     if job.stage == "streetworld_clip":
         from clip2scene.progress import progress
@@ -65,27 +71,63 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_table(options: argparse.Namespace) -> int:
+    from clip2scene.tables.spec import expand, load_table
+
+    table = load_table(options.job, options.overrides)
+    from clip2scene.cluster.session import ray_session
+    from clip2scene.storage import Storage
+    from clip2scene.tables.runner import run_table
+    from clip2scene.tracking.server import UI_PAGES, embedded_server
+    from clip2scene.tracking.table_report import failures, table_text
+    from clip2scene.tracking.tracker import connect
+
+    command = shlex.join(["clip2scene", "run", options.job, *options.overrides])
+    folder = Storage(table.storage).root / "mlflow"
+    with contextlib.ExitStack() as stack:
+        uri = options.tracking_uri or stack.enter_context(embedded_server(folder))
+        tracker = connect(uri, table.experiment)
+        stack.enter_context(ray_session(expand(table, options.job)[0].job, options.address))
+        pages_at = None if options.tracking_uri else UI_PAGES
+        record = run_table(table, tracker, options.job, command, pages_at)
+    print(table_text(record))
+    where = f"--tracking-uri {options.tracking_uri}" if options.tracking_uri else f"--storage {table.storage}"
+    print(f"report: clip2scene report {table.table} {where} --html {table.table}.html")
+    if failures(record):
+        print("clip2scene: some jobs failed; the same command tries those again", file=sys.stderr)
+        return 1
+    return 0
+
+
 def _how_to_look(job: Job, tracking_uri: str | None) -> str:
     return f"runs:   {tracking_uri}" if tracking_uri else f"runs:   clip2scene ui --storage {job.storage}"
 
 
 def _index(options: argparse.Namespace) -> int:
+    from clip2scene.data.datasets import build_index
     from clip2scene.data.index import write_index
-    from clip2scene.data.nuscenes import build_index
 
-    index = build_index(Path(options.root), options.version, max_sweeps=options.max_sweeps)
+    index = build_index(
+        options.dataset,
+        Path(options.root),
+        version=options.version,
+        max_sweeps=options.max_sweeps,
+        images_per_scene=options.images_per_scene,
+    )
     write_index(index, options.output)
+    for sentence in index.left_out:
+        print(f"left out: {sentence}")
     print(f"{options.output}: {len(index.frames)} keyframes of {len({f.scene for f in index.frames})} scenes")
     return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:
     from clip2scene.data.index import read_index
-    from clip2scene.data.vocabulary import vocabulary
+    from clip2scene.data.vocabulary import vocabulary, vocabulary_of
     from clip2scene.geometry.inspect import format_table, inspect_frame
 
     index = read_index(options.index, options.root)
-    words = vocabulary(options.vocabulary)
+    words = vocabulary(options.vocabulary) if options.vocabulary else vocabulary_of(index.dataset)
     frames = (index.frame(options.frame),) if options.frame else index.frames
     rows = [inspect_frame(index, frame, words) for frame in frames]
     print(json.dumps({"frames": rows}, indent=2) if options.json else format_table(rows))
@@ -109,6 +151,10 @@ def _ui(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    if options.table is not None:
+        return _report_table(options)
+    if options.storage is None or options.html is not None or options.tracking_uri is not None:
+        raise ConfigError("report: without a TABLE, --storage is required and --html and --tracking-uri are not known")
     from clip2scene.tracking.report import summary_text
 
     path = Path(options.storage) / "report.json"
@@ -117,6 +163,34 @@ def _report(options: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         raise ConfigError(f"--storage {options.storage}: no readable report there ({path}); run a job first") from error
     print(summary_text(report))
+    return 0
+
+
+def _report_table(options: argparse.Namespace) -> int:
+    if (options.storage is None) == (options.tracking_uri is None):
+        raise ConfigError(f"report {options.table}: give either --storage DIR or --tracking-uri URI")
+    from clip2scene.storage import writing
+    from clip2scene.tracking.server import UI_PAGES, embedded_server
+    from clip2scene.tracking.table_html import table_html
+    from clip2scene.tracking.table_record import read_table
+    from clip2scene.tracking.table_report import table_text
+
+    with contextlib.ExitStack() as stack:
+        if options.storage is not None:
+            folder = Path(options.storage) / "mlflow"
+            if not folder.is_dir():
+                raise ConfigError(f"--storage {options.storage}: no runs there (no folder {folder}); run a table first")
+            uri = stack.enter_context(embedded_server(folder))
+        else:
+            uri = options.tracking_uri
+        record = read_table(uri, options.table)
+        if options.html:
+            page = table_html(record, UI_PAGES if options.storage is not None else None)
+            with writing(Path(options.html)) as aside:
+                aside.write_text(page, encoding="utf-8")
+    print(table_text(record))
+    if options.html:
+        print(f"page: {options.html}")
     return 0
 
 
@@ -133,26 +207,29 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"clip2scene {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    run = verbs.add_parser("run", help="run a job: all stages up to the job's, finished ones are found, not repeated")
-    run.add_argument("job", help="job file, such as jobs/demo.yaml")
+    run = verbs.add_parser(
+        "run", help="run a job or a table: all stages up to the job's, finished ones are found, not repeated"
+    )
+    run.add_argument("job", help="job or table file, such as jobs/demo.yaml or jobs/table3_ablation.yaml")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, such as distill.epochs=5")
     run.add_argument("--address", help="Ray cluster to use; an embedded Ray when not given")
     run.add_argument("--tracking-uri", help="MLflow server to use; an embedded one when not given")
     run.set_defaults(verb=_run)
 
     index = verbs.add_parser("index", help="build the index of a dataset")
-    index.add_argument("dataset", choices=["nuscenes"])
+    index.add_argument("dataset", choices=["nuscenes", "semantickitti", "scannet"])
     index.add_argument("--root", required=True, help="the dataset's folder")
-    index.add_argument("--version", required=True, help="folder of tables, such as v1.0-mini")
+    index.add_argument("--version", help="nuScenes: folder of tables, such as v1.0-mini")
     index.add_argument("--output", required=True, help="Parquet file to write")
     index.add_argument("--max-sweeps", type=int, default=10, help="earlier sweeps a keyframe (0: keyframes only)")
+    index.add_argument("--images-per-scene", type=int, help="ScanNet: at most so many images a scene (default: all)")
     index.set_defaults(verb=_index)
 
     inspect = verbs.add_parser("inspect", help="points, pairs, sweeps and labels of an index's keyframes")
     inspect.add_argument("index", help="Parquet file of `clip2scene index`")
     inspect.add_argument("--root", help="the dataset's folder, if it has moved")
     inspect.add_argument("--frame", metavar="ID", help="only this keyframe")
-    inspect.add_argument("--vocabulary", default="nuscenes")
+    inspect.add_argument("--vocabulary", help="names of the labels' classes; the data set's own when not given")
     inspect.add_argument("--json", action="store_true")
     inspect.add_argument("--figure", metavar="PNG", help="draw the (first) keyframe's points on its images")
     inspect.set_defaults(verb=_inspect)
@@ -162,8 +239,11 @@ def _parser() -> argparse.ArgumentParser:
     ui.add_argument("--port", type=int, default=5000)
     ui.set_defaults(verb=_ui)
 
-    report = verbs.add_parser("report", help="the table of the last job of a storage folder")
-    report.add_argument("--storage", required=True)
+    report = verbs.add_parser("report", help="a table, rebuilt from MLflow; without TABLE the last job's scores")
+    report.add_argument("table", nargs="?", metavar="TABLE", help="name of a table, such as table3")
+    report.add_argument("--storage", help="storage folder whose runs to read")
+    report.add_argument("--tracking-uri", help="MLflow server to read instead")
+    report.add_argument("--html", metavar="FILE", help="write the table with its figures as one HTML file too")
     report.set_defaults(verb=_report)
 
     doctor = verbs.add_parser("doctor", help="check this machine: versions, cores, memory, GPU, disk")

@@ -1,26 +1,20 @@
-"""What an experiment is: frozen models with units in their names, loaded from YAML with ``key=value`` overrides.
+"""What an experiment is: frozen models with units in their names.
 
-Defaults are the paper's nuScenes settings (CLIP2Scene, CVPR 2023) where it states them. A mistake in a job file ends in
-one :class:`ConfigError` sentence that names the key's path, the value and what is allowed.
+Defaults are the paper's nuScenes settings (CLIP2Scene, CVPR 2023) where it states them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import typing
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 STAGES = ("index", "extract", "distill", "evaluate", "finetune")
+TEXT_FREE = ("pointcontrast",)
+"""Methods whose features are not in CLIP's space: nothing can be scored before they are fine-tuned."""
 Stage = Literal["index", "extract", "distill", "evaluate", "finetune", "streetworld_clip"]
-
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class Clip2sceneError(Exception):
@@ -58,13 +52,15 @@ class StreetworldSettings(Settings):
 class DatasetSettings(Settings):
     """Which frames, and which scenes of them are trained and reported on."""
 
-    kind: Literal["streetworld", "nuscenes"] = "nuscenes"
+    kind: Literal["streetworld", "nuscenes", "semantickitti", "scannet"] = "nuscenes"
     root: str | None = None
     """Folder that holds the tables and sensor files. Streetworld writes its own when this is not given."""
     version: str = "v1.0-trainval"
-    """Name of the folder of tables below ``root``."""
+    """Name of the folder of tables below ``root`` (nuScenes' own format only)."""
     max_sweeps: int = Field(10, ge=0)
     """Earlier sweeps to index per keyframe; 0 for a download of keyframes only."""
+    images_per_scene: int | None = Field(None, ge=1)
+    """ScanNet: at most this many posed frames of a scene, spread evenly; all when not given."""
     train_split: str = "parametrizing"
     """Split that is distilled and fine-tuned on."""
     eval_split: str = "verifying"
@@ -101,7 +97,9 @@ class TeacherSettings(Settings):
 class PromptSettings(Settings):
     """Class names and sentences whose averaged text embeddings are the label space (t_c)."""
 
-    vocabulary: str = "nuscenes"
+    vocabulary: str | None = None
+    """Whose class names the teacher labels pixels with while distilling; the data set's own when not given. Scores are
+    always over the data set's own classes."""
     templates: Literal["clip85", "plain"] = "clip85"
     """``clip85``: the 85 templates averaged per class (paper); ``plain``: the class name alone."""
 
@@ -120,13 +118,22 @@ class ExtractSettings(Settings):
 class StudentSettings(Settings):
     """The sparse 3D network."""
 
+    architecture: Literal["spvcnn", "minkunet14", "minkunet18", "minkunet34"] = "spvcnn"
+    """SPVCNN has a point-wise branch beside its voxels; the MinkUNets have none."""
+    channels: tuple[int, ...] | None = Field(None, min_length=2, max_length=8)
+    """A smaller SPVCNN: width of the stem and of every further encoder level, each halving the resolution, with one
+    residual block a level. The published layout of ``architecture`` when not given."""
     voxel_size_m: float = Field(0.1, gt=0)
-    channels: tuple[int, ...] = Field((32, 64, 128, 256, 256), min_length=2, max_length=8)
-    """Width of the stem and of every further encoder level, each halving the resolution."""
-    blocks_per_level: int = Field(1, ge=1, le=4)
-    point_branch: bool = True
-    """The point-wise branch of SPVCNN beside the voxels."""
     use_intensity: bool = True
+
+    @model_validator(mode="after")
+    def _published_layouts_stay(self) -> StudentSettings:
+        if self.channels is not None and self.architecture != "spvcnn":
+            raise ValueError(
+                f"student.channels={list(self.channels)} is only for student.architecture=spvcnn; "
+                f"{self.architecture} has its published layout"
+            )
+        return self
 
 
 class ScrSettings(Settings):
@@ -134,6 +141,8 @@ class ScrSettings(Settings):
 
     weight: float = Field(1.0, ge=0)
     tau: float = Field(0.5, gt=0)
+    form: Literal["equation", "cross_entropy"] = "equation"
+    """``cross_entropy``: over text logits, with no tau, as in the released code."""
 
 
 class StcrSettings(Settings):
@@ -142,6 +151,16 @@ class StcrSettings(Settings):
     weight: float = Field(1.0, ge=0)
     lambda_: float = Field(1.0, gt=0, alias="lambda")
     grid_size_m: float = Field(0.5, gt=0)
+    grid: Literal["metres", "voxel"] = "metres"
+    """``voxel``: cells are the network's voxels instead of ``grid_size_m`` (released code)."""
+    pixel_term: bool = True
+    """Fuse pixel features too; the released code leaves them out of the sum."""
+    cell_text: Literal["point", "first"] = "point"
+    """Whose text weighs the points of a cell: each point's own, or the cell's first point's (released code)."""
+    max_points_per_cell: int | None = Field(None, ge=1)
+    """Later points of a cell are dropped; 8 in the released code."""
+    count_empty_slots: bool = False
+    """With ``max_points_per_cell``: free slots are averaged in as sigmoid(0) (released code)."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -154,6 +173,20 @@ class S3Settings(Settings):
     probability: float = Field(0.5, ge=0, le=1)
     """Chance that a point's own prediction replaces the pixel's label."""
     granularity: Literal["point", "batch"] = "point"
+    synchronised: bool = True
+    """Every rank draws the same; not so in the released code."""
+
+
+class ContrastSettings(Settings):
+    """InfoNCE of the rivals PPKT, SLidR and PointContrast."""
+
+    temperature: float = Field(0.07, gt=0)
+    max_pairs: int = Field(4096, ge=2)
+    """Pairs drawn at random from a worker's batch (PPKT, PointContrast), so that memory stays bounded."""
+    superpixels_per_image: int = Field(150, ge=2, le=4096)
+    """SLidR: segments that SLIC is asked for."""
+    compactness: float = Field(6.0, gt=0)
+    """SLidR: SLIC's weight of place against colour."""
 
 
 class AugmentSettings(Settings):
@@ -182,6 +215,9 @@ class OptimiserSettings(Settings):
 class DistillSettings(Settings):
     """Pre-training without labels."""
 
+    method: Literal["clip2scene", "kl", "openscene", "ppkt", "slidr", "pointcontrast"] = "clip2scene"
+    """The method, or a rival in the same loop and network: KL divergence from the teacher's class probabilities,
+    OpenScene's cosine distillation, point-pixel InfoNCE, superpixel InfoNCE, InfoNCE of two views of the cloud."""
     epochs: int = Field(20, ge=1)
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many steps whatever ``epochs`` says."""
@@ -191,17 +227,34 @@ class DistillSettings(Settings):
     """K: the keyframe and K - 1 earlier sweeps, each its own input cloud."""
     sweep_window_s: float = Field(0.5, gt=0)
     """The K - 1 sweeps are spread evenly over this time before the keyframe."""
+    sweep_choice: Literal["spread", "random"] = "spread"
+    """``random``: K - 1 of the last ten sweeps, drawn anew every time (released code)."""
+    merge_sweeps: bool = False
+    """Put the K sweeps into one input cloud ("merged" in the paper's Table 3)."""
     normalise_features: bool = True
     """L2-normalise point and pixel features before the scalar products (ours; the paper states none)."""
     scr: ScrSettings = ScrSettings()
     stcr: StcrSettings = StcrSettings()
     s3: S3Settings = S3Settings()
+    contrast: ContrastSettings = ContrastSettings()
     augment: AugmentSettings = AugmentSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
 
 
+class EvaluateSettings(Settings):
+    """Which annotation-free methods are scored."""
+
+    methods: tuple[Literal["teacher_2d", "student_3d", "ensemble", "pointclip"], ...] = Field(
+        ("teacher_2d", "student_3d"), min_length=1
+    )
+    """2D-only, 3D-only, both together, and PointCLIP carried to scenes (depth views of the cloud, no camera)."""
+
+
 class FinetuneSettings(Settings):
     """Supervised training on a fraction of the labels."""
+
+    mode: Literal["full", "linear_probe"] = "full"
+    """``linear_probe``: only the classifier learns, on a frozen backbone."""
 
     initialisations: tuple[Literal["pretrained", "scratch"], ...] = Field(("pretrained", "scratch"), min_length=1)
     checkpoint: str | None = None
@@ -250,6 +303,8 @@ class Job(Settings):
     """One runnable experiment: where to stop, on what, how, and with which resources."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    variant: Literal["paper", "released"] = "paper"
+    """``released`` sets every switch by which the authors' code departs from the paper; a switch that is given wins."""
     stage: Stage = "finetune"
     """Last stage to run; the missing earlier ones run first."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -263,9 +318,17 @@ class Job(Settings):
     extract: ExtractSettings = ExtractSettings()
     student: StudentSettings = StudentSettings()
     distill: DistillSettings = DistillSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     resources: ResourceSettings = ResourceSettings()
     streetworld_clip: StreetworldClipSettings = StreetworldClipSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switches_of_the_variant(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("variant") == "released":
+            return _merged(_RELEASED, values)
+        return values
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Job:
@@ -278,84 +341,36 @@ class Job(Settings):
         return self
 
 
+_RELEASED: dict[str, Any] = {
+    "teacher": {"clip_normalisation": False},
+    "distill": {
+        "normalise_features": False,
+        "sweep_choice": "random",
+        "scr": {"form": "cross_entropy"},
+        "stcr": {
+            "lambda": 1.0,
+            "grid": "voxel",
+            "pixel_term": False,
+            "cell_text": "first",
+            "max_points_per_cell": 8,
+            "count_empty_slots": True,
+        },
+        "s3": {"start_epoch": 11, "granularity": "batch", "synchronised": False},
+    },
+}
+"""Where the code that the authors released departs from the paper."""
+
+
+def _merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """``values``, and of ``defaults`` what they do not say."""
+    result = dict(values)
+    for key, default in defaults.items():
+        given = values.get(key, default)
+        result[key] = _merged(default, given) if isinstance(default, dict) and isinstance(given, dict) else given
+    return result
+
+
 def digest_of(*parts: Any) -> str:
     """Hash of JSON-able parts (16 hex characters)."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def load_job(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Job:
-    """Read a job file and apply ``key.path=value`` overrides.
-
-    Raises:
-        ConfigError: the file is missing or not YAML, or a key or value is wrong.
-    """
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the job file ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a job file is a mapping of keys to values, not {type(values).__name__}")
-    for override in overrides:
-        _apply_override(values, override)
-    return parse(Job, values, str(path))
-
-
-def parse(model: type[Model], values: dict[str, Any], source: str) -> Model:
-    """Validate ``values``; the first problem becomes one sentence that starts with ``source`` and the key's path.
-
-    Raises:
-        ConfigError: an unknown key, a wrong type, a value out of range or an impossible combination.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        allowed = sorted(_keys(_model_at(model, location[:-1])))
-        raise ConfigError(f"{source}: {key}: unknown key; allowed here: {', '.join(allowed)}")
-    if problem["type"] == "missing":
-        raise ConfigError(f"{source}: {key}: required, and not given")
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        raise ConfigError(f"{source}: {message}")
-    raise ConfigError(f"{source}: {key}={problem['input']!r}: {message[0].lower()}{message[1:]}")
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override {override!r} is not of the form key.path=value")
-    *parents, last = key.split(".")
-    node = values
-    for depth, parent in enumerate(parents):
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise ConfigError(
-                f"override {override!r}: {'.'.join(parents[: depth + 1])} is a value, not a group of keys"
-            )
-    try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
-
-
-def _model_at(model: type[BaseModel], location: list[str]) -> type[BaseModel]:
-    for name in location:
-        annotation = _fields(model)[name].annotation
-        candidates = (annotation, *typing.get_args(annotation))
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return model
-
-
-def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    return {field.alias or name: field for name, field in model.model_fields.items()}
-
-
-def _keys(model: type[BaseModel]) -> set[str]:
-    return set(_fields(model))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from clip2scene.config import STAGES, Job
+import numpy as np
+
+from clip2scene.config import STAGES, TEXT_FREE, Job
 from clip2scene.geometry.registration import choose_sweeps
 from clip2scene.progress import console
 from clip2scene.stages import Stages, Trained
@@ -20,27 +25,47 @@ from clip2scene.training.evaluate import Scores, example_frame
 from clip2scene.training.fit import Metrics
 from clip2scene.training.metrics import accuracy, iou, mean_iou
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 class Pipeline:
-    """Runs a job's stages under one parent run and keeps what the report says."""
+    """Runs a job's stages under one parent run and keeps what the report says.
 
-    def __init__(self, job: Job):
+    A brief one, of the many of a table, keeps everything in the one run: no child a stage, and of the pictures only
+    the numbers they are drawn from (``example.npz``: ``points``, ``truth`` and a label array per method).
+    """
+
+    def __init__(self, job: Job, *, brief: bool = False):
         self.job = job
+        self.brief = brief
         self.stages = Stages(job)
         self.seconds: dict[str, float] = {}
         self.report: dict[str, Any] = {"name": job.name, "stage": job.stage, "seed": job.seed}
+        self.example: dict[str, np.ndarray] = {}
 
-    def run(self, tracker: Tracker) -> dict[str, Any]:
-        """Run every stage up to the job's; returns the report, which is also written to ``<storage>/report.json``.
+    def run(
+        self,
+        tracker: Tracker,
+        *,
+        parent: Run | None = None,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Run every stage up to the job's; returns the report, which is also an artifact of the run.
+
+        Args:
+            tracker: where the runs are kept.
+            parent: the run that the pipeline's is listed below.
+            name: of the pipeline's run; the job's name and seed when not given.
+            tags: more tags of that run.
 
         Raises:
             ConfigError, DataError, StorageError, TrainingError, TrackingError: one sentence each.
         """
         job, stages = self.job, self.stages
         self.tracker = tracker
-        last = STAGES.index(job.stage)
-        own_student = job.finetune.checkpoint is not None and job.stage == "finetune"
-        tags = {
+        own_tags = {
             "stage": "pipeline",
             "dataset": job.dataset.kind,
             "protocol": self._protocol(),
@@ -48,30 +73,40 @@ class Pipeline:
             "job_digest": job.digest(),
         }
         with self.tracker.run(
-            f"{job.name}-seed{job.seed}",
-            tags=tags,
+            name or f"{job.name}-seed{job.seed}",
+            parent=parent,
+            tags=own_tags | dict(tags or {}),
             params=job.model_dump(mode="json", by_alias=True),
             system_metrics=False,
-        ) as parent:
-            self.report |= {"protocol": self._protocol(), "vocabulary": stages.prompts_digest, "run_id": parent.run_id}
-            if job.dataset.kind == "streetworld":
-                with self._stage("streetworld", parent) as run:
-                    run.set_tags({"root": str(stages.root)})
-            self._index(parent)
-            if last >= STAGES.index("extract") and not own_student:
-                self._extract(parent)
-            if last >= STAGES.index("distill") and not own_student:
-                student = self._distill(parent)
-                if last >= STAGES.index("evaluate"):
-                    self._evaluate(parent, student)
-            if last >= STAGES.index("finetune"):
-                self._finetune(parent)
+        ) as run:
+            self.report |= {"protocol": self._protocol(), "vocabulary": stages.prompts_digest, "run_id": run.run_id}
+            self._run_stages(run)
             self.report["seconds"] = {stage: round(seconds, 2) for stage, seconds in self.seconds.items()}
             self.report["digests"] = self._digests()
-            parent.log_metrics({f"seconds/{stage}": value for stage, value in self.seconds.items()})
+            run.log_metrics({f"seconds/{stage}": value for stage, value in self.seconds.items()})
+            run.log_dict(_json_able(self.report), "report.json")
+            if self.brief and self.example:
+                with tempfile.TemporaryDirectory() as folder:
+                    np.savez_compressed(Path(folder) / "example.npz", **self.example)
+                    run.log_artifact(Path(folder) / "example.npz")
+        if not self.brief:
             stages.storage.write_json(stages.storage.root / "report.json", _json_able(self.report))
-            parent.log_artifact(stages.storage.root / "report.json")
         return self.report
+
+    def _run_stages(self, run: Run) -> None:
+        job, last = self.job, STAGES.index(self.job.stage)
+        if job.dataset.kind == "streetworld":
+            with self._stage("streetworld", run) as child:
+                child.set_tags({"root": str(self.stages.root)})
+        self._index(run)
+        if self._needs_teacher():
+            self._extract(run)
+            if last >= STAGES.index("distill"):
+                student = self._distill(run)
+                if last >= STAGES.index("evaluate") and job.distill.method not in TEXT_FREE:
+                    self._evaluate(run, student)
+        if last >= STAGES.index("finetune"):
+            self._finetune(run)
 
     # --- stages ---
 
@@ -79,7 +114,12 @@ class Pipeline:
         with self._stage("index", parent) as run:
             index = self.stages.index
             steps = [("train", self.stages.train_frames), ("eval", self.stages.eval_frames)]
-            run.log_metrics({"frames": len(index.frames)} | {f"{name}_frames": len(fs) for name, fs in steps})
+            for sentence in index.left_out:
+                console().print(f"index: left out: {sentence}")
+            run.log_metrics(
+                {"frames": len(index.frames), "left_out": len(index.left_out)}
+                | {f"{name}_frames": len(fs) for name, fs in steps}
+            )
             run.log_dataset(self.job.dataset.kind, index.digest, str(index.root), "index")
             run.log_dict({name: [frame.frame_id for frame in frames] for name, frames in steps}, "splits.json")
 
@@ -102,13 +142,21 @@ class Pipeline:
 
     def _distill(self, parent: Run) -> Trained:
         with self._stage("distill", parent) as run:
-            history = _History(run)
+            history = _History(run, "distill/" if self.brief else "")
             self._report_short(run)
             student = self.stages.distill(history)
-            history.finish(student, "distillation")
+            self._finish(run, history, student, "distillation")
             run.log_dataset("features", self.stages.store_digest, str(self.stages.store_path), "training")
-            run.log_artifact(student.path, "student")
+        self.report["student_path"] = str(student.path)
         return student
+
+    def _finish(self, run: Run, history: _History, student: Trained, title: str) -> None:
+        """Say in the run what came out of a training."""
+        run.set_tags({"student": student.digest, "cached": str(student.cached).lower()})
+        if not self.brief:
+            run.log_artifact(student.path, "student")
+        if history.rows:
+            self._figure(run, lambda: figures.loss_curves(history.rows, title), "figures/losses.png")
 
     def _report_short(self, run: Run) -> None:
         """Say how many keyframes have fewer than K sweeps (at a scene's start)."""
@@ -122,26 +170,24 @@ class Pipeline:
     def _evaluate(self, parent: Run, student: Trained) -> None:
         with self._stage("evaluate", parent) as run:
             scores = self.stages.score_annotation_free(student)
-            teacher, learned = scores.counts["teacher_2d"]["seen"], scores.counts["student_3d"]["seen"]
-            values = {
-                "teacher_2d_miou": mean_iou(teacher),
-                "teacher_2d_accuracy": accuracy(teacher),
-                "student_3d_miou": mean_iou(learned),
-                "student_3d_accuracy": accuracy(learned),
-                "student_3d_all_points_miou": mean_iou(scores.counts["student_3d"]["all"]),
-            }
-            self._log_scores(run, scores, values, {"teacher_2d": "seen", "student_3d": "seen"})
+            # All on the points that an image shows; networks see the others too.
+            values: dict[str, float] = {}
+            for method, counts in scores.counts.items():
+                values |= {f"{method}_miou": mean_iou(counts["seen"]), f"{method}_accuracy": accuracy(counts["seen"])}
+            if "student_3d" in scores.counts:
+                values["student_3d_all_points_miou"] = mean_iou(scores.counts["student_3d"]["all"])
+            self._log_scores(run, scores, values, dict.fromkeys(scores.counts, "seen"))
             self._log_overview(run, scores)
         self.report |= values
-        parent.log_metrics({_grouped(name): value for name, value in values.items()})
+        self._log_final(parent, values)
 
     def _finetune(self, parent: Run) -> None:
         students: dict[str, Trained] = {}
         for initialisation in self.job.finetune.initialisations:
             with self._stage(f"finetune-{initialisation}", parent, group="finetune") as run:
-                history = _History(run)
+                history = _History(run, f"finetune-{initialisation}/" if self.brief else "")
                 students[initialisation] = self.stages.finetune(initialisation, history)
-                history.finish(students[initialisation], f"fine-tuning from {initialisation}")
+                self._finish(run, history, students[initialisation], f"fine-tuning from {initialisation}")
                 labelled = [frame.frame_id for frame in self.stages.labelled_frames]
                 run.log_dict({"protocol": self.job.finetune.protocol, "labelled": labelled}, "labelled_frames.json")
                 run.log_metrics({"labelled_frames": len(labelled)})
@@ -149,26 +195,30 @@ class Pipeline:
             scores = self.stages.score_finetuned(students)
             mious = {name: mean_iou(scores.counts[name]["all"]) for name in scores.counts}
             values = {f"finetuned_{name}_miou": mious[name] for name in students} | {"majority_miou": mious["majority"]}
-            self._log_scores(run, scores, values, dict.fromkeys(students, "all"))
+            self._log_scores(run, scores, values, dict.fromkeys(students, "all"), prefix="finetuned_")
         self.report["finetuned_miou"] = {name: mious[name] for name in students}
         self.report["majority_miou"] = mious["majority"]
         self.report["label_fraction"] = self.job.finetune.label_fraction
         self.report["labelled_frames"] = len(self.stages.labelled_frames)
-        parent.log_metrics({_grouped(name): value for name, value in values.items()})
+        self._log_final(parent, values)
 
     # --- tracking ---
 
     @contextmanager
     def _stage(self, name: str, parent: Run, group: str | None = None) -> Iterator[Run]:
         started = time.perf_counter()
-        tags = {"stage": group or name, "protocol": self._protocol(), "vocabulary": self.stages.prompts_digest}
-        with self.tracker.run(name, parent=parent, tags=tags, params=self._params(group or name)) as run:
-            yield run
+        if self.brief:
+            yield parent
             seconds = time.perf_counter() - started
-            run.log_metrics({"seconds": seconds})
+        else:
+            tags = {"stage": group or name, "protocol": self._protocol(), "vocabulary": self.stages.prompts_digest}
+            with self.tracker.run(name, parent=parent, tags=tags, params=self._params(group or name)) as run:
+                yield run
+                seconds = time.perf_counter() - started
+                run.log_metrics({"seconds": seconds})
+            console().print(f"{name}: {seconds:.1f} s")
         key = group or name
         self.seconds[key] = self.seconds.get(key, 0.0) + seconds
-        console().print(f"{name}: {seconds:.1f} s")
 
     def _params(self, stage: str) -> dict[str, Any]:
         """The groups of settings that a stage depends on, so that runs of a stage compare side by side."""
@@ -183,38 +233,70 @@ class Pipeline:
         settings = self.job.model_dump(mode="json", by_alias=True)
         return {"seed": self.job.seed} | {group: settings[group] for group in groups[stage]}
 
-    def _log_scores(self, run: Run, scores: Scores, values: dict[str, float], domains: dict[str, str]) -> None:
+    def _figure(self, run: Run, make: Callable[[], Figure], path: str) -> None:
+        if not self.brief:
+            run.log_figure(make(), path)
+
+    def _log_final(self, run: Run, values: dict[str, float]) -> None:
+        run.log_metrics({_grouped(name): value for name, value in values.items()})
+
+    def _log_scores(
+        self, run: Run, scores: Scores, values: dict[str, float], domains: dict[str, str], prefix: str = ""
+    ) -> None:
+        """Scores, scores per class and figures; ``domains`` says on which points each method is scored."""
         classes = self.stages.vocabulary.classes
         per_class = {
             method: dict(zip(classes, iou(scores.counts[method][domain]).tolist(), strict=True))
             for method, domain in domains.items()
         }
         self.report.setdefault("per_class", {}).update(per_class)
-        run.log_metrics({_grouped(name): value for name, value in values.items()})
+        self._log_final(run, values)
         run.log_metrics(
-            {f"iou_{method}/{c}": v for method, ious in per_class.items() for c, v in ious.items() if v == v}
+            {f"iou_{prefix}{method}/{c}": v for method, ious in per_class.items() for c, v in ious.items() if v == v}
         )
-        run.log_figure(figures.class_bars(per_class, "IoU per class"), "figures/classes.png")
+        example, words = scores.example, self.stages.vocabulary
+        self.example |= {"points": example["points"], "truth": example["truth"]}
+        self.example |= {f"{prefix}{method}": example[method] for method in domains}
+        self._figure(run, lambda: figures.class_bars(per_class, "IoU per class"), "figures/classes.png")
         for method, domain in domains.items():
-            matrix = figures.confusion_matrix(scores.counts[method][domain], self.stages.vocabulary, method)
-            run.log_figure(matrix, f"figures/confusion_{method}.png")
-        panels = {name: scores.example[name] for name in domains}
-        view = figures.birds_eye(scores.example["points"], panels, scores.example["truth"], self.stages.vocabulary)
-        run.log_figure(view, "figures/birds_eye.png")
+            counts = scores.counts[method][domain]
+            self._figure(
+                run,
+                functools.partial(figures.confusion_matrix, counts, words, method),
+                f"figures/confusion_{method}.png",
+            )
+        panels = {name: example[name] for name in domains}
+        self._figure(
+            run,
+            lambda: figures.birds_eye(example["points"], panels, example["truth"], words),
+            "figures/birds_eye.png",
+        )
 
     def _log_overview(self, run: Run, scores: Scores) -> None:
         """The example's images with what each method says of the points on them."""
         frame = example_frame(self.stages.eval_frames)
-        for method in ("truth", "teacher_2d", "student_3d"):
-            figure = frame_figure(self.stages.index, frame, self.stages.vocabulary, scores.example[method])
-            run.log_figure(figure, f"figures/images_{method}.png")
+        for method in ("truth", *scores.counts):
+            self._figure(
+                run,
+                functools.partial(
+                    frame_figure, self.stages.index, frame, self.stages.vocabulary, scores.example[method]
+                ),
+                f"figures/images_{method}.png",
+            )
+
+    def _needs_teacher(self) -> bool:
+        """Fine-tuning from a given student, or from random weights alone, needs none."""
+        finetune = self.job.finetune
+        if self.job.stage == "finetune":
+            return finetune.checkpoint is None and "pretrained" in finetune.initialisations
+        return self.job.stage != "index"
 
     def _protocol(self) -> str:
         return f"{self.job.dataset.train_split}->{self.job.dataset.eval_split};{self.job.finetune.protocol}"
 
     def _digests(self) -> dict[str, str]:
         digests = {"job": self.job.digest(), "index": self.stages.index.digest}
-        if STAGES.index(self.job.stage) >= STAGES.index("extract"):
+        if self._needs_teacher():
             digests |= {"teacher": self.stages.teacher.digest, "features": self.stages.store_digest}
         return digests
 
@@ -222,18 +304,13 @@ class Pipeline:
 class _History:
     """Hands every epoch's metrics to a run and keeps them for the loss curve."""
 
-    def __init__(self, run: Run):
-        self._run, self._rows = run, []  # type: Run, list[Metrics]
+    def __init__(self, run: Run, prefix: str):
+        self._run, self._prefix = run, prefix
+        self.rows: list[Metrics] = []
 
     def __call__(self, epoch: int, metrics: Metrics) -> None:
-        self._rows.append(metrics)
-        self._run.log_metrics(metrics, step=epoch)
-
-    def finish(self, student: Trained, title: str) -> None:
-        """Tag the run with what came out of it and draw its curves."""
-        self._run.set_tags({"student": student.digest, "cached": str(student.cached).lower()})
-        if self._rows:
-            self._run.log_figure(figures.loss_curves(self._rows, title), "figures/losses.png")
+        self.rows.append(metrics)
+        self._run.log_metrics({f"{self._prefix}{name}": value for name, value in metrics.items()}, step=epoch)
 
 
 def _grouped(name: str) -> str:

@@ -19,20 +19,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clip2scene.config import Job, digest_of
+from clip2scene.data.datasets import build_index, fingerprint
 from clip2scene.data.index import DataError, Frame, Index, read_index, write_index
 from clip2scene.data.splits import split_frames
-from clip2scene.data.vocabulary import Vocabulary, vocabulary
+from clip2scene.data.vocabulary import Vocabulary, vocabulary, vocabulary_of
 from clip2scene.progress import progress
 from clip2scene.storage import Storage, writing
 from clip2scene.student.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from clip2scene.teacher.clip import DenseClip, load_teacher
 from clip2scene.teacher.extract import ExtractReport, extract
-from clip2scene.teacher.prompts import text_embeddings
+from clip2scene.teacher.prompts import Templates, text_embeddings
 from clip2scene.teacher.store import FeatureStore
+from clip2scene.teacher.superpixels import SuperpixelStore, segment_images, superpixel_digest
+from clip2scene.teacher.weights import absolute
 from clip2scene.training.distill import Distillation
 from clip2scene.training.evaluate import (
     ConstantMethod,
+    EnsembleMethod,
     Method,
+    PointClipMethod,
     Scores,
     StudentMethod,
     TeacherMethod,
@@ -63,7 +68,9 @@ class Stages:
     def __init__(self, job: Job):
         self.job = job
         self.storage = Storage(job.storage)
-        self.vocabulary: Vocabulary = vocabulary(job.prompts.vocabulary)
+        self.vocabulary: Vocabulary = vocabulary_of(job.dataset.kind)
+        words = job.prompts.vocabulary
+        self.prompt_vocabulary = self.vocabulary if words is None else vocabulary(words)
 
     # --- index ---
 
@@ -86,19 +93,16 @@ class Stages:
     @functools.cached_property
     def index(self) -> Index:
         """All keyframes of the dataset."""
-        from clip2scene.data.nuscenes import build_index
-
-        dataset = self.job.dataset
-        path = self.storage.path("indexes", f"{self._tables_digest()}.parquet")
+        settings, root = self.job.dataset, self.root
+        sweeps, images = settings.max_sweeps, settings.images_per_scene
+        key = digest_of(fingerprint(settings.kind, root, settings.version), sweeps, images)
+        path = self.storage.path("indexes", f"{key}.parquet")
         if not path.is_file():
-            write_index(build_index(self.root, dataset.version, max_sweeps=dataset.max_sweeps), path)
-        return read_index(path, self.root)
-
-    def _tables_digest(self) -> str:
-        """Changes whenever a table does; contents are hashed only once they are an index."""
-        tables = self.root / self.job.dataset.version
-        stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(tables.glob("*.json"))]
-        return digest_of(str(self.root), self.job.dataset.version, self.job.dataset.max_sweeps, stats)
+            built = build_index(
+                settings.kind, root, version=settings.version, max_sweeps=sweeps, images_per_scene=images
+            )
+            write_index(built, path)
+        return read_index(path, root)
 
     @functools.cached_property
     def train_frames(self) -> tuple[Frame, ...]:
@@ -120,20 +124,19 @@ class Stages:
         """The frozen CLIP."""
         return load_teacher(self.job.teacher)
 
-    @functools.cached_property
-    def text_CD(self) -> torch.Tensor:
-        """Class embeddings t_c, (C, D) float32, L2-normalised."""
-        key = digest_of(self.teacher.digest, self.job.teacher.model_dump(mode="json"), self.prompts_digest)
+    def text(self, words: Vocabulary, templates: Templates) -> torch.Tensor:
+        """Class embeddings t_c of a vocabulary, (C, D) float32, L2-normalised."""
+        key = digest_of(self.teacher.digest, self.job.teacher.model_dump(mode="json"), words.digest, templates)
         path = self.storage.path("texts", f"{key}.safetensors")
         if not path.is_file():
-            text_CD = text_embeddings(self.teacher, self.vocabulary, self.job.prompts.templates)
+            text_CD = text_embeddings(self.teacher, words, templates)
             with writing(path) as aside:
                 save_file({"text": text_CD.contiguous()}, aside)
         return load_file(path)["text"]
 
     @property
     def prompts_digest(self) -> str:
-        """Hash of class names and templates: scores of other prompts are not comparable."""
+        """Hash of the scored class names and templates: scores of other prompts are not comparable."""
         return digest_of(self.vocabulary.digest, self.job.prompts.templates)
 
     @property
@@ -162,16 +165,45 @@ class Stages:
             self.index, frames, self.job.teacher, self.job.extract, self.store_path, progress, teacher=self.teacher
         )
 
+    @property
+    def superpixel_path(self) -> Path:
+        """Where the superpixels of the settings lie."""
+        teacher = self.job.teacher
+        size = (teacher.image_height_px, teacher.image_width_px)
+        return self.storage.path("superpixels", superpixel_digest(self.index.digest, self.job.distill.contrast, *size))
+
+    def superpixels(self) -> SuperpixelStore:
+        """Segment the training images that are not segmented yet (SLidR needs them)."""
+        teacher = self.job.teacher
+        segment_images(
+            self.index,
+            self.train_frames,
+            self.job.distill.contrast,
+            teacher.image_height_px,
+            teacher.image_width_px,
+            self.superpixel_path,
+            self.job.extract.num_actors,
+            progress,
+        )
+        return SuperpixelStore.open(self.superpixel_path)
+
     # --- training ---
 
     def distill(self, on_epoch: OnEpoch) -> Trained:
         """Pre-train a student on the training split, or find it."""
-        job = self.job
-        digest = self._distill_digest()
+        job, digest = self.job, self.distill_digest
         training = Distillation(
             seed=job.seed,
             frames=self.train_frames,
-            source=SampleSource(self.index.root, self.store, job.distill.num_sweeps, job.distill.sweep_window_s),
+            source=SampleSource(
+                self.index.root,
+                self.store,
+                job.distill.num_sweeps,
+                job.distill.sweep_window_s,
+                job.distill.sweep_choice,
+                job.distill.merge_sweeps,
+                self.superpixels() if job.distill.method == "slidr" else None,
+            ),
             epochs=job.distill.epochs,
             max_steps=job.distill.max_steps,
             batch_size=job.distill.batch_size,
@@ -181,16 +213,19 @@ class Stages:
             checkpoint_every_epochs=job.resources.checkpoint_every_epochs,
             student=job.student,
             settings=job.distill,
-            text_CD=self.text_CD,
+            text_CD=self.text(self.prompt_vocabulary, job.prompts.templates),
         )
         return self._train(training, "distill", digest, on_epoch)
 
-    def _distill_digest(self) -> str:
+    @property
+    def distill_digest(self) -> str:
+        """Address of the distilled student."""
         job = self.job
         return digest_of(
             "distill",
             self.store_digest,
-            self.prompts_digest,
+            self.prompt_vocabulary.digest,
+            job.prompts.templates,
             [frame.frame_id for frame in self.train_frames],
             job.student.digest(),
             job.distill.digest(),
@@ -276,12 +311,20 @@ class Stages:
     # --- scores ---
 
     def score_annotation_free(self, student: Trained) -> Scores:
-        """2D-only and 3D-only on the evaluation split."""
-        methods: dict[str, Method] = {
-            "teacher_2d": TeacherMethod(self.text_CD),
-            "student_3d": StudentMethod(self.job.student, student.checkpoint.weights, self.text_CD, len(self.text_CD)),
+        """The annotation-free methods of the settings on the evaluation split."""
+        job = self.job
+        text_CD = self.text(self.vocabulary, job.prompts.templates)
+        weights = student.checkpoint.weights
+        known: dict[str, Callable[[], Method]] = {
+            "teacher_2d": lambda: TeacherMethod(text_CD),
+            "student_3d": lambda: StudentMethod(job.student, weights, text_CD, len(text_CD)),
+            "ensemble": lambda: EnsembleMethod(job.student, weights, text_CD),
+            "pointclip": lambda: PointClipMethod(
+                absolute(job.teacher), self.text(self.vocabulary, "depth_map"), job.dataset.kind == "scannet"
+            ),
         }
-        return self._score("annotation-free", methods, [student.digest], store=True)
+        methods: dict[str, Method] = {name: known[name]() for name in job.evaluate.methods}
+        return self._score("annotation-free", methods, [student.digest, self.prompts_digest, self.store_digest])
 
     def score_finetuned(self, students: dict[str, Trained]) -> Scores:
         """Fine-tuned students by initialisation, and the majority class of the labelled keyframes."""
@@ -292,9 +335,9 @@ class Stages:
             for name, trained in students.items()
         }
         methods["majority"] = ConstantMethod(int(np.argmax(counts_C)))
-        return self._score("finetuned", methods, [trained.digest for trained in students.values()], store=False)
+        return self._score("finetuned", methods, [trained.digest for trained in students.values()])
 
-    def _score(self, kind: str, methods: dict[str, Method], digests: list[str], *, store: bool) -> Scores:
+    def _score(self, kind: str, methods: dict[str, Method], digests: list[str]) -> Scores:
         frames = self.eval_frames
         unlabelled = next((frame for frame in frames if frame.label_path is None), None)
         if unlabelled is not None:
@@ -302,13 +345,12 @@ class Stages:
                 f"dataset.eval_split={self.job.dataset.eval_split!r}: frame {unlabelled.frame_id} has no label file; "
                 "scores need lidarseg labels"
             )
-        digest = digest_of(
-            "scores", kind, list(methods), digests, [f.frame_id for f in frames], self.prompts_digest, self.store_digest
-        )
+        digest = digest_of("scores", kind, list(methods), digests, [frame.frame_id for frame in frames])
         path = self.storage.path("scores", f"{digest}.npz")
         if path.is_file():
             return _read_scores(path)
-        source = SampleSource(self.index.root, self.store if store else None, label_vocabulary=self.vocabulary)
+        store = self.store if kind == "annotation-free" else None
+        source = SampleSource(self.index.root, store, label_vocabulary=self.vocabulary)
         with progress(f"evaluate {kind}", len(frames), unit="frames") as advance:
             scores = evaluate(
                 frames,

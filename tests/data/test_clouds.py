@@ -31,8 +31,20 @@ def test_cloud_is_read_as_it_was_written_and_may_be_changed(cloud: tuple[Path, n
     path, expected = cloud
     read = read_cloud(path)
     assert read.dtype == np.float32
-    np.testing.assert_array_equal(read, expected)
+    np.testing.assert_array_equal(read[:, :3], expected[:, :3])
+    np.testing.assert_array_equal(read[:, 3], expected[:, 3] / 255)
     read += 1  # an array of its own, not a view of immutable bytes
+
+
+def test_the_suffix_says_how_many_columns_a_point_has(tmp_path: Path) -> None:
+    cloud_N4 = np.random.default_rng(0).uniform(size=(50, 4)).astype(np.float32)
+    (tmp_path / "000000.bin").write_bytes(cloud_N4.tobytes())
+    read = read_cloud(tmp_path / "000000.bin")
+    np.testing.assert_array_equal(read, cloud_N4)
+    read += 1
+    (tmp_path / "cloud.las").write_bytes(cloud_N4.tobytes())
+    with _refused(r"cloud.las: not a point cloud by its name; allowed: .pcd.bin, .bin, .ply"):
+        read_cloud(tmp_path / "cloud.las")
 
 
 @pytest.mark.parametrize("keep", [999, 981, 4])
@@ -45,8 +57,10 @@ def test_truncated_cloud(cloud: tuple[Path, np.ndarray], keep: int) -> None:
 def test_empty_and_missing_cloud(tmp_path: Path) -> None:
     with _refused(r"nowhere.bin: missing point cloud"):
         read_cloud(tmp_path / "nowhere.bin")
+    folder = tmp_path / "folder.bin"
+    folder.mkdir()
     with _refused(r"cannot read the point cloud \(Is a directory\)"):
-        read_cloud(tmp_path)
+        read_cloud(folder)
     (tmp_path / "empty.bin").touch()
     with _refused(r"empty.bin: empty point cloud"):
         read_cloud(tmp_path / "empty.bin")
@@ -76,6 +90,16 @@ def test_label_file_of_the_wrong_length(tmp_path: Path, points: int) -> None:
     path.write_bytes(bytes(6))
     with _refused(rf"labels.bin: 6 labels for a cloud of {points} points"):
         read_labels(path, points, NUSCENES)
+
+
+def test_labels_of_uint32_have_the_class_below_and_the_instance_above(tmp_path: Path) -> None:
+    path = tmp_path / "000000.label"
+    path.write_bytes(np.array([0xFFFF << 16 | 259, 1 << 16 | 40, 99, 80], dtype="<u4").tobytes())
+    words = vocabulary("semantickitti")
+    labels = read_labels(path, 4, words)
+    assert labels.dtype == np.uint8
+    names = ["ignore" if label == 0 else words.classes[label - 1] for label in labels]
+    assert names == ["other_vehicle", "road", "ignore", "pole"]
 
 
 def test_unknown_class_and_missing_label_file(tmp_path: Path) -> None:

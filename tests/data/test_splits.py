@@ -9,7 +9,7 @@ import pytest
 
 from clip2scene.config import ConfigError
 from clip2scene.data.index import DataError, Frame, Index
-from clip2scene.data.splits import split_frames, split_scenes
+from clip2scene.data.splits import scenes_of_split, split_frames, split_scenes
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,51 @@ def test_split_frames_keeps_order_and_refuses_an_empty_split() -> None:
     assert split_frames(index, "val") == frames[:2]
     with pytest.raises(DataError, match=r"split 'test' has no keyframe in the index of root .*scene-0003, scene-0061"):
         split_frames(index, "test")
+
+
+def _index(dataset: str, scenes: list[str], root: Path = Path("root")) -> Index:
+    frames = tuple(Frame(f"{scene}_0", scene, 0, "cloud", np.eye(4), (), (), None) for scene in scenes)
+    return Index(dataset, root, dataset, frames)
+
+
+def test_sequences_of_semantickitti() -> None:
+    index = _index("semantickitti", [f"{n:02}" for n in range(22)])
+    split = {
+        name: [frame.scene for frame in split_frames(index, name)]
+        for name in ("train", "val", "test", "parametrizing", "verifying")
+    }
+    assert split["train"] == ["00", "01", "02", "03", "04", "05", "06", "07", "09", "10"]
+    assert split["val"] == ["08"]
+    assert split["test"] == [f"{n}" for n in range(11, 22)]
+    assert split["verifying"] == ["06"]
+    assert split["parametrizing"] == ["00", "01", "02", "03", "04", "05", "07", "09", "10"]
+    with pytest.raises(ConfigError, match=r"'mini_val': unknown for semantickitti; allowed: train, val, test, param"):
+        split_frames(index, "mini_val")
+
+
+@pytest.mark.parametrize("folder", ["", "splits", "Tasks/Benchmark"])
+def test_scenes_of_scannet_are_read_from_the_users_lists(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    train = [f"scene{n:04}_00" for n in range(20)]
+    (tmp_path / folder / "scannetv2_train.txt").write_text("\n".join(reversed(train)) + "\n\n")
+    (tmp_path / folder / "scannetv2_val.txt").write_text("scene0700_01\r\n")
+    index = _index("scannet", ["scene0002_00", "scene0006_00", "scene0700_01"], tmp_path)
+    assert scenes_of_split(index, "train") == frozenset(train)
+    assert scenes_of_split(index, "verifying") == {"scene0006_00", "scene0013_00"}
+    assert scenes_of_split(index, "parametrizing") == frozenset(train) - {"scene0006_00", "scene0013_00"}
+    assert [frame.scene for frame in split_frames(index, "val")] == ["scene0700_01"]
+
+
+def test_missing_and_damaged_list_of_scannet(tmp_path: Path) -> None:
+    index = _index("scannet", ["scene0000_00"], tmp_path)
+    with pytest.raises(DataError, match=r"\Ascannetv2_test.txt: .* is missing; it is looked for in .*splits, [^\n]*\Z"):
+        split_frames(index, "test")
+    path = tmp_path / "scannetv2_val.txt"
+    damaged = {b"scene1\n": "'scene1' is no scene", b"\n": "'nothing' is no scene", b"\xff": "cannot be read"}
+    for data, message in damaged.items():
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=rf"\A[^\n]*scannetv2_val.txt: {message}[^\n]*\Z"):
+            split_frames(index, "val")
 
 
 def test_importing_splits_and_clouds_does_not_import_the_devkit() -> None:

@@ -12,8 +12,9 @@ import torch
 from torch.nn import functional
 
 import clip2scene.streetworld
-from clip2scene.config import StreetworldClipSettings, TeacherSettings, load_job
+from clip2scene.config import StreetworldClipSettings, TeacherSettings
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.jobfile import load_job
 from clip2scene.streetworld.captions import CROPS_PER_TILE, MAX_THINGS, PATCH_PX, SKY, TILE_PX, tiles_of_scene
 from clip2scene.streetworld.clip_training import CROP_PX, Tokens, contrastive_loss, cut, in_context, normalise, train
 from clip2scene.teacher.clip import load_teacher

@@ -29,6 +29,22 @@ def test_an_absent_class_is_left_out_of_the_mean():
     assert accuracy(counts) == 0.75
 
 
+def test_counts_of_two_ranks_add_up_to_those_of_all_points():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 21, size=4000).astype(np.uint8)  # 20 classes: products of two do not fit 8 bits
+    classes = rng.integers(0, 20, size=4000)
+    both = sum(confusion(labels[rank::2], classes[rank::2], 20) for rank in range(2))
+    counted = labels > 0
+    expected = confusion_matrix(labels[counted].astype(int) - 1, classes[counted], labels=range(20))
+    np.testing.assert_array_equal(both, expected)
+
+
+def test_a_class_that_is_only_predicted_scores_zero_and_counts():
+    counts = confusion(np.array([1, 1, 0]), np.array([0, 2, 1]), 4)
+    np.testing.assert_allclose(iou(counts), [1 / 2, np.nan, 0, np.nan])
+    assert mean_iou(counts) == pytest.approx(1 / 4)
+
+
 def test_no_points_score_nan():
     counts = confusion(np.zeros(3, np.uint8), np.zeros(3, np.int64), 2)
     assert np.isnan(mean_iou(counts))

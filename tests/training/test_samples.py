@@ -92,8 +92,8 @@ def test_labels_are_read_only_where_asked_for(tiny, later):
 
 def test_the_cache_is_bounded(tiny):
     cache = SampleCache(SampleSource(tiny.index.root), tiny.index.frames, size=2)
-    first = cache[0]
-    assert cache[0] is first
+    first = cache.get(0)
+    assert cache.get(0) is first
     for position in (1, 2):
-        assert len(cache[position].points_N4)
-    assert cache[0] is not first
+        assert len(cache.get(position).points_N4)
+    assert cache.get(0) is not first

@@ -1,7 +1,7 @@
 """Reads the sensor files that an index names. Workers use this; no devkit is needed.
 
-A file is read whole and checked, or refused in one sentence: nothing damaged goes on silently.
-Shapes: N points, H x W pixels.
+A file's suffix says what it is. It is read whole and checked, or refused in one sentence: nothing damaged goes on
+silently. Shapes: N points, H x W pixels.
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clip2scene.data.index import DataError
+from clip2scene.data import ply
+from clip2scene.data.index import DataError, Frame
 from clip2scene.data.vocabulary import Vocabulary
 
-_POINT_BYTES = 20
-_POINT_COLUMNS = 5
+_COLUMNS = {".pcd.bin": 5, ".bin": 4}
+"""float32 values of a point: nuScenes x, y, z, intensity (0 to 255) and ring; SemanticKITTI x, y, z and intensity (0 to
+1). The longer suffix comes first."""
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises for a file that is damaged or no image."""
 
 
 def resolve(root: Path, relative: str) -> Path:
@@ -64,43 +69,76 @@ def check_relative(path: object, source: str) -> str:
 
 
 def read_cloud(path: Path) -> np.ndarray:
-    """Read a nuScenes ``.pcd.bin`` cloud: float32 x, y, z (metres, sensor frame), intensity (0 to 255) and ring.
+    """Read a point cloud: nuScenes' ``.pcd.bin``, SemanticKITTI's ``.bin`` or ScanNet's mesh ``.ply``.
 
     Returns:
-        (N, 5) float32.
+        (N, 4) float32: x, y, z (metres, sensor frame) and, in [0, 1], intensity or the luminance of a mesh's colour.
 
     Raises:
-        DataError: missing, truncated (its size is no multiple of 20 bytes), empty, or with values that are not finite.
+        DataError: missing, truncated (its size is no multiple of a point's), empty, of another suffix, a file of
+            labels, or with values that are not finite.
     """
+    if path.name.endswith(".labels.ply"):
+        raise DataError(f"{path}: a file of labels, whose colours are its labels; it is never read as a point cloud")
+    if path.suffix == ".ply":
+        return ply.points(_read_bytes(path, "point cloud"), str(path))
+    suffix = next((suffix for suffix in _COLUMNS if path.name.endswith(suffix)), None)
+    if suffix is None:
+        raise DataError(f"{path}: not a point cloud by its name; allowed: {', '.join((*_COLUMNS, '.ply'))}")
+    cloud_NK = _read_floats(path, _COLUMNS[suffix])
+    cloud_N4 = cloud_NK[:, :4].copy()
+    if suffix == ".pcd.bin":
+        cloud_N4[:, 3] /= 255
+    return cloud_N4
+
+
+def _read_floats(path: Path, columns: int) -> np.ndarray:
+    """(N, columns) float32 of a file of points, at least one, all finite."""
     data = _read_bytes(path, "point cloud")
-    if len(data) % _POINT_BYTES:
+    size = 4 * columns
+    if len(data) % size:
         raise DataError(
-            f"{path}: truncated point cloud: {len(data)} bytes is not a multiple of {_POINT_BYTES} (5 float32 a point)"
+            f"{path}: truncated point cloud: {len(data)} bytes is not a multiple of {size} ({columns} float32 a point)"
         )
     if not data:
-        raise DataError(f"{path}: empty point cloud; at least one point of {_POINT_BYTES} bytes is needed")
-    cloud_N5 = np.frombuffer(data, dtype="<f4").reshape(-1, _POINT_COLUMNS).astype(np.float32)
-    if not np.isfinite(cloud_N5).all():
-        row = int(np.flatnonzero(~np.isfinite(cloud_N5).all(axis=1))[0])
-        raise DataError(f"{path}: point {row} of {len(cloud_N5)} is not finite ({cloud_N5[row].tolist()})")
-    return cloud_N5
+        raise DataError(f"{path}: empty point cloud; at least one point of {size} bytes is needed")
+    cloud_NK = np.frombuffer(data, dtype="<f4").reshape(-1, columns)
+    if not np.isfinite(cloud_NK).all():
+        row = int(np.flatnonzero(~np.isfinite(cloud_NK).all(axis=1))[0])
+        raise DataError(f"{path}: point {row} of {len(cloud_NK)} is not finite ({cloud_NK[row].tolist()})")
+    return cloud_NK
 
 
 def read_labels(path: Path, num_points: int, vocabulary: Vocabulary) -> np.ndarray:
-    """Read a lidarseg label file (one byte a point) as labels of the vocabulary.
+    """Read a label file as labels of the vocabulary: nuScenes-lidarseg's ``.bin`` (one byte a point),
+    SemanticKITTI's ``.label`` (uint32 a point: the class in its lower 16 bits, the instance in the upper ones) or
+    ScanNet's ``.labels.ply`` (a nyu40 id a vertex).
 
     Returns:
         (N,) uint8 labels in [0, C]; 0 is ignored.
 
     Raises:
         DataError: missing, not one label per point, or with a class that the vocabulary does not know.
+        ConfigError: the vocabulary is for prompts only.
     """
-    raw_N = np.frombuffer(_read_bytes(path, "label file"), dtype=np.uint8)
+    raw_N = _read_label_ids(path)
     if len(raw_N) != num_points:
         raise DataError(
             f"{path}: {len(raw_N)} labels for a cloud of {num_points} points; exactly one a point is allowed"
         )
     return vocabulary.labels(raw_N, str(path))
+
+
+def _read_label_ids(path: Path) -> np.ndarray:
+    """(N,) raw class ids, integers from 0."""
+    data = _read_bytes(path, "label file")
+    if path.suffix == ".ply":
+        return ply.labels(data, str(path))
+    if path.suffix != ".label":
+        return np.frombuffer(data, dtype=np.uint8)
+    if len(data) % 4:
+        raise DataError(f"{path}: truncated label file: {len(data)} bytes is not a multiple of 4 (one uint32 a point)")
+    return np.frombuffer(data, dtype="<u4") & 0xFFFF
 
 
 def read_image(path: Path, width: int, height: int) -> np.ndarray:
@@ -124,11 +162,46 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
             pixels_HW3 = np.array(image.convert("RGB")) if size == (width, height) else None
     except FileNotFoundError as error:
         raise DataError(f"{path}: missing image") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"{path}: truncated or damaged image ({' '.join(str(error).split())})") from error
     if pixels_HW3 is None:
         raise DataError(f"{path}: the image has {size[0]} x {size[1]} pixels, the index says {width} x {height}")
     return pixels_HW3
+
+
+def read_depth(path: Path) -> np.ndarray:
+    """Read a depth map as ScanNet exports it: a 16-bit grey PNG of millimetres along the optical axis.
+
+    Returns:
+        (h, w) float32 metres; 0 where nothing was measured.
+
+    Raises:
+        DataError: missing, truncated, no image, or not of one 16-bit channel.
+    """
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            depth_hw = np.asarray(image) if mode.startswith("I") else None
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: missing depth map") from error
+    except _UNREADABLE as error:
+        raise DataError(f"{path}: truncated or damaged depth map ({' '.join(str(error).split())})") from error
+    if depth_hw is None:
+        raise DataError(f"{path}: the depth map has mode {mode}; one channel of 16 bits (millimetres) is needed")
+    return depth_hw.astype(np.float32) / 1000
+
+
+def read_depths(root: Path, frame: Frame) -> tuple[np.ndarray | None, ...] | None:
+    """The depth map of every camera of a keyframe, None for a camera without; None where no camera has one.
+
+    Raises:
+        DataError: a depth map is missing or damaged.
+    """
+    if all(camera.depth_path is None for camera in frame.cameras):
+        return None
+    return tuple(
+        None if camera.depth_path is None else read_depth(resolve(root, camera.depth_path)) for camera in frame.cameras
+    )
 
 
 def _read_bytes(path: Path, what: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path, PurePosixPath
 
 from clip2scene.data.clouds import check_relative, inside
@@ -33,6 +34,18 @@ class DatasetFiles:
         if files[path.name]:
             self._refuse_escape(path.as_posix(), source)
         return path.as_posix()
+
+    def names(self, folder: str, pattern: str) -> list[str]:
+        """Names of a folder's files that match a regular expression as a whole, in order; none without the folder.
+
+        Args:
+            folder: POSIX path below the root.
+            pattern: for the whole name.
+
+        Raises:
+            DataError: the folder cannot be listed, or lies outside the root.
+        """
+        return sorted(name for name in self._listing(folder, folder) if re.fullmatch(pattern, name))
 
     def _listing(self, folder: str, source: str) -> dict[str, bool]:
         """Names of the folder's files, and which of them are links."""

@@ -69,10 +69,12 @@ class Index:
     """All keyframes of a dataset version, in scene and time order."""
 
     dataset: str
-    """Kind of dataset, which decides how clouds and labels are read (``nuscenes``)."""
+    """Kind of dataset (``nuscenes``, ``semantickitti`` or ``scannet``): decides its classes and its splits."""
     root: Path
     version: str
     frames: tuple[Frame, ...]
+    left_out: tuple[str, ...] = ()
+    """A sentence each: what the builder left out, as a pose is not finite or a mesh is missing. Not in the digest."""
 
     @functools.cached_property
     def digest(self) -> str:
@@ -136,7 +138,13 @@ def write_index(index: Index, path: str | Path) -> None:
         StorageError: the disk is full or refuses.
     """
     path = Path(path)
-    about = {"format": FORMAT, "dataset": index.dataset, "root": str(index.root.resolve()), "version": index.version}
+    about = {
+        "format": FORMAT,
+        "dataset": index.dataset,
+        "root": str(index.root.resolve()),
+        "version": index.version,
+        "left_out": index.left_out,
+    }
     table = pa.Table.from_pylist([_row(frame) for frame in index.frames], schema=_SCHEMA)
     table = table.replace_schema_metadata({"clip2scene": json.dumps(about)})
     with writing(path) as aside:
@@ -160,7 +168,8 @@ def read_index(path: str | Path, root: str | Path | None = None) -> Index:
     if about.get("format") != FORMAT:
         raise DataError(f"{path}: not an index of this version (format {about.get('format')!r}, expected {FORMAT!r})")
     frames = tuple(_frame(row) for row in table.to_pylist())
-    return Index(about["dataset"], Path(root if root is not None else about["root"]), about["version"], frames)
+    root = Path(root if root is not None else about["root"])
+    return Index(about["dataset"], root, about["version"], frames, tuple(about.get("left_out", ())))
 
 
 def _row(frame: Frame) -> dict[str, Any]:

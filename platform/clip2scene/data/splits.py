@@ -1,17 +1,34 @@
-"""Which scenes a split has: nuScenes' official splits, and the two that SLidR made of the training scenes.
+"""Which scenes a split has: official ones, and ``parametrizing`` and ``verifying``, which divide the training scenes.
 
-The official lists come from nuscenes-devkit, imported on the first call only: the driver asks, workers never do.
+nuScenes: the official lists come from nuscenes-devkit, imported on the first call only (the driver asks, workers never
+do), and the two others are SLidR's. SemanticKITTI has its official sequences, and ScanNet's official lists are read
+from the user's copy. For these two the paper names no ``parametrizing`` and ``verifying``; ours are every seventh
+training scene in the order of names (the seventh, the fourteenth, ...) for ``verifying``, and the rest for
+``parametrizing``.
 """
 
 from __future__ import annotations
 
+import re
 from functools import cache
+from pathlib import Path
 
 from clip2scene.config import ConfigError
 from clip2scene.data.index import DataError, Frame, Index
 
 OFFICIAL = ("train", "val", "test", "mini_train", "mini_val")
 DERIVED = ("parametrizing", "verifying")
+
+_VERIFYING_EVERY = 7
+
+_SEMANTICKITTI = {
+    "train": frozenset({"00", "01", "02", "03", "04", "05", "06", "07", "09", "10"}),
+    "val": frozenset({"08"}),
+    "test": frozenset(str(number) for number in range(11, 22)),
+}
+
+_SCANNET_FOLDERS = (".", "splits", "Tasks/Benchmark")
+"""Where ScanNet's lists may lie below the root; the last is their place in ScanNet's repository."""
 
 _VERIFYING = """
 0008 0009 0019 0029 0032 0042 0045 0049 0052 0054 0056 0066 0067 0073 0131 0152 0166 0168 0183 0190
@@ -26,7 +43,7 @@ _VERIFYING = """
 
 @cache
 def split_scenes(name: str) -> frozenset[str]:
-    """Names of the scenes of a split.
+    """Names of the scenes of a split of nuScenes (and of a streetworld, which takes scene names of nuScenes).
 
     Args:
         name: ``train`` (700), ``val`` (150), ``test`` (150), ``mini_train`` (8), ``mini_val`` (2); ``verifying``: 100
@@ -48,14 +65,55 @@ def split_scenes(name: str) -> frozenset[str]:
     return frozenset(official[name])
 
 
-def split_frames(index: Index, name: str) -> tuple[Frame, ...]:
-    """Keyframes of a split, in the index's order.
+def scenes_of_split(index: Index, name: str) -> frozenset[str]:
+    """Names of the scenes of a split of the index's data set, also of those that are not in the index.
+
+    Args:
+        index: names the data set, and the root below which ScanNet's official lists are looked for.
+        name: nuScenes: see :func:`split_scenes`. SemanticKITTI: ``train`` (10 sequences), ``val`` (08), ``test`` (11 to
+            21). ScanNet: ``train`` (1,201), ``val`` (312), ``test`` (100). Both: ``parametrizing``, ``verifying``.
 
     Raises:
         ConfigError: no such split.
-        DataError: the index has no keyframe of it.
+        DataError: a list of ScanNet's is missing or damaged.
     """
-    frames = index.select(split_scenes(name))
+    if index.dataset == "nuscenes":
+        return split_scenes(name)
+    allowed = ("train", "val", "test", *DERIVED)
+    if name not in allowed:
+        raise ConfigError(f"split {name!r}: unknown for {index.dataset}; allowed: {', '.join(allowed)}")
+    part = "train" if name in DERIVED else name
+    scenes = _SEMANTICKITTI[part] if index.dataset == "semantickitti" else _scannet_scenes(index.root, part)
+    # Scans of the same ScanNet room (sceneXXXX_00, sceneXXXX_01) stay on one side.
+    rooms = sorted({scene.partition("_")[0] for scene in scenes})[_VERIFYING_EVERY - 1 :: _VERIFYING_EVERY]
+    verifying = frozenset(scene for scene in scenes if scene.partition("_")[0] in rooms)
+    return {"verifying": verifying, "parametrizing": scenes - verifying}.get(name, scenes)
+
+
+def _scannet_scenes(root: Path, part: str) -> frozenset[str]:
+    file = f"scannetv2_{part}.txt"
+    path = next((root / folder / file for folder in _SCANNET_FOLDERS if (root / folder / file).is_file()), None)
+    if path is None:
+        places = ", ".join(str(root / folder) for folder in _SCANNET_FOLDERS)
+        raise DataError(f"{file}: ScanNet's official list is missing; it is looked for in {places}")
+    try:
+        names = path.read_text(encoding="ascii").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a list of scenes ({' '.join(str(error).split())})") from error
+    strange = next((name for name in names if not re.fullmatch(r"scene\d{4}_\d{2}", name)), None)
+    if strange is not None or not names:
+        raise DataError(f"{path}: {strange or 'nothing'!r} is no scene; allowed: names like scene0000_00, one a line")
+    return frozenset(names)
+
+
+def split_frames(index: Index, name: str) -> tuple[Frame, ...]:
+    """Keyframes of a split of the index's data set, in the index's order.
+
+    Raises:
+        ConfigError: no such split.
+        DataError: the index has no keyframe of it, or a list of ScanNet's is missing or damaged.
+    """
+    frames = index.select(scenes_of_split(index, name))
     if not frames:
         scenes = sorted({frame.scene for frame in index.frames})
         listed = ", ".join(scenes[:5]) + (f" and {len(scenes) - 5} more" if len(scenes) > 5 else "")

@@ -1,7 +1,6 @@
-"""Classes, the names they are prompted with, and the raw label ids that map to them.
+"""Label spaces: ordered classes, the names they are prompted with, and the raw label ids that map to them.
 
-nuScenes: the official lidarseg mapping of 32 raw categories to 16 classes (0 = ignore), nuScenes-lidarseg challenge.
-Names are readable ("traffic cone", never "traffic_cone") and a class may have several: their embeddings are averaged.
+``nuscenes``, ``semantickitti`` and ``scannet`` have labels; ``cityscapes`` and ``all`` are only prompted with.
 """
 
 from __future__ import annotations
@@ -11,10 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from clip2scene.config import ConfigError, digest_of
+from clip2scene.data import class_names
 from clip2scene.data.index import DataError
 
 IGNORE = 0
 """Label of points that count nowhere; class ``c`` of a vocabulary has label ``c + 1``."""
+
+UNKNOWN = -1
+"""In ``Vocabulary.raw_to_label``: no such raw id in the data set."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Vocabulary:
     prompts: tuple[tuple[str, ...], ...]
     """Per class, the names that fill the prompt templates."""
     raw_to_label: tuple[int, ...]
-    """Label of every raw id, from 0."""
+    """Label of every raw id, from 0; ``UNKNOWN`` where there is no such id. Empty: only to prompt with."""
     colours: tuple[tuple[int, int, int], ...]
     """RGB per class, as the dataset draws it."""
 
@@ -40,53 +43,81 @@ class Vocabulary:
 
         Raises:
             DataError: an id outside the mapping; ``source`` names the file.
+            ConfigError: the vocabulary has no labels.
         """
-        table = np.asarray(self.raw_to_label, dtype=np.uint8)
-        if raw_N.size and int(raw_N.max()) >= len(table):
-            unknown = sorted({int(value) for value in np.unique(raw_N) if value >= len(table)})
-            raise DataError(
-                f"{source}: label ids {unknown} are unknown to the vocabulary {self.name!r} "
-                f"(allowed: 0 to {len(table) - 1})"
+        if not self.raw_to_label:
+            labelled = [name for name, words in VOCABULARIES.items() if words.raw_to_label]
+            raise ConfigError(
+                f"{source}: the vocabulary {self.name!r} is only to prompt with, no label has its classes; "
+                f"allowed where labels are read: {', '.join(labelled)}"
             )
-        return table[raw_N]
+        size = len(self.raw_to_label)
+        # One slot more, for every id beyond the table.
+        table = np.array([*self.raw_to_label, UNKNOWN], dtype=np.int16)
+        labels_N = table[np.where((raw_N >= 0) & (raw_N < size), raw_N, size)]
+        if (labels_N == UNKNOWN).any():
+            unknown = np.unique(raw_N[labels_N == UNKNOWN]).tolist()
+            raise DataError(
+                f"{source}: label ids {unknown} are unknown to the vocabulary {self.name!r} (allowed: {self._known()})"
+            )
+        return labels_N.astype(np.uint8)
+
+    def _known(self) -> str:
+        """The raw ids that there are, in ranges: ``0 to 1, 10, 13``."""
+        known = [raw for raw, label in enumerate(self.raw_to_label) if label != UNKNOWN]
+        starts = [raw for raw in known if raw - 1 not in known]
+        ends = [raw for raw in known if raw + 1 not in known]
+        return ", ".join(f"{a} to {b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True))
 
 
-# Class: names to prompt with, raw lidarseg ids (index of the category in lidarseg's category.json), colour.
-_NUSCENES: dict[str, tuple[tuple[str, ...], tuple[int, ...], tuple[int, int, int]]] = {
-    "barrier": (("barrier", "traffic barrier"), (9,), (112, 128, 144)),
-    "bicycle": (("bicycle",), (14,), (220, 20, 60)),
-    "bus": (("bus",), (15, 16), (255, 127, 80)),
-    "car": (("car",), (17,), (255, 158, 0)),
-    "construction_vehicle": (("construction vehicle", "excavator"), (18,), (233, 150, 70)),
-    "motorcycle": (("motorcycle",), (21,), (255, 61, 99)),
-    "pedestrian": (("pedestrian", "person"), (2, 3, 4, 6), (0, 0, 230)),
-    "traffic_cone": (("traffic cone",), (12,), (47, 79, 79)),
-    "trailer": (("trailer",), (22,), (255, 140, 0)),
-    "truck": (("truck",), (23,), (255, 99, 71)),
-    "driveable_surface": (("road", "street"), (24,), (0, 207, 191)),
-    "other_flat": (("traffic island", "rail track"), (25,), (175, 0, 75)),
-    "sidewalk": (("sidewalk",), (26,), (75, 0, 75)),
-    "terrain": (("grass", "terrain"), (27,), (112, 180, 60)),
-    "manmade": (("building", "wall", "pole"), (28,), (222, 184, 135)),
-    "vegetation": (("tree", "vegetation"), (30,), (0, 175, 0)),
-}
-
-
-def _nuscenes() -> Vocabulary:
-    raw_to_label = [IGNORE] * 32
-    for label, (_, raw_ids, _) in enumerate(_NUSCENES.values(), start=1):
-        for raw in raw_ids:
-            raw_to_label[raw] = label
+def _labelled(name: str, classes: class_names.Classes, ignored: tuple[int, ...]) -> Vocabulary:
+    labels = dict.fromkeys(ignored, IGNORE)
+    for label, (_, raw_ids, _) in enumerate(classes.values(), start=1):
+        labels |= dict.fromkeys(raw_ids, label)
+    raw_to_label = tuple(labels.get(raw, UNKNOWN) for raw in range(max(labels, default=-1) + 1))
     return Vocabulary(
-        name="nuscenes",
-        classes=tuple(_NUSCENES),
-        prompts=tuple(names for names, _, _ in _NUSCENES.values()),
-        raw_to_label=tuple(raw_to_label),
-        colours=tuple(colour for _, _, colour in _NUSCENES.values()),
+        name=name,
+        classes=tuple(classes),
+        prompts=tuple(names for names, _, _ in classes.values()),
+        raw_to_label=raw_to_label,
+        colours=tuple(colour for _, _, colour in classes.values()),
     )
 
 
-VOCABULARIES: dict[str, Vocabulary] = {"nuscenes": _nuscenes()}
+def _all(vocabularies: tuple[Vocabulary, ...]) -> Vocabulary:
+    """The classes of all, each thing once, so that no name belongs to two classes.
+
+    A class that shares a name with one class before it is that class and gives it its names; one that shares names with
+    several (nuScenes' "manmade": building, wall, pole) is covered by them and adds none.
+    """
+    prompts: dict[str, tuple[str, ...]] = {}
+    colours: dict[str, tuple[int, int, int]] = {}
+    for words in vocabularies:
+        for title, names, colour in zip(words.classes, words.prompts, words.colours, strict=True):
+            same = [known for known, taken in prompts.items() if set(names) & set(taken)]
+            if not same:
+                prompts[title], colours[title] = names, colour
+            elif len(same) == 1:
+                prompts[same[0]] = tuple(dict.fromkeys((*prompts[same[0]], *names)))
+    return Vocabulary("all", tuple(prompts), tuple(prompts.values()), (), tuple(colours.values()))
+
+
+_NUSCENES = _labelled("nuscenes", class_names.NUSCENES, class_names.NUSCENES_IGNORED)
+_SEMANTICKITTI = _labelled("semantickitti", class_names.SEMANTICKITTI, class_names.SEMANTICKITTI_IGNORED)
+_SCANNET = _labelled("scannet", class_names.SCANNET, class_names.SCANNET_IGNORED)
+_CITYSCAPES = _labelled("cityscapes", class_names.CITYSCAPES, ())
+
+VOCABULARIES: dict[str, Vocabulary] = {
+    words.name: words
+    for words in (
+        _NUSCENES,
+        _SEMANTICKITTI,
+        _SCANNET,
+        _CITYSCAPES,
+        # Cityscapes first: its classes are single things, which the others' umbrella classes are checked against.
+        _all((_CITYSCAPES, _NUSCENES, _SEMANTICKITTI, _SCANNET)),
+    )
+}
 
 
 def vocabulary(name: str) -> Vocabulary:
@@ -96,5 +127,20 @@ def vocabulary(name: str) -> Vocabulary:
         ConfigError: no such vocabulary.
     """
     if name not in VOCABULARIES:
-        raise ConfigError(f"prompts.vocabulary={name!r}: unknown; allowed: {', '.join(sorted(VOCABULARIES))}")
+        raise ConfigError(f"prompts.vocabulary={name!r}: unknown; allowed: {', '.join(VOCABULARIES)}")
     return VOCABULARIES[name]
+
+
+def vocabulary_of(dataset: str) -> Vocabulary:
+    """The data set's own classes, which its labels and scores are in.
+
+    Args:
+        dataset: ``Index.dataset`` or the ``dataset.kind`` of a job; a streetworld has the labels of nuScenes.
+
+    Raises:
+        ConfigError: no such data set.
+    """
+    kinds = {"streetworld": "nuscenes"} | {name: name for name, words in VOCABULARIES.items() if words.raw_to_label}
+    if dataset not in kinds:
+        raise ConfigError(f"dataset.kind={dataset!r}: unknown; allowed: {', '.join(kinds)}")
+    return VOCABULARIES[kinds[dataset]]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clip2scene.data.clouds import read_cloud, read_labels, resolve
+from clip2scene.data.clouds import read_cloud, read_depths, read_labels, resolve
 from clip2scene.data.index import Frame, Index
 from clip2scene.data.vocabulary import IGNORE, Vocabulary
 from clip2scene.geometry.pairing import pair
@@ -27,10 +27,10 @@ def inspect_frame(index: Index, frame: Frame, vocabulary: Vocabulary) -> dict[st
         classes that occur and ``ignore``, and is empty without a label file.
 
     Raises:
-        DataError: the cloud or the label file is missing or damaged.
+        DataError: the cloud, a depth map or the label file is missing or damaged.
     """
     points_N3 = read_cloud(resolve(index.root, frame.cloud_path))[:, :3]
-    pairs = pair(points_N3, frame.world_from_lidar, frame.cameras)
+    pairs = pair(points_N3, frame.world_from_lidar, frame.cameras, read_depths(index.root, frame))
     per_camera = np.bincount(pairs.camera_P, minlength=len(frame.cameras))
     views_N = np.bincount(pairs.point_P, minlength=len(points_N3))
     return {

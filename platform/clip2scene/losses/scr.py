@@ -1,4 +1,4 @@
-"""Semantic consistency regularisation (SCR), CLIP2Scene equation 1.
+"""Semantic consistency regularisation (SCR), CLIP2Scene equation 1, and the form that the authors' code has.
 
 Legend: N points, C classes, D feature width.
 """
@@ -6,6 +6,7 @@ Legend: N points, C classes, D feature width.
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from clip2scene.losses.segments import full_precision, segment_max, segment_sum
 
@@ -43,3 +44,23 @@ def semantic_consistency(
         is_own_NC = torch.zeros_like(logits_NC, dtype=torch.bool).scatter_(1, labels_N[:, None], True)
         negative_C = logits_NC.masked_fill(is_own_NC, -torch.inf)[:, counted_C].logsumexp(0)
         return (negative_C - positive_C[counted_C].log() - peak_C[counted_C]).sum()
+
+
+def text_cross_entropy(points_ND: torch.Tensor, labels_N: torch.Tensor, text_CD: torch.Tensor) -> torch.Tensor:
+    """SCR as released: cross-entropy over text logits, with no temperature, the mean over points.
+
+    ``- 1/N sum_i log [ exp(t_i . p_i) / sum_c exp(t_c . p_i) ]``
+
+    Args:
+        points_ND: point features p_i, (N, D).
+        labels_N: class of each point's pixel, (N,) int64 in [0, C).
+        text_CD: class embeddings t_c, (C, D).
+
+    Returns:
+        A scalar; 0 (attached to the graph) when there are no points.
+    """
+    if not labels_N.shape[0]:
+        return points_ND.sum() * 0.0
+    with torch.autocast(points_ND.device.type, enabled=False):
+        points_ND, text_CD = full_precision(points_ND, text_CD)
+        return cross_entropy(points_ND @ text_CD.T, labels_N)

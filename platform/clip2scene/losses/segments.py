@@ -1,17 +1,72 @@
 """Segment operations: reductions over the rows that share an id, without a loop over ids.
 
+Wide rows (N, D) are only ever read in place: sums over them run through ``embedding_bag``, which takes the rows of a
+segment one after another into a register-sized buffer, so nothing of size (N, D) is made on the way.
+
 Legend: N rows, S segments, D features.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from torch.nn.functional import embedding_bag
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which rows belong together. Values that belong to rows are kept in *sorted order*: segment by segment."""
+
+    order_N: torch.Tensor
+    """Rows in sorted order, int64; within a segment in their given order."""
+    segment_N: torch.Tensor
+    """Segment of each row, in sorted order, int64 from 0."""
+    start_S: torch.Tensor
+    """Where each segment begins in sorted order, int64."""
+
+    @classmethod
+    def of(cls, ids_N: torch.Tensor) -> Segments:
+        """Rows with the same id form a segment; ids are any integers."""
+        sorted_N, order_N = torch.sort(ids_N, stable=True)
+        _, segment_N, counts_S = torch.unique_consecutive(sorted_N, return_inverse=True, return_counts=True)
+        return cls(order_N, segment_N, counts_S.cumsum(0) - counts_S)
+
+    @property
+    def count(self) -> int:
+        """S, the number of segments."""
+        return self.start_S.shape[0]
+
+    def rank(self) -> torch.Tensor:
+        """Place of each row within its segment, in sorted order: (N,) int64 from 0."""
+        return torch.arange(len(self.order_N), device=self.order_N.device) - self.start_S[self.segment_N]
+
+    def weighted_sum(self, rows_ND: torch.Tensor, weights_N: torch.Tensor) -> torch.Tensor:
+        """Sum of ``weight * row`` of every segment: (N, D) and (N,) in sorted order to (S, D)."""
+        return embedding_bag(self.order_N, rows_ND, self.start_S, mode="sum", per_sample_weights=weights_N)
+
+    def scalar_products(self, rows_ND: torch.Tensor, vectors_SD: torch.Tensor) -> torch.Tensor:
+        """Scalar product of each row with its segment's vector: (N, D) and (S, D) to (N,) in sorted order."""
+        # The derivative of weighted_sum by its weights; torch has the kernel, but no public name for it.
+        return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            vectors_SD.contiguous(), rows_ND.contiguous(), self.order_N, self.start_S, self.segment_N, 0, -1
+        )
+
+    def unsorted(self, values_N: torch.Tensor) -> torch.Tensor:
+        """From sorted order back to the order of the rows."""
+        return torch.empty_like(values_N).index_copy_(0, self.order_N, values_N)
 
 
 def segment_sum(rows_ND: torch.Tensor, segments_N: torch.Tensor, num_segments: int) -> torch.Tensor:
     """Sum of the rows of every segment: (N, ...) and (N,) to (S, ...)."""
     out = rows_ND.new_zeros((num_segments, *rows_ND.shape[1:]))
     return out.index_add(0, segments_N, rows_ND)
+
+
+def segment_mean(rows_ND: torch.Tensor, segments_N: torch.Tensor, num_segments: int) -> torch.Tensor:
+    """Mean of the rows of every segment, 0 where it is empty: (N, D) and (N,) to (S, D)."""
+    counts_S = torch.bincount(segments_N, minlength=num_segments).clamp(min=1)
+    return segment_sum(rows_ND, segments_N, num_segments) / counts_S[:, None]
 
 
 def segment_max(rows_N: torch.Tensor, segments_N: torch.Tensor, num_segments: int) -> torch.Tensor:

@@ -5,9 +5,17 @@ Legend: N points.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from clip2scene.config import S3Settings
+
+
+def switch_generator(settings: S3Settings, seed: int, step: int, rank: int) -> torch.Generator:
+    """The generator of one step's draw: the same on every rank, or not where ``synchronised`` is off."""
+    # Mixed to 32 bits, because torch's CPU generator ignores the higher ones of its seed.
+    mixed = np.random.SeedSequence([seed, step, 0 if settings.synchronised else rank]).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed[0]))
 
 
 def switch_labels(
@@ -19,15 +27,15 @@ def switch_labels(
 ) -> torch.Tensor:
     """Labels to train on: the pixels', or after ``start_epoch`` epochs a seeded random mixture with the predictions.
 
-    The paper gives neither the probability nor the granularity of the switch; both are settings. A generator seeded
-    alike on every rank makes the draw the same on all of them.
+    The paper gives neither the probability nor the granularity of the switch; both are settings. With probability 1
+    every label is the point's own prediction ("ST" in Table 3): a draw is always below 1.
 
     Args:
         pixel_labels_N: (N,) int64.
         predictions_N: (N,) int64, the points' own current classes.
         settings: start epoch, probability of the prediction, ``point`` or ``batch``.
         epoch: epochs finished so far.
-        generator: a CPU generator.
+        generator: a CPU generator, see :func:`switch_generator`.
     """
     if epoch < settings.start_epoch or settings.probability == 0:
         return pixel_labels_N

@@ -50,11 +50,14 @@ def load_checkpoint(path: Path, settings: StudentSettings) -> Checkpoint:
         raise DataError(f"{path}: not a readable safetensors checkpoint ({' '.join(str(error).split())})") from error
     if about.get("format") != FORMAT:
         raise DataError(f"{path}: not a clip2scene student (format {about.get('format')!r}, expected {FORMAT!r})")
-    expected = settings.model_dump(mode="json")
-    for key, value in expected.items():
-        if about["student"].get(key) != value:
-            raise DataError(
-                f"{path}: a student of another architecture: trained with student.{key}={about['student'].get(key)}, "
-                f"this job has student.{key}={value}"
-            )
+    made_with, expected = about.get("student", {}), settings.model_dump(mode="json")
+    for key in expected | made_with:
+        if key not in expected:
+            ours = "this version has no such setting"
+        elif key in made_with and made_with[key] == expected[key]:
+            continue
+        else:
+            ours = f"this job has student.{key}={expected[key]}"
+        theirs = f"with student.{key}={made_with[key]}" if key in made_with else f"before there was a student.{key}"
+        raise DataError(f"{path}: a student of another architecture: trained {theirs}, {ours}")
     return Checkpoint(weights, about)

@@ -1,10 +1,14 @@
-"""SPVCNN-like sparse U-Net: voxels for context, a point-wise branch for detail (Tang et al., ECCV 2020; CLIP2Scene).
+"""Sparse U-Nets: voxels for context and, in SPVCNN, a point-wise branch for detail.
 
-Layout for ``channels = (c0, c1, ..., cL)``: a stem of two submanifold convolutions at full resolution (c0); L encoder
-levels, each a strided convolution that halves the resolution and ``blocks_per_level`` residual blocks (c1 ... cL); L
-decoder levels that go back with inverse convolutions and skip connections (width of the level they reach, at least
-c1/2). The point branch carries features of every single point around the voxel network: it is added at the stem, the
-bottleneck and the output. Voxel features reach points by the voxel that holds them (nearest, not trilinear).
+:mod:`clip2scene.student.layouts` lists the layouts (widths, depths, sources). Common to all: a stem at full resolution;
+encoder levels, each a strided convolution that halves the resolution and residual blocks; decoder levels that go back
+with inverse convolutions and skip connections. Batch norm and ReLU follow every convolution.
+
+The point branch carries features of every single point around the voxel network; where the two meet, points take their
+voxel's feature, and voxels then take the mean of their points. Voxel features reach points by the voxel that holds them
+(nearest), where the published SPVCNN interpolates between eight. So that points of one voxel still differ, our branch
+starts with a layer on the points' own inputs, which the published one does not have. Dropout is left out, as in the
+code that CLIP2Scene's authors released (Tang et al. have 0.3 before the first and third decoder level).
 
 Legend: N points, V voxels, F backbone width, D width of the teacher's space, C classes.
 """
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from typing import Literal
 
 import torch
 from torch import nn
@@ -29,6 +34,7 @@ with warnings.catch_warnings():
         gc.enable()
 
 from clip2scene.config import StudentSettings
+from clip2scene.student.layouts import Layout, layout_of
 from clip2scene.student.voxels import Voxels, mean_of_points, rows_of_points, voxelise
 
 
@@ -36,85 +42,121 @@ class Student(nn.Module):
     """Backbone with heads chosen by what it is trained for.
 
     Pre-training has two linear heads into the teacher's space, one for SCR (which also predicts) and one for StCR: the
-    paper's losses work only on two different learnable heads. Fine-tuning has one linear classifier.
+    paper's losses work only on two different learnable heads; methods with one loss have the head ``scr`` alone.
+    Fine-tuning has one linear classifier.
     """
 
-    def __init__(self, settings: StudentSettings, *, embedding_dim: int | None = None, num_classes: int | None = None):
+    def __init__(
+        self,
+        settings: StudentSettings,
+        *,
+        embedding_dim: int | None = None,
+        heads: tuple[Literal["scr", "stcr"], ...] = ("scr", "stcr"),
+        num_classes: int | None = None,
+    ):
         super().__init__()
         self.settings = settings
         self.backbone = SparseUNet(settings)
-        heads: dict[str, nn.Module] = {}
+        self.heads = nn.ModuleDict()
         if embedding_dim is not None:
-            heads["scr"] = nn.Linear(self.backbone.width, embedding_dim)
-            heads["stcr"] = nn.Linear(self.backbone.width, embedding_dim)
+            for name in heads:
+                self.heads[name] = nn.Linear(self.backbone.width, embedding_dim)
         if num_classes is not None:
-            heads["classifier"] = nn.Linear(self.backbone.width, num_classes)
-        self.heads = nn.ModuleDict(heads)
+            self.heads["classifier"] = nn.Linear(self.backbone.width, num_classes)
+        self._backbone_is_frozen = False
 
-    def forward(self, points_N4: torch.Tensor, cloud_N: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Features of every input point for every head.
+    def freeze_backbone(self) -> None:
+        """From now on only the heads learn; the backbone stays in eval mode, so its batch norm statistics stay too."""
+        self._backbone_is_frozen = True
+        self.backbone.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Student:
+        """As in torch, but for a frozen backbone."""
+        super().train(mode)
+        if self._backbone_is_frozen:
+            self.backbone.eval()
+        return self
+
+    def forward(
+        self, points_N4: torch.Tensor, cloud_N: torch.Tensor, rows_P: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Features of the input points for every head.
 
         Args:
             points_N4: x, y, z in metres and intensity in [0, 1], all clouds of the batch one after another.
             cloud_N: (N,) int64, the cloud of each point.
+            rows_P: (P,) int64, the points that are asked for (those with a pixel, say), in any order and number; all
+                of them when not given.
 
         Returns:
-            ``{head: (N, D or C)}``.
+            ``{head: (N or P, D or C)}``.
         """
         features_NF = self.backbone(points_N4, cloud_N)
+        if rows_P is not None:
+            features_NF = features_NF.index_select(0, rows_P)
         return {name: head(features_NF) for name, head in self.heads.items()}
 
 
 class SparseUNet(nn.Module):
-    """Point features from a sparse U-Net with a point branch: (N, 4) to (N, F)."""
+    """Point features from a sparse U-Net, with a point branch or without: (N, 4) to (N, F)."""
 
     def __init__(self, settings: StudentSettings):
         super().__init__()
         self.settings = settings
-        widths = settings.channels
+        self.layout = layout = layout_of(settings)
         inputs = 4 if settings.use_intensity else 3
-        self.levels = len(widths) - 1
+        stem_widths = [inputs] + [width for _, width in layout.stem]
         self.stem = nn.ModuleList(
-            [_Submanifold(inputs, widths[0], "level0"), _Submanifold(widths[0], widths[0], "level0")]
+            _Submanifold(stem_widths[i], width, "level0" if kernel == 3 else "stem", kernel)
+            for i, (kernel, width) in enumerate(layout.stem)
         )
-        self.encoders = nn.ModuleList(
-            _Encoder(widths[i], widths[i + 1], i, settings.blocks_per_level) for i in range(self.levels)
-        )
-        up_widths = [max(widths[i], widths[1] // 2) for i in range(self.levels)] + [widths[-1]]
+        # Widths that the encoder levels start from are those of the skip connections too.
+        skips = [stem_widths[-1], *layout.encoder[:-1]]
+        self.encoders = nn.ModuleList(_Encoder(skips[i], i, layout) for i in range(layout.levels))
+        decoder_inputs = [layout.encoder[-1], *layout.decoder[:-1]]
         self.decoders = nn.ModuleList(
-            _Decoder(up_widths[i + 1], widths[i], up_widths[i], i, settings.blocks_per_level)
-            for i in reversed(range(self.levels))
+            _Decoder(decoder_inputs[i], skips[-1 - i], i, layout) for i in range(layout.levels)
         )
-        self.width = up_widths[0]
-        if settings.point_branch:
-            self.point_stem = _PointLayer(inputs, widths[0])
-            self.point_bottleneck = _PointLayer(widths[0], widths[-1])
-            self.point_output = _PointLayer(widths[-1], self.width)
+        self.width = layout.decoder[-1]
+        if layout.joins:
+            self.point_stem = _PointLayer(inputs, stem_widths[-1])
+            met = stem_widths[-1]
+            for join in layout.joins:
+                width = decoder_inputs[join] if join < layout.levels else self.width
+                self.add_module(self._point_layer(join), _PointLayer(met, width))
+                met = width
 
     def forward(self, points_N4: torch.Tensor, cloud_N: torch.Tensor) -> torch.Tensor:
         """Features of every point, (N, F); see :class:`Student`."""
-        settings = self.settings
-        voxels = voxelise(points_N4[:, :3], cloud_N, settings.voxel_size_m, 2**self.levels)
+        layout = self.layout
+        voxels = voxelise(points_N4[:, :3], cloud_N, self.settings.voxel_size_m, 2**layout.levels)
+        rows_N = voxels.voxel_of_point_N
         inputs_N = self._inputs(points_N4, voxels)
-        x = self._sparse(mean_of_points(inputs_N, voxels.voxel_of_point_N, len(voxels.coordinates_V4)), voxels, cloud_N)
+        x = self._sparse(mean_of_points(inputs_N, rows_N, len(voxels.coordinates_V4)), voxels, cloud_N)
         for layer in self.stem:
             x = layer(x)
-        rows_N = voxels.voxel_of_point_N
-        if settings.point_branch:
-            point_N = self.point_stem(inputs_N) + x.features[rows_N]
+        point_N = inputs_N
+        if layout.joins:
+            point_N = self.point_stem(inputs_N) + x.features.index_select(0, rows_N)
             x = x.replace_feature(mean_of_points(point_N, rows_N, len(x.features)))
         skips = []
         for encoder in self.encoders:
             skips.append(x)
             x = encoder(x)
-        if settings.point_branch:
-            bottom_N = rows_of_points(voxels, x.indices, 2**self.levels)
-            point_N = self.point_bottleneck(point_N) + x.features[bottom_N]
-            x = x.replace_feature(mean_of_points(point_N, bottom_N, len(x.features)))
-        for decoder, skip in zip(self.decoders, reversed(skips), strict=True):
+        for i, (decoder, skip) in enumerate(zip(self.decoders, reversed(skips), strict=True)):
+            if i in layout.joins:
+                rows_here_N = rows_of_points(voxels, x.indices, 2 ** (layout.levels - i))
+                point_N = self.get_submodule(self._point_layer(i))(point_N) + x.features.index_select(0, rows_here_N)
+                x = x.replace_feature(mean_of_points(point_N, rows_here_N, len(x.features)))
             x = decoder(x, skip)
-        features_NF = x.features[rows_N]
-        return features_NF + self.point_output(point_N) if settings.point_branch else features_NF
+        features_NF = x.features.index_select(0, rows_N)
+        if layout.joins:
+            features_NF = features_NF + self.get_submodule(self._point_layer(layout.levels))(point_N)
+        return features_NF
+
+    def _point_layer(self, join: int) -> str:
+        """Name of the layer that leads to a meeting of points and voxels."""
+        return {0: "point_bottleneck", self.layout.levels: "point_output"}.get(join, f"point_decoder{join}")
 
     def _inputs(self, points_N4: torch.Tensor, voxels: Voxels) -> torch.Tensor:
         """x and y from the voxel's centre (voxels), height above the sensor (metres), intensity: (N, 3 or 4)."""
@@ -131,47 +173,54 @@ class SparseUNet(nn.Module):
 
 
 class _Submanifold(nn.Module):
-    """3 x 3 x 3 submanifold convolution, batch norm, ReLU."""
+    """Submanifold convolution, batch norm, ReLU."""
 
-    def __init__(self, inputs: int, outputs: int, key: str):
+    def __init__(self, inputs: int, outputs: int, key: str, kernel: int = 3):
         super().__init__()
-        self.convolution = spconv.SubMConv3d(inputs, outputs, 3, padding=1, bias=False, indice_key=key, algo=_ALGORITHM)
+        self.convolution = spconv.SubMConv3d(
+            inputs, outputs, kernel, padding=kernel // 2, bias=False, indice_key=key, algo=_ALGORITHM
+        )
         self.norm = nn.BatchNorm1d(outputs)
 
     def forward(self, x: spconv.SparseConvTensor) -> spconv.SparseConvTensor:
         x = self.convolution(x)
-        return x.replace_feature(torch.relu(self.norm(x.features)))
+        return x.replace_feature(self.norm(x.features).relu_())
 
 
 class _Residual(nn.Module):
     """Two submanifold convolutions with a skip connection (projected where the width changes)."""
 
-    def __init__(self, inputs: int, outputs: int, key: str):
+    def __init__(self, inputs: int, outputs: int, key: str, norm_on_skip: bool):
         super().__init__()
         self.first = _Submanifold(inputs, outputs, key)
         self.second = spconv.SubMConv3d(outputs, outputs, 3, padding=1, bias=False, indice_key=key, algo=_ALGORITHM)
         self.norm = nn.BatchNorm1d(outputs)
-        self.skip = nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs, bias=False)
+        self.skip: nn.Module = nn.Identity()
+        if inputs != outputs:
+            linear = nn.Linear(inputs, outputs, bias=False)
+            self.skip = nn.Sequential(linear, nn.BatchNorm1d(outputs)) if norm_on_skip else linear
 
     def forward(self, x: spconv.SparseConvTensor) -> spconv.SparseConvTensor:
         y = self.second(self.first(x))
-        return y.replace_feature(torch.relu(self.norm(y.features) + self.skip(x.features)))
+        return y.replace_feature(self.norm(y.features).add_(self.skip(x.features)).relu_())
 
 
 class _Encoder(nn.Module):
     """Halve the resolution, then residual blocks."""
 
-    def __init__(self, inputs: int, outputs: int, level: int, blocks: int):
+    def __init__(self, inputs: int, index: int, layout: Layout):
         super().__init__()
+        outputs = layout.encoder[index]
+        strided = outputs if layout.widen_with_stride else inputs
         self.down = spconv.SparseConv3d(
-            inputs, outputs, 2, stride=2, bias=False, indice_key=f"down{level}", algo=_ALGORITHM
+            inputs, strided, 2, stride=2, bias=False, indice_key=f"down{index}", algo=_ALGORITHM
         )
-        self.norm = nn.BatchNorm1d(outputs)
-        self.blocks = nn.ModuleList(_Residual(outputs, outputs, f"level{level + 1}") for _ in range(blocks))
+        self.norm = nn.BatchNorm1d(strided)
+        self.blocks = _blocks(strided, outputs, layout.encoder_blocks[index], f"level{index + 1}", layout)
 
     def forward(self, x: spconv.SparseConvTensor) -> spconv.SparseConvTensor:
         x = self.down(x)
-        x = x.replace_feature(torch.relu(self.norm(x.features)))
+        x = x.replace_feature(self.norm(x.features).relu_())
         for block in self.blocks:
             x = block(x)
         return x
@@ -180,26 +229,31 @@ class _Encoder(nn.Module):
 class _Decoder(nn.Module):
     """Back to the resolution of ``skip``, joined with it, then residual blocks."""
 
-    def __init__(self, inputs: int, skip: int, outputs: int, level: int, blocks: int):
+    def __init__(self, inputs: int, skip: int, index: int, layout: Layout):
         super().__init__()
+        outputs, level = layout.decoder[index], layout.levels - 1 - index
         self.up = spconv.SparseInverseConv3d(inputs, outputs, 2, bias=False, indice_key=f"down{level}", algo=_ALGORITHM)
         self.norm = nn.BatchNorm1d(outputs)
-        widths = [outputs + skip] + [outputs] * blocks
-        self.blocks = nn.ModuleList(_Residual(widths[i], outputs, f"level{level}") for i in range(blocks))
+        self.blocks = _blocks(outputs + skip, outputs, layout.decoder_blocks[index], f"level{level}", layout)
 
     def forward(self, x: spconv.SparseConvTensor, skip: spconv.SparseConvTensor) -> spconv.SparseConvTensor:
         x = self.up(x)
-        x = x.replace_feature(torch.cat((torch.relu(self.norm(x.features)), skip.features), dim=1))
+        x = x.replace_feature(torch.cat((self.norm(x.features).relu_(), skip.features), dim=1))
         for block in self.blocks:
             x = block(x)
         return x
+
+
+def _blocks(inputs: int, outputs: int, count: int, key: str, layout: Layout) -> nn.ModuleList:
+    widths = [inputs] + [outputs] * count
+    return nn.ModuleList(_Residual(widths[i], outputs, key, layout.norm_on_skip) for i in range(count))
 
 
 class _PointLayer(nn.Sequential):
     """Linear, batch norm, ReLU on single points."""
 
     def __init__(self, inputs: int, outputs: int):
-        super().__init__(nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU())
+        super().__init__(nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True))
 
 
 # The other algorithms are CUDA only; weights have the same layout for all, so one checkpoint serves both.

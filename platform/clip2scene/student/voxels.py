@@ -18,10 +18,6 @@ class Voxels:
     """(V, 4) int32: cloud, then x, y, z voxel indices from 0."""
     shape: tuple[int, int, int]
     """Extent of the grid in voxels."""
-    point_cell_N3: torch.Tensor
-    """(N, 3) int64 voxel indices of every point."""
-    point_cloud_N: torch.Tensor
-    """(N,) int64 cloud of every point."""
     voxel_of_point_N: torch.Tensor
     """(N,) int64 row of ``coordinates_V4``."""
 
@@ -51,16 +47,17 @@ def voxelise(coordinates_N3: torch.Tensor, cloud_N: torch.Tensor, voxel_size_m: 
         ),
         dim=1,
     ).int()
-    return Voxels(coordinates_V4, (shape[0], shape[1], shape[2]), cell_N3, cloud_N, voxel_of_point_N)
+    return Voxels(coordinates_V4, (shape[0], shape[1], shape[2]), voxel_of_point_N)
 
 
 def rows_of_points(voxels: Voxels, indices_V4: torch.Tensor, stride: int) -> torch.Tensor:
     """Row of the voxel of stride ``stride`` that holds each point: (N,) int64, for a sparse tensor's (V, 4) indices."""
     shape = tuple(size // stride for size in voxels.shape)
-    point_keys_N = _keys(voxels.point_cloud_N, voxels.point_cell_N3 // stride, shape)
-    keys_V = _keys(indices_V4[:, 0].long(), indices_V4[:, 1:].long(), shape)
-    sorted_V, order_V = keys_V.sort()
-    return order_V[torch.searchsorted(sorted_V, point_keys_N)]
+    fine_V4, coarse_V4 = voxels.coordinates_V4.long(), indices_V4.long()
+    sorted_V, order_V = _keys(coarse_V4[:, 0], coarse_V4[:, 1:], shape).sort()
+    # Looked up for voxels, not for points: there are fewer, and their keys come nearly sorted.
+    rows_V = order_V[torch.searchsorted(sorted_V, _keys(fine_V4[:, 0], fine_V4[:, 1:] // stride, shape))]
+    return rows_V[voxels.voxel_of_point_N]
 
 
 def mean_of_points(features_ND: torch.Tensor, rows_N: torch.Tensor, num_rows: int) -> torch.Tensor:

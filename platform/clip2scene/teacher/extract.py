@@ -96,7 +96,7 @@ def extract(
     wanted = {frame.frame_id: frame for frame in frames}
     for frame_id in wanted:
         store.frame_file(path, frame_id)
-    with _locked(path):
+    with locked(path):
         store.remove_leftovers(path)
         entries = _valid_entries(path, index, wanted, teacher.digest, progress)
         pending = [frame for frame_id, frame in wanted.items() if frame_id not in entries]
@@ -241,7 +241,7 @@ def _gpus_per_actor(actors: int, settings: ExtractSettings) -> float:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold the store's lock: a second run waits here, then finds everything done. Freed if we are killed."""
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -25,21 +25,27 @@ _SCENE_TEMPLATES = (
 )
 TEMPLATES: tuple[str, ...] = (*(str(fill("{}")) for fill in open_clip.OPENAI_IMAGENET_TEMPLATES), *_SCENE_TEMPLATES)
 """OpenAI's 80 ImageNet templates and five about a scene (as in MaskCLIP): 85; ``{}`` is the class's name."""
-PLAIN: tuple[str, ...] = ("{}",)
+_SETS: dict[str, tuple[str, ...]] = {
+    "clip85": TEMPLATES,
+    "plain": ("{}",),
+    "depth_map": ("point cloud depth map of a {}.",),
+}
+Templates = Literal["clip85", "plain", "depth_map"]
+"""``depth_map`` is PointCLIP's sentence (Zhang et al., CVPR 2022)."""
 
 
-def sentences(names: tuple[str, ...], templates: Literal["clip85", "plain"]) -> list[str]:
+def sentences(names: tuple[str, ...], templates: Templates) -> list[str]:
     """Every template filled with every name of one class.
 
     Raises:
         ConfigError: no set of templates of that name.
     """
-    if templates not in ("clip85", "plain"):
-        raise ConfigError(f"prompts.templates={templates!r}: unknown; allowed: clip85, plain")
-    return [template.format(name) for name in names for template in (TEMPLATES if templates == "clip85" else PLAIN)]
+    if templates not in _SETS:
+        raise ConfigError(f"prompts.templates={templates!r}: unknown; allowed: {', '.join(_SETS)}")
+    return [template.format(name) for name in names for template in _SETS[templates]]
 
 
-def text_embeddings(teacher: DenseClip, vocabulary: Vocabulary, templates: Literal["clip85", "plain"]) -> Tensor:
+def text_embeddings(teacher: DenseClip, vocabulary: Vocabulary, templates: Templates) -> Tensor:
     """Text embedding t_c of every class: the mean over its templates and names of L2-normalised embeddings, normalised.
 
     Returns:

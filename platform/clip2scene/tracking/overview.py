@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clip2scene.data.clouds import read_cloud, read_image, read_labels, resolve
+from clip2scene.data.clouds import read_cloud, read_depths, read_image, read_labels, resolve
 from clip2scene.data.index import Frame, Index
 from clip2scene.data.vocabulary import Vocabulary
 from clip2scene.geometry.pairing import pair
@@ -31,7 +31,7 @@ def frame_figure(index: Index, frame: Frame, vocabulary: Vocabulary, labels_N: n
     cloud = read_cloud(resolve(index.root, frame.cloud_path))
     if labels_N is None and frame.label_path is not None:
         labels_N = read_labels(resolve(index.root, frame.label_path), len(cloud), vocabulary)
-    pairs = pair(cloud[:, :3], frame.world_from_lidar, frame.cameras)
+    pairs = pair(cloud[:, :3], frame.world_from_lidar, frame.cameras, read_depths(index.root, frame))
     images, pixels, labels = {}, {}, {}
     for position, camera in enumerate(frame.cameras):
         chosen_P = pairs.camera_P == position

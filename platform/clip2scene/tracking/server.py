@@ -23,6 +23,9 @@ from clip2scene.config import ConfigError
 from clip2scene.tracking.errors import TrackingError
 
 HOST = "127.0.0.1"
+UI_PORT = 5000
+UI_PAGES = f"http://{HOST}:{UI_PORT}"
+"""Where ``clip2scene ui`` shows runs, which an embedded server does not outlive."""
 START_TIMEOUT_S = 90.0
 
 
@@ -65,7 +68,7 @@ def _running(folder: Path, port: int | None) -> Iterator[tuple[subprocess.Popen[
         _stop(process)
 
 
-def serve_ui(folder: str | Path, port: int = 5000) -> None:
+def serve_ui(folder: str | Path, port: int = UI_PORT) -> None:
     """Serve the runs kept in ``folder`` until Ctrl-C (or SIGTERM); ``clip2scene ui``.
 
     Raises:

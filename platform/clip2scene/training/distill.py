@@ -1,29 +1,23 @@
-"""Pre-training without labels: SCR + StCR + S3 over K sweeps (CLIP2Scene, section 3).
-
-Legend: N points of all sweeps, P point-pixel pairs, C classes, D width of the teacher's space.
-"""
+"""Pre-training without labels, by the method or by a rival, in the one training loop (CLIP2Scene, section 3)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn.functional import normalize
 
-from clip2scene.config import DistillSettings, StudentSettings
-from clip2scene.geometry.interpolation import bilinear
-from clip2scene.losses.scr import semantic_consistency
-from clip2scene.losses.stcr import grid_cells, spatial_temporal_consistency
-from clip2scene.losses.switching import switch_labels
+from clip2scene.config import ConfigError, DistillSettings, StudentSettings
 from clip2scene.student.network import Student
 from clip2scene.training.fit import Training
+from clip2scene.training.objectives import OBJECTIVES, Step
 from clip2scene.training.samples import Sample
 
 
 @dataclass(frozen=True)
 class Distillation(Training):
-    """The total loss is ``SCR + StCR``; each has a linear head of its own."""
+    """The loss is that of ``settings.method``; see :mod:`clip2scene.training.objectives`."""
 
     student: StudentSettings
     settings: DistillSettings
@@ -33,34 +27,29 @@ class Distillation(Training):
     def __post_init__(self) -> None:
         if self.source.label_vocabulary is not None:
             raise ValueError("annotation-free training must not read labels")
+        if self.settings.method == "slidr" and self.source.superpixels is None:
+            raise ValueError("distill.method=slidr needs a source with superpixels")
+        if self.settings.method == "clip2scene" and not (self.settings.scr.weight or self.settings.stcr.weight):
+            raise ConfigError("distill.scr.weight=0 and distill.stcr.weight=0: one of them must be above 0")
 
     def build(self) -> nn.Module:
-        """A student with both heads into the teacher's space."""
-        return Student(self.student, embedding_dim=self.text_CD.shape[1])
+        """A student with the heads into the teacher's space that the loss trains: ``scr``, and StCR's own."""
+        settings = self.settings
+        two = settings.method == "clip2scene" and bool(settings.scr.weight and settings.stcr.weight)
+        heads: tuple[Literal["scr", "stcr"], ...] = ("scr", "stcr") if two else ("scr",)
+        return Student(self.student, embedding_dim=self.text_CD.shape[1], heads=heads)
 
     def loss(self, model: nn.Module, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
-        """``loss``, ``scr``, ``stcr``, and ``agreement``: share of pairs where student and teacher say the same."""
-        settings = self.settings
-        text_CD = self.text_CD.to(batch.points_N4.device)
-        heads = model(batch.points_N4, batch.cloud_N)
-        scr_PD = self._features(heads["scr"][batch.pair_point_P])
-        stcr_PD = self._features(heads["stcr"][batch.pair_point_P])
-        with torch.no_grad():
-            pixels_PD = self._features(bilinear(batch.features_MhwD, batch.pair_image_P, batch.pair_position_P2))
-            pixel_labels_P = (pixels_PD @ text_CD.T).argmax(1)
-            predictions_P = (scr_PD @ text_CD.T).argmax(1)
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-            labels_P = switch_labels(pixel_labels_P, predictions_P, settings.s3, epoch, generator)
-            cells_P = grid_cells(batch.pair_xyz_P3, batch.pair_frame_P, settings.stcr.grid_size_m)
-        scr = semantic_consistency(scr_PD, labels_P, text_CD, settings.scr.tau)
-        stcr = spatial_temporal_consistency(stcr_PD, pixels_PD, pixel_labels_P, cells_P, text_CD, settings.stcr.lambda_)
-        return {
-            "loss": settings.scr.weight * scr + settings.stcr.weight * stcr,
-            "scr": scr,
-            "stcr": stcr,
-            "agreement": (predictions_P == pixel_labels_P).float().mean(),
-        }
-
-    def _features(self, features_PD: torch.Tensor) -> torch.Tensor:
-        features_PD = features_PD.float()
-        return normalize(features_PD, dim=1) if self.settings.normalise_features else features_PD
+        """``loss``; ``scr`` and ``stcr`` of the method itself; ``agreement`` of whichever methods use the images."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        about = Step(
+            settings=self.settings,
+            augment=self.augment,
+            voxel_size_m=self.student.voxel_size_m,
+            text_CD=self.text_CD.to(batch.points_N4.device),
+            seed=self.seed,
+            epoch=epoch,
+            number=step,
+            rank=torch.distributed.get_rank() if distributed else 0,
+        )
+        return OBJECTIVES[self.settings.method](model, batch, about)

@@ -1,9 +1,11 @@
-"""Scores on raw points: the teacher's projected labels (2D-only), students (3D-only), fine-tuned networks, majority.
+"""Scores on raw points, of annotation-free methods and fine-tuned networks alike.
 
-Every method is scored on the same keyframes; the domain ``seen`` holds the points that at least one encoded image
-shows, ``all`` every point. Ignored points count nowhere; nothing is scored on voxels.
+Every method is scored on the same keyframes. The domain ``seen`` holds the points that at least one encoded image
+shows: the same points for every method, so one that leaves out a point there gets a wrong answer counted, and no method
+gains by keeping silent. ``all`` holds every point that the method itself answers: not more than ``seen`` for 2D-only.
+Ignored points count nowhere; nothing is scored on voxels.
 
-Legend: N points, P point-pixel pairs, C classes, D width of the teacher's space.
+Legend: N points, C classes.
 """
 
 from __future__ import annotations
@@ -15,79 +17,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import normalize
 
-from clip2scene.config import ResourceSettings, StudentSettings
+from clip2scene.config import ResourceSettings
 from clip2scene.data.index import Frame
-from clip2scene.geometry.interpolation import bilinear
-from clip2scene.student.network import Student
 from clip2scene.training.launch import TrainingError, Worker, launch
+from clip2scene.training.methods import (
+    UNSEEN,
+    ConstantMethod,
+    EnsembleMethod,
+    Method,
+    PointClipMethod,
+    StudentMethod,
+    TeacherMethod,
+    seen,
+)
 from clip2scene.training.metrics import confusion
 from clip2scene.training.samples import Sample, SampleSource
 
-UNSEEN = -1
-"""Class of a point that no image shows, in the teacher's prediction."""
-
-
-@dataclass(frozen=True)
-class TeacherMethod:
-    """2D-only: a point's class is that of the mean of its pixels' features."""
-
-    text_CD: torch.Tensor
-
-    def prepare(self, device: torch.device) -> Callable[[Sample], torch.Tensor]:
-        """A function from a keyframe to classes (N,) int64, :data:`UNSEEN` where no image shows the point."""
-        text_CD = self.text_CD.to(device)
-
-        def predict(sample: Sample) -> torch.Tensor:
-            pixels_PD = normalize(bilinear(sample.features_MhwD, sample.pair_image_P, sample.pair_position_P2), dim=1)
-            logits_NC = torch.zeros(len(sample.points_N4), len(text_CD), device=device)
-            logits_NC.index_add_(0, sample.pair_point_P, pixels_PD @ text_CD.T)
-            return torch.where(_seen(sample), logits_NC.argmax(1), UNSEEN)
-
-        return predict
-
-
-@dataclass(frozen=True)
-class StudentMethod:
-    """3D-only: the class whose text is nearest to the SCR head's feature, or the classifier's class."""
-
-    student: StudentSettings
-    weights: dict[str, torch.Tensor]
-    text_CD: torch.Tensor | None
-    """Class embeddings for a distilled student; None for a fine-tuned one."""
-    num_classes: int
-
-    def prepare(self, device: torch.device) -> Callable[[Sample], torch.Tensor]:
-        """A function from a keyframe to classes (N,) int64."""
-        if self.text_CD is None:
-            model = Student(self.student, num_classes=self.num_classes)
-        else:
-            model = Student(self.student, embedding_dim=self.text_CD.shape[1])
-        model.load_state_dict(self.weights)
-        model.to(device).eval()
-        text_CD = None if self.text_CD is None else self.text_CD.to(device)
-
-        def predict(sample: Sample) -> torch.Tensor:
-            heads = model(sample.points_N4, sample.cloud_N)
-            logits_NC = heads["classifier"] if text_CD is None else heads["scr"] @ text_CD.T
-            return logits_NC.argmax(1)
-
-        return predict
-
-
-@dataclass(frozen=True)
-class ConstantMethod:
-    """The same class everywhere: what a network must beat."""
-
-    constant: int
-
-    def prepare(self, device: torch.device) -> Callable[[Sample], torch.Tensor]:
-        """A function from a keyframe to classes (N,) int64."""
-        return lambda sample: torch.full((len(sample.points_N4),), self.constant, device=device)
-
-
-Method = TeacherMethod | StudentMethod | ConstantMethod
+__all__ = [
+    "UNSEEN",
+    "ConstantMethod",
+    "EnsembleMethod",
+    "Method",
+    "PointClipMethod",
+    "Scores",
+    "StudentMethod",
+    "TeacherMethod",
+    "evaluate",
+    "example_frame",
+    "label_counts",
+]
 
 
 @dataclass(frozen=True)
@@ -120,7 +79,7 @@ class _Evaluation:
             if not (mine or example):
                 continue
             sample = self.source.read(frame).to(worker.device)
-            seen_N = _seen(sample).cpu().numpy()
+            seen_N = seen(sample).cpu().numpy()
             truth_N = sample.labels_N.cpu().numpy()
             classes = {name: predict(sample).cpu().numpy() for name, predict in predictors.items()}
             if example:
@@ -128,10 +87,10 @@ class _Evaluation:
             if not mine:
                 continue
             for row, classes_N in enumerate(classes.values()):
-                for column, domain_N in enumerate((seen_N, classes_N != UNSEEN)):
-                    chosen_N = domain_N & (classes_N != UNSEEN)
-                    counted = confusion(truth_N[chosen_N], classes_N[chosen_N], size)
-                    counts[row, column] += torch.from_numpy(counted)
+                in_seen = confusion(truth_N[seen_N], answered(classes_N, truth_N, size)[seen_N], size)
+                answers_N = classes_N != UNSEEN
+                in_all = confusion(truth_N[answers_N], classes_N[answers_N], size)
+                counts[row] += torch.from_numpy(np.stack((in_seen, in_all)))
             worker.emit("frames", worker.world_size)
         if worker.world_size > 1:
             device_counts = counts.to(worker.device)
@@ -197,10 +156,21 @@ def label_counts(frames: tuple[Frame, ...], source: SampleSource, num_classes: i
     return counts_C[1:]
 
 
-def _seen(sample: Sample) -> torch.Tensor:
-    seen_N = torch.zeros(len(sample.points_N4), dtype=torch.bool, device=sample.points_N4.device)
-    seen_N[sample.pair_point_P] = True
-    return seen_N
+def answered(classes_N: np.ndarray, truth_N: np.ndarray, num_classes: int) -> np.ndarray:
+    """Classes (N,) with a wrong one wherever the method gave none.
+
+    Wrong is the class that the method gives most often in the keyframe, or its second where that one would be right: a
+    class that the method never gives gets no false points from this.
+
+    Args:
+        classes_N: 0-based, :data:`UNSEEN` where there is none.
+        truth_N: labels, 0 = ignore, class ``c`` is ``c + 1``.
+        num_classes: C, at least 2.
+    """
+    often_C = np.bincount(classes_N[classes_N != UNSEEN], minlength=num_classes)
+    first, second = np.argsort(-often_C, kind="stable")[:2]
+    wrong_N = np.where(truth_N == first + 1, second, first)
+    return np.where(classes_N == UNSEEN, wrong_N, classes_N)
 
 
 def _example(sample: Sample, truth_N: np.ndarray, classes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -29,12 +29,14 @@ class Finetuning(Training):
     """State of a distilled student whose backbone to start from; None for random initialisation."""
 
     def build(self) -> nn.Module:
-        """A student with a classifier."""
+        """A student with a classifier; a linear probe's backbone is frozen."""
         model = Student(self.student, num_classes=self.num_classes)
         if self.pretrained is not None:
             prefix = "backbone."
             backbone = {k.removeprefix(prefix): v for k, v in self.pretrained.items() if k.startswith(prefix)}
             model.backbone.load_state_dict(backbone)
+        if self.settings.mode == "linear_probe":
+            model.freeze_backbone()
         return model
 
     def learning_rate_scale(self, parameter: str) -> float:

@@ -114,18 +114,18 @@ class Training(ABC):
         order = np.resize(order, self.steps_per_epoch * self.batch_size)
         share = self.batch_size // worker.world_size
         for start in range(worker.rank * share, len(order), self.batch_size):
-            yield join(
-                [
-                    augment(cache[int(order[at])], self.augment, np.random.default_rng([self.seed, epoch, at]))
-                    for at in range(start, start + share)
-                ]
-            )
+            yield join([self._augmented(cache, epoch, at, int(order[at])) for at in range(start, start + share)])
+
+    def _augmented(self, cache: SampleCache, epoch: int, at: int, position: int) -> Sample:
+        rng = np.random.default_rng([self.seed, epoch, at])
+        return augment(cache.get(position, rng), self.augment, rng)
 
     def _make_optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
         settings = self.optimiser
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
-            groups.setdefault(self.learning_rate_scale(name), []).append(parameter)
+            if parameter.requires_grad:
+                groups.setdefault(self.learning_rate_scale(name), []).append(parameter)
         scaled = [{"params": ps, "lr": settings.learning_rate * scale} for scale, ps in groups.items()]
         if settings.kind == "adamw":
             return torch.optim.AdamW(scaled, weight_decay=settings.weight_decay)

@@ -12,17 +12,22 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from clip2scene.config import AugmentSettings
-from clip2scene.data.clouds import read_cloud, read_labels, resolve
-from clip2scene.data.index import DataError, Frame
+from clip2scene.data.clouds import read_cloud, read_depths, read_labels, resolve
+from clip2scene.data.index import DataError, Frame, Sweep
 from clip2scene.data.vocabulary import Vocabulary
 from clip2scene.geometry.pairing import Pairs, pair
 from clip2scene.geometry.registration import choose_sweeps, register
 from clip2scene.teacher.store import FeatureStore
+from clip2scene.teacher.superpixels import SuperpixelStore, segments_at
+
+_RANDOM_POOL = 10
+"""``random`` sweeps are drawn from this many before the keyframe, as in the released code."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Sample:
     points_N4: torch.Tensor
     """x, y, z in metres and intensity in [0, 1], float32."""
     cloud_N: torch.Tensor
-    """Cloud (sweep) of each point, int64 from 0; a keyframe's own cloud comes before its earlier sweeps."""
+    """Input cloud of each point, int64 from 0: one a sweep, the keyframe's own first; or one for all, merged."""
     labels_N: torch.Tensor
     """uint8 labels, 0 = ignore; empty where labels were not asked for."""
     features_MhwD: torch.Tensor
@@ -47,6 +52,9 @@ class Sample:
     """Keyframe of the batch, int64."""
     pair_xyz_P3: torch.Tensor
     """Unaugmented coordinates of the paired points, metres."""
+    pair_segment_P: torch.Tensor
+    """Superpixel of the pair's pixel, int64 from 0 over all images of the batch, -1 where its image has none;
+    empty without superpixels."""
 
     def to(self, device: torch.device) -> Sample:
         """The same on another device."""
@@ -64,26 +72,30 @@ class SampleSource:
     """Without one no pairs are made."""
     num_sweeps: int = 1
     sweep_window_s: float = 0.5
+    sweep_choice: Literal["spread", "random"] = "spread"
+    merge_sweeps: bool = False
+    superpixels: SuperpixelStore | None = None
     label_vocabulary: Vocabulary | None = None
     """Set only where labels may be read: annotation-free training has no way to open a label file."""
 
-    def read(self, frame: Frame) -> Sample:
-        """Read one keyframe.
+    def read(self, frame: Frame, rng: np.random.Generator | None = None) -> Sample:
+        """Read one keyframe; ``rng`` draws its sweeps where ``sweep_choice`` is random.
 
         Raises:
             DataError: a file is missing or damaged, or labels are asked of a frame without any.
         """
         clouds, starts, pairs = [], [0], []
-        for path, world_from_lidar in self._sweeps(frame):
-            cloud = read_cloud(resolve(self.root, path))
+        depths = None if self.store is None else read_depths(self.root, frame)
+        for path, world_from_lidar in self._sweeps(frame, rng):
+            cloud_N4 = read_cloud(resolve(self.root, path))
             if self.store is not None:
-                pairs.append(pair(cloud[:, :3], world_from_lidar, frame.cameras))
-            points_N3 = register(cloud[:, :3], world_from_lidar, frame.world_from_lidar)
-            # nuScenes stores intensity as 0 to 255.
-            clouds.append(np.column_stack((points_N3, cloud[:, 3] / 255)).astype(np.float32))
-            starts.append(starts[-1] + len(cloud))
+                pairs.append(pair(cloud_N4[:, :3], world_from_lidar, frame.cameras, depths))
+            points_N3 = register(cloud_N4[:, :3], world_from_lidar, frame.world_from_lidar)
+            clouds.append(np.column_stack((points_N3, cloud_N4[:, 3])).astype(np.float32))
+            starts.append(starts[-1] + len(cloud_N4))
         points_N4 = torch.from_numpy(np.concatenate(clouds))
-        cloud_N = torch.repeat_interleave(torch.arange(len(clouds)), torch.tensor(np.diff(starts)))
+        sweep_N = torch.repeat_interleave(torch.arange(len(clouds)), torch.tensor(np.diff(starts)))
+        cloud_N = torch.zeros_like(sweep_N) if self.merge_sweeps else sweep_N
         features_MhwD, image_of_camera = self._features(frame)
         pairs_P = self._pairs(frame, pairs, starts, image_of_camera)
         return Sample(
@@ -96,11 +108,19 @@ class SampleSource:
             pair_position_P2=pairs_P[2],
             pair_frame_P=torch.zeros_like(pairs_P[0]),
             pair_xyz_P3=points_N4[pairs_P[0], :3],
+            pair_segment_P=self._segments(frame, image_of_camera, pairs_P[1], pairs_P[2]),
         )
 
-    def _sweeps(self, frame: Frame) -> list[tuple[str, np.ndarray]]:
+    def _sweeps(self, frame: Frame, rng: np.random.Generator | None) -> list[tuple[str, np.ndarray]]:
         """Cloud file and pose of the keyframe and of its chosen sweeps."""
-        chosen = choose_sweeps(frame, self.num_sweeps, self.sweep_window_s)
+        chosen: tuple[Sweep, ...]
+        if self.sweep_choice == "random":
+            assert rng is not None, "random sweeps need a generator"
+            pool = frame.sweeps[:_RANDOM_POOL]
+            rows = rng.permutation(len(pool))[: self.num_sweeps - 1]
+            chosen = tuple(pool[row] for row in sorted(rows))
+        else:
+            chosen = choose_sweeps(frame, self.num_sweeps, self.sweep_window_s)
         return [(frame.cloud_path, frame.world_from_lidar)] + [(s.path, s.world_from_lidar) for s in chosen]
 
     def _features(self, frame: Frame) -> tuple[torch.Tensor, np.ndarray]:
@@ -136,6 +156,21 @@ class SampleSource:
             torch.from_numpy(position_P2[known_P].astype(np.float32)),
         )
 
+    def _segments(
+        self, frame: Frame, image_of_camera: np.ndarray, image_P: torch.Tensor, position_P2: torch.Tensor
+    ) -> torch.Tensor:
+        """Superpixel of each pair, numbered through all images of the frame."""
+        if self.superpixels is None:
+            return torch.zeros(0, dtype=torch.int64)
+        stored = self.superpixels.read(frame.frame_id)
+        names = [camera.name for camera, image in zip(frame.cameras, image_of_camera, strict=True) if image >= 0]
+        shape = (self.superpixels.height, self.superpixels.width)
+        missing_HW = np.full(shape, -1)
+        maps_MHW = torch.from_numpy(np.stack([stored.get(name, missing_HW) for name in names]).astype(np.int64))
+        sizes_M = maps_MHW.flatten(1).amax(1) + 1
+        segment_P = segments_at(maps_MHW, image_P, position_P2)
+        return _shifted(segment_P, (sizes_M.cumsum(0) - sizes_M)[image_P])
+
     def _labels(self, frame: Frame, num_points: int) -> torch.Tensor:
         if self.label_vocabulary is None:
             return torch.zeros(0, dtype=torch.uint8)
@@ -152,12 +187,13 @@ class SampleCache:
         self._source, self._frames, self._size = source, frames, size
         self._kept: OrderedDict[int, Sample] = OrderedDict()
 
-    def __getitem__(self, position: int) -> Sample:
+    def get(self, position: int, rng: np.random.Generator | None = None) -> Sample:
+        """The keyframe at ``position``; random sweeps are drawn, and read, anew every time."""
         if position in self._kept:
             self._kept.move_to_end(position)
             return self._kept[position]
-        sample = self._source.read(self._frames[position])
-        if self._size:
+        sample = self._source.read(self._frames[position], rng)
+        if self._size and self._source.sweep_choice != "random":
             self._kept[position] = sample
             if len(self._kept) > self._size:
                 self._kept.popitem(last=False)
@@ -166,7 +202,7 @@ class SampleCache:
 
 def join(samples: list[Sample]) -> Sample:
     """One batch of several keyframes."""
-    points = clouds = images = 0
+    points = clouds = images = segments = 0
     moved = []
     for frame, sample in enumerate(samples):
         moved.append(
@@ -176,16 +212,29 @@ def join(samples: list[Sample]) -> Sample:
                 pair_point_P=sample.pair_point_P + points,
                 pair_image_P=sample.pair_image_P + images,
                 pair_frame_P=torch.full_like(sample.pair_frame_P, frame),
+                pair_segment_P=_shifted(sample.pair_segment_P, segments),
             )
         )
         points += len(sample.points_N4)
         clouds += int(sample.cloud_N[-1]) + 1
         images += len(sample.features_MhwD)
+        segments += int(sample.pair_segment_P.max()) + 1 if len(sample.pair_segment_P) else 0
     return Sample(**{f.name: torch.cat([getattr(sample, f.name) for sample in moved]) for f in fields(Sample)})
+
+
+def _shifted(segment_P: torch.Tensor, by: torch.Tensor | int) -> torch.Tensor:
+    """Segments numbered on from others; -1, a pixel of an image without superpixels, stays."""
+    return torch.where(segment_P < 0, segment_P, segment_P + by)
 
 
 def augment(sample: Sample, settings: AugmentSettings, rng: np.random.Generator) -> Sample:
     """Rotate about z, flip and scale all clouds of a keyframe together; pairs and their coordinates stay."""
+    turned_N3 = sample.points_N4[:, :3] @ random_transform(settings, rng).T
+    return replace(sample, points_N4=torch.cat((turned_N3, sample.points_N4[:, 3:]), dim=1))
+
+
+def random_transform(settings: AugmentSettings, rng: np.random.Generator) -> torch.Tensor:
+    """A (3, 3) float32 rotation about z with flips and one scale, as the settings allow."""
     matrix_33 = np.eye(3)
     if settings.rotate:
         angle = rng.uniform(0, 2 * np.pi)
@@ -193,5 +242,4 @@ def augment(sample: Sample, settings: AugmentSettings, rng: np.random.Generator)
     if settings.flip:
         matrix_33[:, :2] *= rng.choice([-1.0, 1.0], size=2)
     matrix_33 *= rng.uniform(1 - settings.scale, 1 + settings.scale)
-    turned_N3 = sample.points_N4[:, :3] @ torch.from_numpy(matrix_33.T.astype(np.float32))
-    return replace(sample, points_N4=torch.cat((turned_N3, sample.points_N4[:, 3:]), dim=1))
+    return torch.from_numpy(matrix_33.astype(np.float32))

@@ -1,0 +1,164 @@
+"""ScanNet's folders -> the index: one frame a scene, whose cloud is the scene's mesh and whose cameras are its images.
+
+Read is what ScanNet's own SensReader exports, below ``scans/sceneXXXX_YY``: ``sceneXXXX_YY_vh_clean_2.ply`` (the mesh,
+with its true colours), ``color/N.jpg``, ``depth/N.png``, ``pose/N.txt`` (world_from_camera),
+``intrinsic/intrinsic_color.txt``, and ``sceneXXXX_YY_vh_clean_2.labels.ply`` where labels are known.
+
+World coordinates are the mesh's own, as the poses' are: ``axisAlignment`` of ``sceneXXXX_YY.txt`` is not applied, so
+that the walls may stand at any angle to x and y (z is up). ``intrinsic_depth.txt`` is not read: ScanNet's depth maps
+are registered to its colour images.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clip2scene.data.clouds import resolve
+from clip2scene.data.dataroot import DatasetFiles
+from clip2scene.data.index import Camera, DataError, Frame, Index
+
+FOLDER = "scans"
+_RATE_HZ = 30
+"""Images a second, by which an image's number is its time."""
+_RIGID_TOLERANCE = 1e-3
+"""How far a pose's rotation may be from orthonormal: its files have six digits."""
+
+
+def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
+    """Describe every scene of a ScanNet folder: mesh, posed images with depth, labels if there are any.
+
+    A scene without a mesh is left out, as is an image whose pose is not finite (ScanNet writes -inf where tracking was
+    lost); ``Index.left_out`` says so. A scene without images is kept for supervised training; it has no pairs.
+
+    Args:
+        root: the dataset's folder, which holds ``scans``.
+        images_per_scene: at most this many images of a scene, spread evenly over those with a finite pose; all when
+            not given.
+
+    Returns:
+        The index, one frame a scene, ordered by scene and, within it, by image. ``frame_id`` is the scene's name,
+        cameras are named by image number (``000060``).
+
+    Raises:
+        DataError: no scene; a pose, an intrinsic matrix or the first image of a scene is damaged, an image has no pose
+            or depth file, or a path leaves the root.
+    """
+    root = Path(root).resolve()
+    frames: list[Frame] = []
+    left_out: list[str] = []
+    for scene in _scenes(root / FOLDER):
+        folder = f"{FOLDER}/{scene}"
+        files = DatasetFiles(root)  # one a scene: it remembers names, of which all scenes have ten million
+        present = files.names(folder, rf"{scene}_vh_clean_2(\.labels)?\.ply")
+        mesh, labels = f"{scene}_vh_clean_2.ply", f"{scene}_vh_clean_2.labels.ply"
+        if mesh not in present:
+            left_out.append(f"{scene}: left out, as its mesh {mesh} is missing")
+            continue
+        cameras, unposed = _cameras(root, folder, files, images_per_scene)
+        if unposed:
+            left_out.append(
+                f"{scene}: {len(unposed)} of its images left out, as their poses are not finite "
+                f"({', '.join(map(str, unposed[:5]))}{', ...' if len(unposed) > 5 else ''})"
+            )
+        frame = Frame(
+            frame_id=scene,
+            scene=scene,
+            timestamp_us=0,
+            cloud_path=files.existing(f"{folder}/{mesh}", scene),
+            world_from_lidar=np.eye(4),
+            sweeps=(),
+            cameras=cameras,
+            label_path=files.existing(f"{folder}/{labels}", scene) if labels in present else None,
+        )
+        frames.append(frame)
+    return Index("scannet", root, FOLDER, tuple(frames), tuple(left_out))
+
+
+def _cameras(
+    root: Path, folder: str, files: DatasetFiles, images_per_scene: int | None
+) -> tuple[tuple[Camera, ...], list[int]]:
+    """A scene's images as cameras, and the numbers of those whose pose is not finite."""
+    numbers = sorted(int(name[:-4]) for name in files.names(f"{folder}/color", r"(0|[1-9]\d*)\.jpg"))
+    world_from_camera = {
+        number: _matrix(root, files.existing(f"{folder}/pose/{number}.txt", f"{folder}/color/{number}.jpg"))
+        for number in numbers
+    }
+    posed = [number for number in numbers if np.isfinite(world_from_camera[number]).all()]
+    unposed = [number for number in numbers if not np.isfinite(world_from_camera[number]).all()]
+    if images_per_scene is not None and len(posed) > images_per_scene:
+        # The middles of equal parts, so that neither end of the walk is favoured.
+        posed = [posed[(2 * i + 1) * len(posed) // (2 * images_per_scene)] for i in range(images_per_scene)]
+    if not posed:
+        return (), unposed
+    # One camera takes a scene's images, so one header gives the size of all; read_image refuses any other size.
+    width, height = _size(resolve(root, f"{folder}/color/{posed[0]}.jpg"))
+    intrinsics = _intrinsics(root, folder, files, width, height)
+    cameras = [
+        Camera(
+            name=f"{number:06d}",
+            image_path=files.existing(f"{folder}/color/{number}.jpg", folder),
+            width=width,
+            height=height,
+            intrinsics=intrinsics,
+            camera_from_world=_inverse(world_from_camera[number], f"{folder}/pose/{number}.txt"),
+            timestamp_us=number * 1_000_000 // _RATE_HZ,
+            depth_path=files.existing(f"{folder}/depth/{number}.png", f"{folder}/color/{number}.jpg"),
+        )
+        for number in posed
+    ]
+    return tuple(cameras), unposed
+
+
+def _intrinsics(root: Path, folder: str, files: DatasetFiles, width: int, height: int) -> np.ndarray:
+    relative = files.existing(f"{folder}/intrinsic/intrinsic_color.txt", folder)
+    matrix = _matrix(root, relative)[:3, :3]
+    if not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1]) <= 0 or (matrix[2] != (0, 0, 1)).any():
+        raise DataError(f"{relative}: {matrix.tolist()} is no pinhole camera; its last row is 0 0 1")
+    if not (0 < matrix[0, 2] < width and 0 < matrix[1, 2] < height):
+        raise DataError(
+            f"{relative}: the principal point ({matrix[0, 2]:g}, {matrix[1, 2]:g}) lies outside the images of "
+            f"{width} x {height} pixels; images and intrinsics of one resolution are needed"
+        )
+    return matrix
+
+
+def _inverse(world_from_camera: np.ndarray, source: str) -> np.ndarray:
+    rotation = world_from_camera[:3, :3]
+    off = np.abs(rotation @ rotation.T - np.eye(3)).max()
+    if off > _RIGID_TOLERANCE or np.linalg.det(rotation) < 0 or (world_from_camera[3] != (0, 0, 0, 1)).any():
+        raise DataError(f"{source}: not a rigid pose (a rotation, a translation and the last row 0 0 0 1 are needed)")
+    return np.linalg.inv(world_from_camera)
+
+
+def _matrix(root: Path, relative: str) -> np.ndarray:
+    """(4, 4) float64 of a text file, which may hold infinities."""
+    try:
+        values = np.array(resolve(root, relative).read_text(encoding="ascii").split(), dtype=np.float64)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{relative}: not a matrix of 4 x 4 numbers ({error})") from error
+    if values.size != 16:
+        raise DataError(f"{relative}: {values.size} numbers; a matrix of 4 x 4 is needed")
+    return values.reshape(4, 4)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: truncated or damaged image ({' '.join(str(error).split())})") from error
+
+
+def _scenes(folder: Path) -> list[str]:
+    """Names of the scenes' folders, in order."""
+    try:
+        scenes = sorted(path.name for path in folder.iterdir() if re.fullmatch(r"scene\d{4}_\d{2}", path.name))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot list the scenes ({error.strerror})") from error
+    if not scenes:
+        raise DataError(f"{folder}: no folder sceneXXXX_YY; a ScanNet dataset has one for every scene")
+    return scenes

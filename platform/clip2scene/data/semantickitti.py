@@ -1,0 +1,233 @@
+"""SemanticKITTI's official layout -> the index.
+
+``sequences/XX/{velodyne, image_2, labels, calib.txt, poses.txt, times.txt}`` lie below the root or below its
+``dataset`` folder (as the archives unpack). Line n of ``poses.txt`` is ``world_from_camera0`` of scan n, where the
+world is the first scan's camera 0; ``Tr`` of ``calib.txt`` is ``camera0_from_lidar``; ``P2`` projects camera 0's
+coordinates into the image of camera 2, the left colour camera. KITTI's odometry scans are motion-compensated to the
+time of their image, so one pose serves both.
+
+Shapes: S scans of a sequence that ``poses.txt`` has.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clip2scene.data.clouds import resolve
+from clip2scene.data.dataroot import DatasetFiles
+from clip2scene.data.index import Camera, DataError, Frame, Index, Sweep
+
+NAME = "semantickitti"
+CAMERA = "image_2"
+
+_TABLES = ("calib.txt", "poses.txt", "times.txt")
+_RIGID_TOLERANCE = 1e-3
+"""How far R^T R may be from the identity: rounding (poses have six digits) is taken out, more is a damaged pose."""
+_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """What the tables of one sequence say."""
+
+    world_from_camera0_S44: np.ndarray
+    """NaN where the pose is not finite."""
+    camera0_from_lidar: np.ndarray
+    camera2_from_camera0: np.ndarray
+    intrinsics: np.ndarray
+    timestamp_us_S: np.ndarray
+
+
+def build_index(root: Path, *, max_sweeps: int = 10) -> Index:
+    """Describe every scan on disk: its cloud, the scans before it, the image of the left colour camera, poses, labels.
+
+    A scan whose pose is not finite is left out, as a keyframe and as a sweep, and is told of in ``Index.left_out``.
+
+    Args:
+        root: the dataset's folder, which holds ``sequences`` or ``dataset/sequences``.
+        max_sweeps: earlier scans of the sequence to list per keyframe, nearest first.
+
+    Returns:
+        The index, keyframes ordered by sequence and time; ``frame_id`` is like ``00_000123``, ``scene`` like ``00``.
+
+    Raises:
+        DataError: a file is missing or damaged, ``calib.txt`` has no ``Tr``, or a finite pose is no rigid transform.
+    """
+    root = Path(root).resolve()
+    files = DatasetFiles(root)
+    frames: list[Frame] = []
+    left_out: list[str] = []
+    for folder in _sequence_folders(root):
+        scans = [name.removesuffix(".bin") for name in files.names(f"{folder}/velodyne", r"\d{6}\.bin")]
+        if scans:
+            kept, lost = _sequence_frames(root, folder, scans, files, max_sweeps)
+            frames += kept
+            left_out += lost
+    if not frames:
+        raise DataError(
+            f"{root}: no scan with a finite pose; "
+            + (left_out[0] if left_out else "allowed: files like sequences/00/velodyne/000000.bin")
+        )
+    return Index(NAME, root, NAME, tuple(frames), tuple(left_out))
+
+
+def _sequence_folders(root: Path) -> list[str]:
+    """POSIX paths of the sequences below the root, in order."""
+    for prefix in ("sequences", "dataset/sequences"):
+        if (root / prefix).is_dir():
+            names = sorted(path.name for path in (root / prefix).iterdir() if re.fullmatch(r"\d\d", path.name))
+            return [f"{prefix}/{name}" for name in names]
+    raise DataError(f"{root}: no SemanticKITTI there; allowed: a folder that holds sequences or dataset/sequences")
+
+
+def _sequence_frames(
+    root: Path, folder: str, scans: list[str], files: DatasetFiles, max_sweeps: int
+) -> tuple[list[Frame], list[str]]:
+    """Keyframes of one sequence, and the sentences about scans that were left out."""
+    sequence, scene = _read_sequence(root, folder), folder[-2:]
+    labelled = (root / folder / "labels").is_dir()
+    frames: list[Frame] = []
+    left_out: list[str] = []
+    earlier: list[Sweep] = []
+    for scan in scans:
+        row = int(scan)
+        if row >= len(sequence.timestamp_us_S):
+            raise DataError(
+                f"{root / folder / 'poses.txt'}: {len(sequence.timestamp_us_S)} poses, none for scan {scan}; "
+                "line n is the pose of scan n, counted from 0"
+            )
+        world_from_camera0 = sequence.world_from_camera0_S44[row]
+        if not np.isfinite(world_from_camera0).all():
+            left_out.append(f"{folder}/poses.txt: line {row + 1} is not finite, so scan {scene}_{scan} is left out")
+            continue
+        image_path = files.existing(f"{folder}/{CAMERA}/{scan}.png", f"scan {scene}_{scan}")
+        width, height = _png_size(resolve(root, image_path))
+        timestamp_us = int(sequence.timestamp_us_S[row])
+        camera = Camera(
+            name=CAMERA,
+            image_path=image_path,
+            width=width,
+            height=height,
+            intrinsics=sequence.intrinsics,
+            camera_from_world=sequence.camera2_from_camera0 @ np.linalg.inv(world_from_camera0),
+            timestamp_us=timestamp_us,
+        )
+        frame = Frame(
+            frame_id=f"{scene}_{scan}",
+            scene=scene,
+            timestamp_us=timestamp_us,
+            cloud_path=files.existing(f"{folder}/velodyne/{scan}.bin", f"scan {scene}_{scan}"),
+            world_from_lidar=world_from_camera0 @ sequence.camera0_from_lidar,
+            sweeps=tuple(earlier[:max_sweeps]),
+            cameras=(camera,),
+            label_path=files.existing(f"{folder}/labels/{scan}.label", f"scan {scene}_{scan}") if labelled else None,
+        )
+        frames.append(frame)
+        earlier.insert(0, Sweep(frame.cloud_path, frame.world_from_lidar, timestamp_us))
+        del earlier[max_sweeps:]
+    return frames, left_out
+
+
+def _read_sequence(root: Path, folder: str) -> _Sequence:
+    calib, poses, times = (resolve(root, f"{folder}/{name}") for name in _TABLES)
+    projection, tr = (_calibration(calib, key) for key in ("P2", "Tr"))
+    intrinsics = projection[:, :3]
+    if min(intrinsics[0, 0], intrinsics[1, 1]) <= 0 or (intrinsics[2] != (0, 0, 1)).any():
+        raise DataError(f"{calib}: P2 {projection.tolist()} is no pinhole camera; its third row starts with 0 0 1")
+    # P2 = K [I | t]: camera 2 is parallel to camera 0, some centimetres beside, above and before it.
+    camera2_from_camera0 = np.eye(4)
+    camera2_from_camera0[:3, 3] = np.linalg.solve(intrinsics, projection[:, 3])
+
+    pose_lines, time_lines = _lines(poses), _lines(times)
+    if len(pose_lines) != len(time_lines):
+        raise DataError(f"{times}: {len(time_lines)} times for the {len(pose_lines)} poses of poses.txt; one a pose")
+    pose_S34 = np.array([_numbers(line, 12, f"{poses}: line {n}") for n, line in enumerate(pose_lines, start=1)])
+    time_S = np.array([_numbers(line, 1, f"{times}: line {n}")[0] for n, line in enumerate(time_lines, start=1)])
+    later_S = (np.diff(time_S, prepend=-1) > 0) & np.isfinite(time_S)
+    if not later_S.all():
+        row = int(np.argmin(later_S))
+        raise DataError(
+            f"{times}: line {row + 1} ({time_S[row]} s) is no time after that of the line before; "
+            "allowed: seconds from 0, ascending"
+        )
+    return _Sequence(
+        world_from_camera0_S44=_rigid(pose_S34.reshape(-1, 3, 4), f"{poses}: the pose of line"),
+        camera0_from_lidar=_rigid(tr[None], f"{calib}: Tr, matrix")[0],
+        camera2_from_camera0=camera2_from_camera0,
+        intrinsics=intrinsics,
+        timestamp_us_S=np.round(time_S * 1e6).astype(np.int64),
+    )
+
+
+def _calibration(calib: Path, key: str) -> np.ndarray:
+    """(3, 4) matrix of ``calib.txt``, finite."""
+    texts = dict(line.split(":", 1) for line in _lines(calib) if ":" in line)
+    if key not in texts:
+        raise DataError(
+            f"{calib}: has no {key}; SemanticKITTI's has P0 to P3 and Tr, the transform from the LiDAR to camera 0"
+            + (", which is in the calibration archive of KITTI odometry" if key == "Tr" else "")
+        )
+    matrix = _numbers(texts[key], 12, f"{calib}: {key}").reshape(3, 4)
+    if not np.isfinite(matrix).all():
+        raise DataError(f"{calib}: {key} has values that are not finite ({matrix.ravel().tolist()})")
+    return matrix
+
+
+def _rigid(matrix_S34: np.ndarray, source: str) -> np.ndarray:
+    """(S, 4, 4) transforms with the nearest exact rotations; NaN where a value is not finite."""
+    finite_S = np.isfinite(matrix_S34).all(axis=(1, 2))
+    rotation_S33 = np.where(finite_S[:, None, None], matrix_S34[:, :, :3], np.eye(3))
+    error_S = np.abs(rotation_S33.transpose(0, 2, 1) @ rotation_S33 - np.eye(3)).max(axis=(1, 2))
+    sound_S = (error_S <= _RIGID_TOLERANCE) & (np.linalg.det(rotation_S33) > 0)
+    if not sound_S.all():
+        row = int(np.argmin(sound_S))
+        raise DataError(f"{source} {row + 1} is no rigid transform (rotation {rotation_S33[row].tolist()})")
+    left_S33, _, right_S33 = np.linalg.svd(rotation_S33)
+    transform_S44 = np.zeros((len(matrix_S34), 4, 4))
+    transform_S44[:, :3, :3] = left_S33 @ right_S33
+    transform_S44[:, :3, 3] = matrix_S34[:, :, 3]
+    transform_S44[:, 3, 3] = 1
+    transform_S44[~finite_S] = np.nan
+    return transform_S44
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a text file with something on them; empty ones only at its end."""
+    try:
+        return path.read_text(encoding="ascii").rstrip().splitlines()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: missing file; every sequence needs {', '.join(_TABLES)}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: damaged: not a text of numbers (byte {error.start})") from error
+
+
+def _numbers(text: str, count: int, source: str) -> np.ndarray:
+    try:
+        values = np.array([float(word) for word in text.split()])
+    except ValueError as error:
+        raise DataError(f"{source}: {text.strip()[:60]!r} are not numbers") from error
+    if len(values) != count:
+        raise DataError(f"{source}: has {len(values)} numbers; exactly {count} are allowed")
+    return values
+
+
+def _png_size(path: Path) -> tuple[int, int]:
+    """Width and height from a PNG's header; the pixels are not decoded."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(24)
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the image ({error.strerror})") from error
+    if len(header) < 24 or not header.startswith(_PNG):
+        raise DataError(f"{path}: damaged image: not a PNG")
+    width, height = struct.unpack(">II", header[16:])
+    if not width or not height:
+        raise DataError(f"{path}: damaged image: {width} x {height} pixels")
+    return width, height

@@ -1,0 +1,210 @@
+"""What a table is: a base job per dataset, columns and named rows that change settings of it, and the paper's numbers.
+
+A table file is YAML with the key ``table``. Every cell (row, column, seed) is one job; cells whose jobs are the same
+share one run and read different scores of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from clip2scene.config import ConfigError, Job, Settings, digest_of
+from clip2scene.jobfile import parse, read_values
+
+Dataset = Literal["streetworld", "nuscenes", "semantickitti", "scannet"]
+PAPER_OF = {"streetworld": "nuscenes"}
+"""Whose paper number stands beside ours where the paper has no such dataset."""
+_OF_THE_TABLE = ("name", "seed", "storage", "experiment", "dataset.kind")
+
+
+class Column(Settings):
+    """One column of scores, such as a label fraction."""
+
+    name: str = Field(min_length=1)
+    set_: dict[str, Any] = Field(default_factory=dict, alias="set")
+    """Dotted keys of the base job and their values."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+
+class Row(Settings):
+    """One named variant."""
+
+    group: str = Field(min_length=1)
+    """What it is compared within (``baseline``, ``prompts``, ...)."""
+    name: str = Field(min_length=1)
+    set_: dict[str, Any] = Field(default_factory=dict, alias="set")
+    """Dotted keys of the base job and their values; they win over the column's."""
+    score: str | None = None
+    """Metric of the run that is shown; the table's when not given."""
+    paper: dict[Dataset, tuple[float | None, ...]] = Field(default_factory=dict)
+    """The paper's mIoU in percent: one number, or one per column of that dataset; null where it gives none."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    @field_validator("paper", mode="before")
+    @classmethod
+    def _one_number_is_a_list(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {key: value if isinstance(value, list | tuple) else [value] for key, value in values.items()}
+
+
+class Table(Settings):
+    """A table over one dataset and some seeds."""
+
+    table: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")
+    """Its name for ``clip2scene report``."""
+    title: str
+    dataset: Dataset
+    """Which of ``jobs`` is run."""
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    storage: str = "tables-output"
+    """Folder for everything that the jobs make, and for MLflow's data where no server is named."""
+    experiment: str = "clip2scene"
+    """MLflow experiment that the runs are filed under."""
+    score: str = "miou/student_3d"
+    """Metric of a run that a cell shows."""
+    reference: str
+    """Name of the row that the others are compared with."""
+    columns: dict[Dataset, tuple[Column, ...]] = Field(default_factory=dict)
+    """Columns per dataset; a single one, called mIoU, where none is given."""
+    jobs: dict[Dataset, dict[str, Any]]
+    """Base job per dataset, without ``name``, ``seed``, ``storage`` and ``experiment``, which are the table's."""
+    rows: tuple[Row, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Table:
+        if self.dataset not in self.jobs:
+            raise ValueError(f"dataset={self.dataset}: no job for it; jobs has: {', '.join(self.jobs)}")
+        _no_duplicates("rows", (row.name for row in self.rows))
+        _no_duplicates("seeds", self.seeds)
+        for dataset, columns in self.columns.items():
+            _no_duplicates(f"columns.{dataset}", (column.name for column in columns))
+        if self.reference not in {row.name for row in self.rows}:
+            raise ValueError(f"reference={self.reference!r}: no row has this name")
+        for row in self.rows:
+            for dataset, numbers in row.paper.items():
+                if len(numbers) != len(self.columns_of(dataset)):
+                    raise ValueError(
+                        f"row {row.name!r}: paper.{dataset} has {len(numbers)} numbers for "
+                        f"{len(self.columns_of(dataset))} columns"
+                    )
+        if len(self.columns_of(self.dataset)) != len(self.columns_of(self.paper_dataset)):
+            raise ValueError(f"columns.{self.dataset} must be as many as columns.{self.paper_dataset}")
+        return self
+
+    @property
+    def paper_dataset(self) -> str:
+        """Whose numbers of the paper stand beside ours."""
+        return PAPER_OF.get(self.dataset, self.dataset)
+
+    def columns_of(self, dataset: str) -> tuple[Column, ...]:
+        """The columns of a dataset."""
+        return {str(name): columns for name, columns in self.columns.items()}.get(dataset) or (Column(name="mIoU"),)
+
+    def run_digest(self) -> str:
+        """What makes it the same table when it is run again; more seeds do not make another one."""
+        return digest_of(self.model_dump(mode="json", by_alias=True, exclude={"seeds", "title", "storage"}))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row in a column under one seed, and the job that its score comes from."""
+
+    row: Row
+    column: Column
+    seed: int
+    job: Job
+    score: str
+    paper: float | None
+
+
+def is_table(path: str | Path) -> bool:
+    """Whether a file is a table (it has the key ``table``); a file that cannot be read is none."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(values, dict) and "table" in values
+
+
+def load_table(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Table:
+    """Read a table file and apply ``key.path=value`` overrides (``dataset=nuscenes jobs.nuscenes.dataset.root=/data``).
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong, in any row.
+    """
+    values = read_values(path, overrides, "table")
+    for place, row in enumerate(_listed(values, "rows", str(path)), start=1):
+        parse(Row, row, f"{path}: row {place} ({row.get('name')!r})")
+    table = parse(Table, values, str(path))
+    expand(table, str(path))
+    return table
+
+
+def expand(table: Table, source: str) -> tuple[Cell, ...]:
+    """Every cell, rows first, then columns, then seeds.
+
+    Raises:
+        ConfigError: settings that make no job; the sentence names the row.
+    """
+    cells = []
+    for row in table.rows:
+        numbers = {str(name): value for name, value in row.paper.items()}.get(table.paper_dataset)
+        for place, column in enumerate(table.columns_of(table.dataset)):
+            for seed in table.seeds:
+                where = f"{source}: row {row.name!r}" + (f", column {column.name!r}" if column.set_ else "")
+                job = _job(table, {**column.set_, **row.set_}, seed, where)
+                paper = None if numbers is None else numbers[place]
+                cells.append(Cell(row, column, seed, job, row.score or table.score, paper))
+    return tuple(cells)
+
+
+def jobs_of(cells: Iterable[Cell]) -> dict[str, Job]:
+    """The different jobs of some cells by digest, in order."""
+    return {cell.job.digest(): cell.job for cell in cells}
+
+
+def _job(table: Table, changes: dict[str, Any], seed: int, where: str) -> Job:
+    values = copy.deepcopy(table.jobs[table.dataset])
+    for key in _OF_THE_TABLE:
+        if key in changes or (key in values and "." not in key):
+            raise ConfigError(f"{where}: {key}: the table sets it; give it at the top of the table")
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        node = values
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{where}: set {key!r}: {parent} is a value, not a group of keys")
+        node[last] = copy.deepcopy(value)
+    values |= {
+        "name": f"{table.table}-{table.dataset}",
+        "seed": seed,
+        "storage": table.storage,
+        "experiment": table.experiment,
+    }
+    return parse(Job, values, where)
+
+
+def _listed(values: dict[str, Any], key: str, path: str) -> list[dict[str, Any]]:
+    rows = values.get(key)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{path}: {key}: a list of mappings, one a row, is required")
+    return rows
+
+
+def _no_duplicates(key: str, names: Iterable[Any]) -> None:
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{key}: {name!r} is there twice; every name may be used once")
+        seen.add(name)

@@ -1,0 +1,254 @@
+"""A table as MLflow keeps it: the parent run's ``table.json`` says which jobs a cell reads, their runs hold the scores.
+
+Nothing else is read, so a table can be rebuilt wherever the tracking server answers, also while its jobs still run.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clip2scene.config import ConfigError
+from clip2scene.tracking.errors import TrackingError
+from clip2scene.tracking.tracker import Run, Tracker, _client
+
+FORMAT = "clip2scene-table-1"
+_PRINTED = 0.05
+"""Percentage points below which a difference is printed as 0.0."""
+
+
+@dataclass(frozen=True)
+class JobRun:
+    """A finished run of one job."""
+
+    run_id: str
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    seconds: float
+
+    @property
+    def digest(self) -> str:
+        """Of the job."""
+        return self.tags.get("job_digest", "")
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """A row in a column, over seeds."""
+
+    group: str
+    row: str
+    column: str
+    score: str
+    """Metric that is shown (``miou/student_3d``)."""
+    paper: float | None
+    """The paper's mIoU, percent."""
+    runs: Mapping[int, JobRun] = field(default_factory=dict)
+    """Finished runs by seed."""
+    failures: tuple[str, ...] = ()
+    """What the seeds that failed said."""
+
+    @property
+    def method(self) -> str:
+        """What the score is of (``student_3d``): the name that arrays and scores per class go by."""
+        return self.score.removeprefix("miou/")
+
+    @property
+    def values(self) -> dict[int, float]:
+        """Score by seed, percent; without the seeds that have none."""
+        scores = {seed: run.metrics.get(self.score, math.nan) for seed, run in self.runs.items()}
+        return {seed: 100 * score for seed, score in scores.items() if math.isfinite(score)}
+
+    def iou_per_class(self) -> dict[str, tuple[float, float | None]]:
+        """Mean and standard deviation over seeds of every class that was scored, percent."""
+        prefix = f"iou_{self.method}/"
+        values: dict[str, list[float]] = {}
+        for run in self.runs.values():
+            for name, value in run.metrics.items():
+                if name.startswith(prefix) and math.isfinite(value):
+                    values.setdefault(name.removeprefix(prefix), []).append(100 * value)
+        return {name: mean_and_deviation(scores) for name, scores in values.items()}  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class TableRecord:
+    """A table and where it was found."""
+
+    about: Mapping[str, Any]
+    """``table.json``: name, title, data set, seeds, reference row, columns, command, machine."""
+    cells: tuple[TableCell, ...]
+    uri: str
+    experiment_id: str
+    run_id: str
+    """The table's own run."""
+    git_revision: str
+    started_ms: int
+
+    def column(self, name: str) -> tuple[TableCell, ...]:
+        """The rows of a column."""
+        return tuple(cell for cell in self.cells if cell.column == name)
+
+    def reference(self, column: str) -> TableCell:
+        """The row that the others of a column are compared with."""
+        return next(cell for cell in self.column(column) if cell.row == self.about["reference"])
+
+    def url(self, run_id: str, pages_at: str | None = None) -> str:
+        """A run's page in MLflow, of the server at ``pages_at`` or of the one that was read."""
+        uri = pages_at or self.uri
+        return Tracker(uri, self.experiment_id).url(Run(uri, run_id))
+
+    def example(self, cell: TableCell) -> dict[str, np.ndarray] | None:
+        """Points, truth and labels of the frame that the first seed's run kept; None where there is none."""
+        for seed in self.about["seeds"]:
+            if seed in cell.runs:
+                return _example(self.uri, cell.runs[seed].run_id)
+        return None
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation (n - 1); None where there are too few values."""
+    mean = statistics.fmean(values) if values else None
+    return mean, statistics.stdev(values) if len(values) > 1 else None
+
+
+def difference(cell: TableCell, reference: TableCell) -> tuple[float | None, float | None]:
+    """Mean and standard deviation of row minus reference, over the seeds that both have; percentage points."""
+    ours, theirs = cell.values, reference.values
+    return mean_and_deviation([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+
+
+def direction(cell: TableCell, reference: TableCell) -> str:
+    """Whether ours moves the way the paper's does, from the reference row to this one.
+
+    Returns:
+        ``same`` or ``opposite``; ``unclear`` when ours is below its standard deviation over seeds, or prints as 0.0; a
+        dash where either has no difference.
+    """
+    mean, deviation = difference(cell, reference)
+    if mean is None or cell.paper is None or reference.paper is None or cell.paper == reference.paper:
+        return "–"
+    if abs(mean) <= max(deviation or 0.0, _PRINTED):
+        return "unclear"
+    return "same" if (mean > 0) == (cell.paper > reference.paper) else "opposite"
+
+
+def metrics_of(uri: str, run_id: str) -> dict[str, float]:
+    """The last value of every metric of a run."""
+    return dict(_client(uri).get_run(run_id).data.metrics)
+
+
+def finished_jobs(tracker: Tracker, table: str) -> dict[str, JobRun]:
+    """The latest finished run of every job of a table, by the job's digest."""
+    return _by_digest(tracker.uri, [tracker.experiment_id], table)
+
+
+@contextmanager
+def table_run(tracker: Tracker, table: str, dataset: str, digest: str) -> Iterator[Run]:
+    """The parent run of a table: the one of the same ``digest`` goes on, otherwise a new one begins.
+
+    When the block ends, no run below it stays open: a worker that was killed could not close its own.
+    """
+    tags = {"stage": "table", "table": table, "table_dataset": dataset, "table_digest": digest}
+    known = tracker.find_run(tags)
+    with tracker.run(f"{table}-{dataset}", run_id=known, tags=tags, system_metrics=False) as run:
+        try:
+            yield run
+        finally:
+            client = _client(tracker.uri)
+            below = f"tags.`mlflow.parentRunId` = '{run.run_id}' and attributes.status = 'RUNNING'"
+            for left in client.search_runs([tracker.experiment_id], below, max_results=1000):
+                client.set_terminated(left.info.run_id, "KILLED")
+
+
+def read_table(uri: str, name: str) -> TableRecord:
+    """The latest table of that name, from MLflow alone.
+
+    Args:
+        uri: An MLflow server.
+        name: A table (``table3``), or a table of one data set (``table3-streetworld``).
+
+    Raises:
+        ConfigError: there is no such table; the sentence lists those that there are.
+        TrackingError: it was written in another format.
+    """
+    client = _client(uri.rstrip("/"))
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    parents = client.search_runs(
+        experiments, "tags.stage = 'table'", max_results=1000, order_by=["attributes.start_time DESC"]
+    )
+    for parent in parents:
+        if name in (parent.data.tags["table"], parent.info.run_name):
+            return _record(uri.rstrip("/"), parent)
+    known = sorted({parent.info.run_name for parent in parents})
+    raise ConfigError(f"table {name!r}: not in MLflow; known: {', '.join(known) or 'none, run a table first'}")
+
+
+def _record(uri: str, parent: Any) -> TableRecord:
+    with tempfile.TemporaryDirectory() as folder:
+        path = _download(uri, parent.info.run_id, "table.json", folder)
+        about = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    if about.get("format") != FORMAT:
+        raise TrackingError(f"run {parent.info.run_id}: its table.json is not in the format {FORMAT}")
+    runs = _by_digest(uri, [parent.info.experiment_id], about["table"])
+    failures = about.get("failures", {})
+    cells = []
+    for values in about.pop("cells"):
+        jobs = {int(seed): digest for seed, digest in values.pop("jobs").items()}
+        found = {seed: runs[digest] for seed, digest in jobs.items() if digest in runs}
+        told = [
+            f"seed {seed}: {failures[digest]}"
+            for seed, digest in jobs.items()
+            if seed not in found and digest in failures
+        ]
+        cells.append(TableCell(**values, runs=found, failures=tuple(told)))
+    return TableRecord(
+        about=about,
+        cells=tuple(cells),
+        uri=uri,
+        experiment_id=parent.info.experiment_id,
+        run_id=parent.info.run_id,
+        git_revision=parent.data.tags.get("git_revision", "unknown"),
+        started_ms=parent.info.start_time,
+    )
+
+
+def _by_digest(uri: str, experiments: list[str], table: str) -> dict[str, JobRun]:
+    client, token, found = _client(uri), None, {}  # type: Any, Any, dict[str, JobRun]
+    condition = f"tags.table = '{table}' and attributes.status = 'FINISHED'"
+    while True:
+        order = ["attributes.start_time ASC"]
+        page = client.search_runs(experiments, condition, max_results=500, page_token=token, order_by=order)
+        for run in page:
+            if "job_digest" in run.data.tags:
+                seconds = ((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000
+                job = JobRun(run.info.run_id, dict(run.data.metrics), dict(run.data.tags), seconds)
+                found[job.digest] = job
+        token = page.token
+        if not token:
+            return found
+
+
+def _example(uri: str, run_id: str) -> dict[str, np.ndarray] | None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = _download(uri, run_id, "example.npz", folder)
+        if path is None:
+            return None
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+
+def _download(uri: str, run_id: str, name: str, folder: str) -> Path | None:
+    client = _client(uri)
+    if name not in {item.path for item in client.list_artifacts(run_id)}:
+        return None
+    return Path(client.download_artifacts(run_id, name, folder))

@@ -1,0 +1,187 @@
+"""What is scored: a method is prepared once per worker and then gives every point of a keyframe a class.
+
+Legend: N points, P pairs (point-pixel or point-view), V virtual views, C classes, D width of the teacher's space,
+h x w patches, H x W pixels of the teacher's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import normalize
+
+from clip2scene.config import StudentSettings, TeacherSettings
+from clip2scene.geometry.depth_views import render, show
+from clip2scene.geometry.interpolation import bilinear
+from clip2scene.student.network import Student
+from clip2scene.teacher.clip import load_teacher
+from clip2scene.training.samples import Sample
+
+UNSEEN = -1
+"""Class of a point that a method says nothing about: no image, or no virtual view, shows it."""
+_PAIRS_AT_ONCE = 65536
+"""Pairs whose features are held at a time: a room's mesh has millions."""
+
+Predictor = Callable[[Sample], torch.Tensor]
+"""From a keyframe to classes (N,) int64, :data:`UNSEEN` where there is no answer."""
+
+
+@dataclass(frozen=True)
+class TeacherMethod:
+    """2D-only: a point's class is that of the mean of its pixels' features."""
+
+    text_CD: torch.Tensor
+
+    def prepare(self, device: torch.device) -> Predictor:
+        """A function from a keyframe to classes (N,) int64, :data:`UNSEEN` where no image shows the point."""
+        text_CD = self.text_CD.to(device)
+
+        def predict(sample: Sample) -> torch.Tensor:
+            logits_NC = _sum_of_pixels(sample) @ text_CD.T
+            return torch.where(seen(sample), logits_NC.argmax(1), UNSEEN)
+
+        return predict
+
+
+@dataclass(frozen=True)
+class StudentMethod:
+    """3D-only: the class whose text is nearest to the SCR head's feature, or the classifier's class."""
+
+    student: StudentSettings
+    weights: dict[str, torch.Tensor]
+    text_CD: torch.Tensor | None
+    """Class embeddings for a distilled student; None for a fine-tuned one."""
+    num_classes: int
+
+    def prepare(self, device: torch.device) -> Predictor:
+        """A function from a keyframe to classes (N,) int64."""
+        if self.text_CD is None:
+            model = Student(self.student, num_classes=self.num_classes)
+            model.load_state_dict(self.weights)
+        else:
+            model = _distilled(self.student, self.weights, self.text_CD.shape[1])
+        model.to(device).eval()
+        text_CD = None if self.text_CD is None else self.text_CD.to(device)
+
+        def predict(sample: Sample) -> torch.Tensor:
+            heads = model(sample.points_N4, sample.cloud_N)
+            logits_NC = heads["classifier"] if text_CD is None else heads["scr"] @ text_CD.T
+            return logits_NC.argmax(1)
+
+        return predict
+
+
+@dataclass(frozen=True)
+class EnsembleMethod:
+    """2D and 3D together, by the rule of OpenScene (Peng et al., CVPR 2023, section 3.3).
+
+    Of a point's two features, the mean of its pixels' and the SCR head's, that one decides which comes nearer to a
+    text: the one of the higher maximal cosine over the classes. Where no image shows the point the 3D one is alone.
+    """
+
+    student: StudentSettings
+    weights: dict[str, torch.Tensor]
+    text_CD: torch.Tensor
+
+    def prepare(self, device: torch.device) -> Predictor:
+        """A function from a keyframe to classes (N,) int64."""
+        model = _distilled(self.student, self.weights, self.text_CD.shape[1]).to(device).eval()
+        text_CD = normalize(self.text_CD.to(device), dim=1)
+
+        def predict(sample: Sample) -> torch.Tensor:
+            points_ND = model(sample.points_N4, sample.cloud_N)["scr"]
+            score_3d_N, class_3d_N = (normalize(points_ND, dim=1) @ text_CD.T).max(1)
+            score_2d_N, class_2d_N = (normalize(_sum_of_pixels(sample), dim=1) @ text_CD.T).max(1)
+            return torch.where(seen(sample) & (score_2d_N > score_3d_N), class_2d_N, class_3d_N)
+
+        return predict
+
+
+@dataclass(frozen=True)
+class PointClipMethod:
+    """PointCLIP (Zhang et al., CVPR 2022) carried to scenes: CLIP looks at depth images of the cloud, no camera.
+
+    The cloud is drawn as depth images from the sensor's place (:mod:`clip2scene.geometry.depth_views`), three equal
+    channels, and encoded densely as any image; every point reads the features at its own pixels, hidden or not, and
+    takes the class of the mean of its logits. PointCLIP's class prompt is "point cloud depth map of a {}.".
+    """
+
+    teacher: TeacherSettings
+    """With absolute paths: every worker loads it."""
+    text_CD: torch.Tensor
+    """Class embeddings of PointCLIP's own sentence, unit length."""
+    sensor_at_centre: bool = False
+    """Look from the middle of the cloud's bounding box (ScanNet: a mesh has no sensor) instead of the origin."""
+
+    def prepare(self, device: torch.device) -> Predictor:
+        """A function from a keyframe to classes (N,) int64, :data:`UNSEEN` where no view shows the point.
+
+        Only points within some centimetres of the sensor are shown by no view.
+        """
+        teacher = load_teacher(self.teacher).to(device)
+        text_CD = self.text_CD.to(device)
+        size = (self.teacher.image_height_px, self.teacher.image_width_px)
+
+        def predict(sample: Sample) -> torch.Tensor:
+            points_N3 = sample.points_N4[:, :3]
+            if self.sensor_at_centre:
+                points_N3 = points_N3 - (points_N3.amin(0) + points_N3.amax(0)) / 2
+            shown = show(points_N3, *size)
+            images_VHW = (render(shown, *size) * 255).round().byte()
+            view_P, point_P = shown.view_P[shown.asked_P], shown.point_P[shown.asked_P]
+            position_P2 = shown.pixel_P2[shown.asked_P] / torch.tensor(size[::-1], device=device)
+            logits_NC = torch.zeros(len(points_N3), len(text_CD), device=device)
+            # One view after another: an image's features never depend on what they are computed with.
+            for view in view_P.unique().tolist():
+                image_HW3 = images_VHW[view].cpu().numpy()[..., None].repeat(3, axis=2)
+                features_1hwD = teacher(teacher.preprocess(image_HW3)[None].to(device))
+                rows = view_P == view
+                zeros_P = torch.zeros_like(point_P[rows])
+                features_PD = normalize(bilinear(features_1hwD, zeros_P, position_P2[rows]), dim=1)
+                logits_NC.index_add_(0, point_P[rows], features_PD @ text_CD.T)
+            answered_N = torch.zeros(len(points_N3), dtype=torch.bool, device=device)
+            answered_N[point_P] = True
+            # The sum has the same greatest class as the mean.
+            return torch.where(answered_N, logits_NC.argmax(1), UNSEEN)
+
+        return predict
+
+
+@dataclass(frozen=True)
+class ConstantMethod:
+    """The same class everywhere: what a network must beat."""
+
+    constant: int
+
+    def prepare(self, device: torch.device) -> Predictor:
+        """A function from a keyframe to classes (N,) int64."""
+        return lambda sample: torch.full((len(sample.points_N4),), self.constant, device=device)
+
+
+Method = TeacherMethod | StudentMethod | EnsembleMethod | PointClipMethod | ConstantMethod
+
+
+def seen(sample: Sample) -> torch.Tensor:
+    """(N,) bool: points that at least one encoded image shows."""
+    seen_N = torch.zeros(len(sample.points_N4), dtype=torch.bool, device=sample.points_N4.device)
+    seen_N[sample.pair_point_P] = True
+    return seen_N
+
+
+def _distilled(settings: StudentSettings, weights: dict[str, torch.Tensor], dim: int) -> Student:
+    """A student with only the head that predicts: how many heads it was trained with depends on the losses."""
+    model = Student(settings, embedding_dim=dim, heads=("scr",))
+    model.load_state_dict({name: value for name, value in weights.items() if not name.startswith("heads.stcr.")})
+    return model
+
+
+def _sum_of_pixels(sample: Sample) -> torch.Tensor:
+    """(N, D): the sum of the unit-length features of each point's pixels; zero where no image shows it."""
+    dim = sample.features_MhwD.shape[-1]
+    sums_ND = torch.zeros(len(sample.points_N4), dim, device=sample.points_N4.device)
+    pairs = (sample.pair_point_P, sample.pair_image_P, sample.pair_position_P2)
+    for point_P, image_P, position_P2 in zip(*(part.split(_PAIRS_AT_ONCE) for part in pairs), strict=True):
+        sums_ND.index_add_(0, point_P, normalize(bilinear(sample.features_MhwD, image_P, position_P2), dim=1))
+    return sums_ND

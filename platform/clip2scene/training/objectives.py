@@ -1,0 +1,172 @@
+"""What each pre-training method minimises on a batch: CLIP2Scene's losses and its rivals', over the same network.
+
+Every method predicts with the head ``scr``; ``agreement`` is the share of pairs for which the nearest text of the
+point is the nearest text of its pixel.
+
+Legend: N points of all clouds, P point-pixel pairs, C classes, D width of the teacher's space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from clip2scene.config import AugmentSettings, DistillSettings
+from clip2scene.geometry.interpolation import bilinear
+from clip2scene.losses.contrast import info_nce, random_rows, superpixel_means
+from clip2scene.losses.distances import class_divergence, cosine_distance
+from clip2scene.losses.scr import semantic_consistency, text_cross_entropy
+from clip2scene.losses.stcr import grid_cells, spatial_temporal_consistency
+from clip2scene.losses.switching import switch_generator, switch_labels
+from clip2scene.training.samples import Sample, random_transform
+
+Terms = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a method knows of a training step beside the network and the batch."""
+
+    settings: DistillSettings
+    augment: AugmentSettings
+    voxel_size_m: float
+    """Of the student."""
+    text_CD: torch.Tensor
+    """On the batch's device."""
+    seed: int
+    epoch: int
+    """Epochs finished so far."""
+    number: int
+    """Steps finished so far."""
+    rank: int
+
+    def features(self, features_PD: torch.Tensor) -> torch.Tensor:
+        """In float32, and L2-normalised if the settings say so."""
+        features_PD = features_PD.float()
+        return normalize(features_PD, dim=1) if self.settings.normalise_features else features_PD
+
+    def pixels(self, batch: Sample) -> torch.Tensor:
+        """The teacher's features at the pairs' pixels, (P, D) float32, as they are stored."""
+        return bilinear(batch.features_MhwD, batch.pair_image_P, batch.pair_position_P2)
+
+    def rows(self, num_rows: int, device: torch.device) -> torch.Tensor:
+        """A random subset of at most ``contrast.max_pairs`` rows."""
+        mixed = np.random.SeedSequence([self.seed, self.number, self.rank]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(mixed[0]))
+        return random_rows(num_rows, self.settings.contrast.max_pairs, generator).to(device)
+
+    def classes(self, features_PD: torch.Tensor) -> torch.Tensor:
+        """Class whose text is nearest to each row, (P,) int64."""
+        return (features_PD.detach() @ self.text_CD.T).argmax(1)
+
+    def agreement(self, points_PD: torch.Tensor, pixels_PD: torch.Tensor) -> torch.Tensor:
+        """Share of pairs where student and teacher say the same class."""
+        return (self.classes(points_PD) == self.classes(pixels_PD)).float().mean()
+
+
+def clip2scene(model: nn.Module, batch: Sample, step: Step) -> Terms:
+    """``scr`` (equation 1) and ``stcr`` (equations 2 to 4) on heads of their own, with S3's labels for SCR.
+
+    A loss of weight 0 is left out, and so is its head: the other one then trains, and predicts with, ``scr``.
+    """
+    settings, terms, total = step.settings, {}, []
+    heads = model(batch.points_N4, batch.cloud_N, batch.pair_point_P)
+    scr_PD = step.features(heads["scr"])
+    with torch.no_grad():
+        pixels_PD = step.features(step.pixels(batch))
+        pixel_labels_P, predictions_P = step.classes(pixels_PD), step.classes(scr_PD)
+    if settings.scr.weight:
+        generator = switch_generator(settings.s3, step.seed, step.number, step.rank)
+        labels_P = switch_labels(pixel_labels_P, predictions_P, settings.s3, step.epoch, generator)
+        if settings.scr.form == "equation":
+            terms["scr"] = semantic_consistency(scr_PD, labels_P, step.text_CD, settings.scr.tau)
+        else:
+            terms["scr"] = text_cross_entropy(scr_PD, labels_P, step.text_CD)
+        total.append(settings.scr.weight * terms["scr"])
+    if settings.stcr.weight:
+        stcr, both = settings.stcr, "stcr" in heads
+        edge_m = step.voxel_size_m if stcr.grid == "voxel" else stcr.grid_size_m
+        terms["stcr"] = spatial_temporal_consistency(
+            step.features(heads["stcr"]) if both else scr_PD,
+            pixels_PD,
+            pixel_labels_P,
+            grid_cells(batch.pair_xyz_P3, batch.pair_frame_P, edge_m),
+            step.text_CD,
+            stcr.lambda_,
+            pixel_term=stcr.pixel_term,
+            cell_text=stcr.cell_text,
+            max_points_per_cell=stcr.max_points_per_cell,
+            count_empty_slots=stcr.count_empty_slots,
+        )
+        total.append(stcr.weight * terms["stcr"])
+    agreement = (predictions_P == pixel_labels_P).float().mean()
+    return {"loss": torch.stack(total).sum(), **terms, "agreement": agreement}
+
+
+def kl(model: nn.Module, batch: Sample, step: Step) -> Terms:
+    """KL divergence of the student's from the teacher's class probabilities, both with SCR's ``tau``."""
+    points_PD, pixels_PD = (step.features(rows_PD) for rows_PD in _pairs(model, batch, step))
+    loss = class_divergence(points_PD, pixels_PD, step.text_CD, step.settings.scr.tau)
+    return {"loss": loss, "agreement": step.agreement(points_PD, pixels_PD)}
+
+
+def openscene(model: nn.Module, batch: Sample, step: Step) -> Terms:
+    """OpenScene's distillation: one minus the cosine of a point's and its pixel's feature."""
+    points_PD, pixels_PD = _pairs(model, batch, step)
+    return {"loss": cosine_distance(points_PD, pixels_PD), "agreement": step.agreement(points_PD, pixels_PD)}
+
+
+def ppkt(model: nn.Module, batch: Sample, step: Step) -> Terms:
+    """PPKT (Liu et al., 2021): InfoNCE from points to pixels, over a random subset of the pairs."""
+    points_PD, pixels_PD = (normalize(rows_PD, dim=1) for rows_PD in _pairs(model, batch, step))
+    chosen = step.rows(len(points_PD), points_PD.device)
+    loss = info_nce(points_PD[chosen], pixels_PD[chosen], step.settings.contrast.temperature)
+    return {"loss": loss, "agreement": step.agreement(points_PD, pixels_PD)}
+
+
+def slidr(model: nn.Module, batch: Sample, step: Step) -> Terms:
+    """SLidR (Sautier et al., CVPR 2022): InfoNCE from superpoints to superpixels, over all of the batch."""
+    points_PD, pixels_PD = (normalize(rows_PD, dim=1) for rows_PD in _pairs(model, batch, step))
+    queries_SD, keys_SD = superpixel_means(points_PD, pixels_PD, batch.pair_segment_P)
+    loss = info_nce(queries_SD, keys_SD, step.settings.contrast.temperature)
+    return {"loss": loss, "agreement": step.agreement(points_PD, pixels_PD)}
+
+
+def pointcontrast(model: nn.Module, batch: Sample, step: Step) -> Terms:
+    """PointContrast (Xie et al., ECCV 2020): InfoNCE between two views of a random subset of the points.
+
+    The second view turns, flips and scales every cloud once more, as ``augment`` allows. No image is used.
+    """
+    num_clouds, num_points = int(batch.cloud_N.max()) + 1, len(batch.points_N4)
+    rng = np.random.default_rng([step.seed, step.number, step.rank])
+    turn_K33 = torch.stack([random_transform(step.augment, rng) for _ in range(num_clouds)]).to(batch.points_N4)
+    turned_N3 = torch.einsum("nij,nj->ni", turn_K33[batch.cloud_N], batch.points_N4[:, :3])
+    second_N4 = torch.cat((turned_N3, batch.points_N4[:, 3:]), dim=1)
+    points_2N4 = torch.cat((batch.points_N4, second_N4))
+    features_2ND = model(points_2N4, torch.cat((batch.cloud_N, batch.cloud_N + num_clouds)))["scr"]
+    chosen = step.rows(num_points, features_2ND.device)
+    views = [normalize(features_2ND[chosen + start].float(), dim=1) for start in (0, num_points)]
+    return {"loss": info_nce(views[0], views[1], step.settings.contrast.temperature)}
+
+
+def _pairs(model: nn.Module, batch: Sample, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    """Point features of the head ``scr`` and pixel features of all pairs, both (P, D) float32."""
+    points_PD = model(batch.points_N4, batch.cloud_N, batch.pair_point_P)["scr"].float()
+    with torch.no_grad():
+        return points_PD, step.pixels(batch)
+
+
+OBJECTIVES: dict[str, Callable[[nn.Module, Sample, Step], Terms]] = {
+    "clip2scene": clip2scene,
+    "kl": kl,
+    "openscene": openscene,
+    "ppkt": ppkt,
+    "slidr": slidr,
+    "pointcontrast": pointcontrast,
+}
+"""By ``distill.method``."""

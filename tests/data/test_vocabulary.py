@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from clip2scene.config import ConfigError
+from clip2scene.data.index import DataError
+from clip2scene.data.vocabulary import IGNORE, UNKNOWN, VOCABULARIES, Vocabulary, vocabulary, vocabulary_of
+
+EVERY = [pytest.param(words, id=name) for name, words in VOCABULARIES.items()]
+SIZES = {"nuscenes": 16, "semantickitti": 19, "scannet": 20, "cityscapes": 19}
+
+
+def _mapped(words: Vocabulary, raw: dict[str, list[int]]) -> None:
+    """Each named class has exactly those raw ids."""
+    for title, ids in raw.items():
+        label = IGNORE if title == "ignore" else words.classes.index(title) + 1
+        assert [raw_id for raw_id, mapped in enumerate(words.raw_to_label) if mapped == label] == ids, title
+
+
+@pytest.mark.parametrize("words", EVERY)
+def test_every_class_has_names_and_a_colour(words: Vocabulary) -> None:
+    assert len(set(words.classes)) == len(words.classes) == len(words.prompts) == len(words.colours)
+    assert len(words.classes) == SIZES.get(words.name, len(words.classes))
+    assert all(names for names in words.prompts)
+    assert all(len(colour) == 3 and min(colour) >= 0 and max(colour) <= 255 for colour in words.colours)
+    assert vocabulary(words.name) is words
+
+
+@pytest.mark.parametrize("words", EVERY)
+def test_prompts_are_readable_and_no_name_has_two_classes(words: Vocabulary) -> None:
+    every = list(itertools.chain.from_iterable(words.prompts))
+    assert all(re.fullmatch(r"[a-z]+( [a-z]+)*", name) for name in every)
+    assert len(set(every)) == len(every)
+
+
+@pytest.mark.parametrize("words", EVERY)
+def test_every_class_has_a_raw_id_or_none_has(words: Vocabulary) -> None:
+    labels = set(words.raw_to_label) - {UNKNOWN}
+    assert labels in (set(), set(range(len(words.classes) + 1)))
+    assert bool(labels) == (words.name in {"nuscenes", "semantickitti", "scannet"})
+
+
+def test_nuscenes_is_what_scores_were_stored_with() -> None:
+    assert vocabulary("nuscenes").digest == "b7ede93332af69fe"
+
+
+def test_semantickitti_follows_the_official_learning_map() -> None:
+    words = vocabulary("semantickitti")
+    _mapped(
+        words,
+        {
+            "ignore": [0, 1, 52, 99],
+            "car": [10, 252],
+            "bicycle": [11],
+            "motorcycle": [15],
+            "truck": [18, 258],
+            "other_vehicle": [13, 16, 20, 256, 257, 259],
+            "person": [30, 254],
+            "bicyclist": [31, 253],
+            "motorcyclist": [32, 255],
+            "road": [40, 60],
+            "parking": [44],
+            "sidewalk": [48],
+            "other_ground": [49],
+            "building": [50],
+            "fence": [51],
+            "vegetation": [70],
+            "trunk": [71],
+            "terrain": [72],
+            "pole": [80],
+            "traffic_sign": [81],
+        },
+    )
+    assert (words.classes[0], words.classes[8], words.classes[18]) == ("car", "road", "traffic_sign")
+    assert sum(label == UNKNOWN for label in words.raw_to_label) == 260 - 34
+
+
+def test_scannet_takes_20_of_nyus_40_and_names_what_is_beyond() -> None:
+    words = vocabulary("scannet")
+    chosen = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 24, 28, 33, 34, 36, 39]
+    labels = words.labels(np.arange(41, dtype=np.uint16), "labels.ply")
+    assert labels[chosen].tolist() == list(range(1, 21))
+    assert not np.delete(labels, chosen).any()
+    with pytest.raises(DataError, match=r"labels.ply: label ids \[41, 1163\] .* 'scannet' \(allowed: 0 to 40\)"):
+        words.labels(np.array([5, 1163, 41, 41]), "labels.ply")
+    with pytest.raises(DataError, match=r"label ids \[-1\]"):
+        words.labels(np.array([-1, 3]), "labels.ply")
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "all"])
+def test_words_to_prompt_with_refuse_labels(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\Aa.label: .*'{name}' is only to prompt with.* nuscenes, semant[^\n]*\Z"):
+        vocabulary(name).labels(np.zeros(3, np.uint8), "a.label")
+
+
+def test_all_has_every_thing_once() -> None:
+    words = vocabulary("all")
+    names = dict(zip(words.classes, words.prompts, strict=True))
+    assert names["person"] == ("person", "pedestrian")
+    assert names["building"] == ("building", "house")
+    assert {"sky", "traffic_cone", "trunk", "bathtub"} <= set(words.classes)
+    # Umbrella classes of single things that are there, or synonyms of one.
+    assert not {"manmade", "other_vehicle", "pedestrian", "driveable_surface", "other_ground"} & set(words.classes)
+    every = set(itertools.chain.from_iterable(words.prompts))
+    for name in SIZES:
+        for title, prompts in zip(vocabulary(name).classes, vocabulary(name).prompts, strict=True):
+            assert every & set(prompts), title
+
+
+def test_digests_tell_vocabularies_apart() -> None:
+    assert len({words.digest for words in VOCABULARIES.values()}) == len(VOCABULARIES)
+
+
+def test_vocabulary_of_a_data_set() -> None:
+    names = {kind: vocabulary_of(kind).name for kind in ("streetworld", "nuscenes", "semantickitti", "scannet")}
+    assert names == {kind: kind for kind in names} | {"streetworld": "nuscenes"}
+    with pytest.raises(
+        ConfigError, match=r"'cityscapes': unknown; allowed: streetworld, nuscenes, semantickitti, scann"
+    ):
+        vocabulary_of("cityscapes")
+    with pytest.raises(ConfigError, match=r"prompts.vocabulary='latin': unknown; allowed: nuscenes, semantickitti"):
+        vocabulary("latin")

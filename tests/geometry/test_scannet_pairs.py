@@ -1,0 +1,86 @@
+"""Pairs of the real ScanNet scene: what is in view, and what the depth maps hide of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clip2scene.data.clouds import read_cloud, read_depths, read_image, resolve
+from clip2scene.data.index import Camera, Frame, Index
+from clip2scene.data.scannet import build_index
+from clip2scene.data.vocabulary import vocabulary
+from clip2scene.geometry.inspect import inspect_frame
+from clip2scene.geometry.pairing import pair
+from clip2scene.geometry.projection import project
+
+IN_VIEW = {"000000": 3770, "000060": 7400, "000120": 6622, "000180": 5731, "000240": 2630, "000290": 8392}
+
+
+@pytest.fixture(scope="module")
+def index(real_data: Path) -> Index:
+    return build_index(real_data / "scannet")
+
+
+@pytest.fixture(scope="module")
+def cloud_N4(index: Index) -> np.ndarray:
+    return read_cloud(resolve(index.root, index.frames[0].cloud_path))
+
+
+def _in_view(cloud_N4: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return project(cloud_N4[:, :3], np.eye(4), camera, min_depth_m=0, border_px=0)
+
+
+def _by_camera(frame: Frame, index: Index, cloud_N4: np.ndarray) -> dict[str, np.ndarray]:
+    pairs = pair(cloud_N4[:, :3], frame.world_from_lidar, frame.cameras, read_depths(index.root, frame))
+    return {camera.name: pairs.point_P[pairs.camera_P == i] for i, camera in enumerate(frame.cameras)}
+
+
+def test_as_many_vertices_are_in_view_as_counted_by_hand(index: Index, cloud_N4: np.ndarray) -> None:
+    assert {c.name: int(_in_view(cloud_N4, c)[0].sum()) for c in index.frames[0].cameras} == IN_VIEW
+
+
+def test_vertices_behind_others_are_hidden(index: Index, cloud_N4: np.ndarray) -> None:
+    """Against a z-buffer of the vertices alone, which knows no depth map."""
+    kept = _by_camera(index.frames[0], index, cloud_N4)
+    for camera in index.frames[0].cameras:
+        visible_N, pixels_N2, depth_N = _in_view(cloud_N4, camera)
+        rows = np.flatnonzero(visible_N)
+        # Cells of 16 pixels, so that the vertices, some 3 cm apart, leave few holes in a surface.
+        column, row = (pixels_N2[rows] // 16).astype(int).T
+        cell = row * (camera.width // 16 + 1) + column
+        nearest = np.full(cell.max() + 1, np.inf)
+        np.minimum.at(nearest, cell, depth_N[rows])
+        behind_m = depth_N[rows] - nearest[cell]
+        is_kept = np.isin(rows, kept[camera.name])
+        assert 0.2 < is_kept.mean() < 0.6
+        assert is_kept[behind_m > 0.5].mean() < 0.1
+        assert is_kept[behind_m < 0.02].mean() > 0.4
+        assert is_kept[behind_m < 0.02].mean() > 8 * is_kept[behind_m > 0.5].mean()
+
+
+def test_kept_vertices_have_the_images_colour(index: Index, cloud_N4: np.ndarray) -> None:
+    kept = _by_camera(index.frames[0], index, cloud_N4)
+    errors: dict[bool, list[np.ndarray]] = {True: [], False: []}
+    for camera in index.frames[0].cameras:
+        image = read_image(resolve(index.root, camera.image_path), camera.width, camera.height)
+        grey = image @ np.array([0.299, 0.587, 0.114]) / 255
+        visible_N, pixels_N2, _ = _in_view(cloud_N4, camera)
+        rows = np.flatnonzero(visible_N)
+        column, row = pixels_N2[rows].astype(int).T
+        error = np.abs(grey[row, column] - cloud_N4[rows, 3])
+        is_kept = np.isin(rows, kept[camera.name])
+        errors[True].append(error[is_kept])
+        errors[False].append(error[~is_kept])
+    seen, hidden = (float(np.median(np.concatenate(errors[which]))) for which in (True, False))
+    assert seen < 0.08 < 1.8 * seen < hidden
+
+
+def test_inspection_counts_what_the_depth_test_leaves(index: Index, cloud_N4: np.ndarray) -> None:
+    frame = index.frames[0]
+    kept = _by_camera(frame, index, cloud_N4)
+    counts = inspect_frame(index, frame, vocabulary("scannet"))
+    assert counts["pairs"] == {name: len(points) for name, points in kept.items()}
+    assert all(0 < counts["pairs"][name] < IN_VIEW[name] for name in IN_VIEW)
+    assert counts["seen_by_any"] == len(np.unique(np.concatenate(list(kept.values()))))

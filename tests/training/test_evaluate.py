@@ -1,0 +1,207 @@
+"""Annotation-free methods against plain loops, and counts against scikit-learn's over two ranks."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix, jaccard_score
+from torch.nn.functional import normalize
+
+from clip2scene.config import ResourceSettings, TeacherSettings
+from clip2scene.data.vocabulary import vocabulary
+from clip2scene.geometry.interpolation import bilinear
+from clip2scene.student.network import Student
+from clip2scene.teacher.clip import load_teacher
+from clip2scene.teacher.prompts import text_embeddings
+from clip2scene.teacher.weights import absolute
+from clip2scene.training.evaluate import (
+    UNSEEN,
+    ConstantMethod,
+    EnsembleMethod,
+    PointClipMethod,
+    StudentMethod,
+    TeacherMethod,
+    answered,
+    evaluate,
+)
+from clip2scene.training.metrics import mean_iou
+from clip2scene.training.samples import SampleSource
+
+HERE = ResourceSettings(num_workers=0)
+CPU = torch.device("cpu")
+WORDS = vocabulary("nuscenes")
+
+
+@dataclass(frozen=True)
+class Silent:
+    """Answers every other point."""
+
+    def prepare(self, device):
+        return lambda sample: torch.where(torch.arange(len(sample.points_N4)) % 2 == 0, 4, UNSEEN)
+
+
+def labelled(tiny):
+    return SampleSource(tiny.index.root, tiny.store, label_vocabulary=WORDS)
+
+
+def score(tiny, folder, methods, source=None, resources=HERE):
+    return evaluate(
+        tiny.index.frames,
+        source or labelled(tiny),
+        methods,
+        num_classes=16,
+        name="evaluate",
+        folder=folder,
+        resources=resources,
+    )
+
+
+@pytest.fixture(scope="module")
+def student(tiny):
+    training = tiny.distillation()
+    torch.manual_seed(0)
+    model = training.build()
+    return training.student, model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def pointclip():
+    settings = absolute(TeacherSettings(model="streetworld", image_height_px=224, image_width_px=400))
+    text_CD = text_embeddings(load_teacher(settings), WORDS, "depth_map")
+    return PointClipMethod(settings, text_CD)
+
+
+def test_two_ranks_count_what_scikit_learn_counts(tiny, student, tmp_path, ray_cluster):
+    """Random labels with ignored points and absent classes, predictions of real methods, two Ray workers."""
+    root, rng = tmp_path / "world", np.random.default_rng(0)
+    shutil.copytree(tiny.index.root, root)
+    kept = [0, *(raw for raw, label in enumerate(WORDS.raw_to_label) if label not in (-1, 0, 3, 7, 8, 16))]
+    for frame in tiny.index.frames:
+        file = root / frame.label_path
+        rng.choice(kept, size=file.stat().st_size).astype(np.uint8).tofile(file)
+    source = replace(labelled(tiny), root=root)
+    methods = {
+        "teacher": TeacherMethod(tiny.text_CD),
+        "student": StudentMethod(*student, tiny.text_CD, 16),
+        "ensemble": EnsembleMethod(*student, tiny.text_CD),
+        "constant": ConstantMethod(3),
+    }
+    scores = score(tiny, tmp_path, methods, source, ResourceSettings(num_workers=2))
+    truth, seen, answers = [], [], {name: [] for name in methods}
+    with torch.inference_mode():
+        for frame in tiny.index.frames:
+            sample = source.read(frame)
+            truth.append(sample.labels_N.numpy().astype(int) - 1)
+            seen.append(np.isin(np.arange(len(sample.points_N4)), sample.pair_point_P.numpy()))
+            for name, method in methods.items():
+                answers[name].append(method.prepare(CPU)(sample).numpy())
+    truth, seen = np.concatenate(truth), np.concatenate(seen)
+    assert (truth == -1).any()
+    assert not set(np.unique(truth)) & {2, 6, 7, 15}
+    for name in methods:
+        classes = np.concatenate(answers[name])
+        for domain, in_domain in (("seen", seen), ("all", classes != UNSEEN)):
+            counted = in_domain & (truth >= 0)
+            pair = truth[counted], classes[counted]
+            counts = scores.counts[name][domain]
+            np.testing.assert_array_equal(counts, confusion_matrix(*pair, labels=range(16)))
+            present = sorted({*pair[0], *pair[1]})
+            assert mean_iou(counts) == pytest.approx(jaccard_score(*pair, labels=present, average="macro"))
+
+
+def test_in_seen_all_methods_answer_the_same_points_and_silence_is_wrong(tiny, tmp_path):
+    scores = score(tiny, tmp_path, {"constant": ConstantMethod(4), "silent": Silent(), "both": ConstantMethod(0)})
+    counts = scores.counts
+    per_class = counts["constant"]["seen"].sum(1)
+    for method in counts.values():
+        np.testing.assert_array_equal(method["seen"].sum(1), per_class)
+    silent, sure = counts["silent"], counts["constant"]
+    assert 0 < silent["all"].sum() < sure["all"].sum()
+    assert 0 < silent["seen"][4, 4] < sure["seen"][4, 4]
+    assert silent["seen"][4].sum() - silent["seen"][4, 4] > 0
+
+
+def test_a_missing_answer_is_wrong_and_no_new_class():
+    classes = np.array([2, 2, 2, 5, 5, UNSEEN, UNSEEN, UNSEEN])
+    truth = np.array([3, 1, 3, 6, 0, 3, 6, 0])
+    full = answered(classes, truth, 16)
+    np.testing.assert_array_equal(full, [2, 2, 2, 5, 5, 5, 2, 2])
+    assert (full[5:7] != truth[5:7] - 1).all()
+
+
+def test_the_ensemble_is_the_plain_loop(tiny, student):
+    settings, weights = student
+    sample = labelled(tiny).read(tiny.index.frames[0])
+    with torch.inference_mode():
+        # Cosines: the texts' length does not matter.
+        classes = EnsembleMethod(settings, weights, 3 * tiny.text_CD).prepare(CPU)(sample)
+        model = Student(settings, embedding_dim=12)
+        model.load_state_dict(weights)
+        points_ND = model.eval()(sample.points_N4, sample.cloud_N)["scr"]
+        pixels_PD = normalize(bilinear(sample.features_MhwD, sample.pair_image_P, sample.pair_position_P2), dim=1)
+    winners = []
+    for point in range(len(sample.points_N4)):
+        cosines_3d = normalize(points_ND[point], dim=0) @ tiny.text_CD.T
+        expected, winner = int(cosines_3d.argmax()), "3d"
+        mine = pixels_PD[sample.pair_point_P == point]
+        if len(mine):
+            cosines_2d = normalize(mine.mean(0), dim=0) @ tiny.text_CD.T
+            if cosines_2d.max() > cosines_3d.max():
+                expected, winner = int(cosines_2d.argmax()), "2d"
+            else:
+                winner = "3d of both"
+        winners.append(winner)
+        assert classes[point] == expected
+    assert set(winners) == {"2d", "3d", "3d of both"}
+
+
+def test_a_student_of_one_loss_is_scored_by_its_one_head(tiny, student):
+    settings, weights = student
+    alone = {name: value for name, value in weights.items() if not name.startswith("heads.stcr.")}
+    assert len(alone) < len(weights)
+    sample = labelled(tiny).read(tiny.index.frames[0])
+    with torch.inference_mode():
+        for method in (
+            StudentMethod(settings, weights, tiny.text_CD, 16),
+            EnsembleMethod(settings, weights, tiny.text_CD),
+        ):
+            expected = method.prepare(CPU)(sample)
+            assert torch.equal(replace(method, weights=alone).prepare(CPU)(sample), expected)
+
+
+def test_pointclip_answers_every_point_of_the_cloud_alone_and_always_the_same(tiny, pointclip, tmp_path):
+    sample = labelled(tiny).read(tiny.index.frames[0])
+    with torch.inference_mode():
+        predict = pointclip.prepare(CPU)
+        classes = predict(sample)
+        without_cameras = SampleSource(tiny.index.root).read(tiny.index.frames[0])
+        again = pointclip.prepare(CPU)(without_cameras)
+        bare = replace(without_cameras, points_N4=sample.points_N4 * torch.tensor([1, 1, 1, 0]))
+        assert torch.equal(predict(bare), classes)
+    assert classes.shape == (len(sample.points_N4),)
+    assert classes.dtype == torch.int64
+    assert torch.equal(again, classes)
+    assert classes.min() >= 0
+    assert classes.max() < 16
+    assert len(classes.unique()) > 1
+    moved = torch.cat((sample.points_N4[:, :3] + torch.tensor([100.0, -50, 7]), sample.points_N4[:, 3:]), dim=1)
+    centred = replace(pointclip, sensor_at_centre=True)
+    with torch.inference_mode():
+        here, there = (centred.prepare(CPU)(replace(sample, points_N4=p)) for p in (sample.points_N4, moved))
+    # Equal but for rounding at the pixels' edges: from the centre the place of a cloud does not matter.
+    assert (here == there).float().mean() > 0.9
+    assert not torch.equal(here, classes)
+
+
+def test_pointclip_says_nothing_of_the_sensors_own_place(tiny, pointclip):
+    sample = SampleSource(tiny.index.root).read(tiny.index.frames[0])
+    points = sample.points_N4.clone()
+    points[:3, :3] = 0
+    with torch.inference_mode():
+        classes = pointclip.prepare(CPU)(replace(sample, points_N4=points))
+    assert (classes[:3] == UNSEEN).all()
+    assert (classes[3:] != UNSEEN).all()

@@ -1,0 +1,73 @@
+"""Full fine-tuning moves the whole network; a linear probe only its classifier."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clip2scene.config import FinetuneSettings, OptimiserSettings, ResourceSettings
+from clip2scene.training.fit import fit
+
+HERE = ResourceSettings(num_workers=0)
+PROBE = FinetuneSettings(mode="linear_probe")
+
+
+@pytest.fixture(scope="module")
+def distilled(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distilled")
+    return fit(tiny.distillation(epochs=1), name="run", folder=folder, resources=HERE).weights
+
+
+def train(tiny, folder, resources=HERE, **changes):
+    """Weights before and after, and the history."""
+    training = tiny.finetuning(**changes)
+    torch.manual_seed(training.seed)
+    before = {key: value.clone() for key, value in training.build().state_dict().items()}
+    fitted = fit(training, name="run", folder=folder, resources=resources)
+    return before, fitted.weights, fitted.history
+
+
+def moved(before, after):
+    """(Any of the backbone, batch norm's statistics included; all of the classifier)."""
+    changed = {key: not torch.equal(value, after[key]) for key, value in before.items()}
+    return (
+        any(value for key, value in changed.items() if key.startswith("backbone.")),
+        all(value for key, value in changed.items() if key.startswith("heads.")),
+    )
+
+
+@pytest.mark.parametrize("start", ["pretrained", "scratch"])
+def test_a_linear_probe_moves_only_the_classifier(tiny, tmp_path, distilled, start):
+    pretrained = distilled if start == "pretrained" else None
+    before, after, history = train(tiny, tmp_path, settings=PROBE, pretrained=pretrained, epochs=8)
+    assert moved(before, after) == (False, True)
+    if pretrained is not None:
+        assert all(torch.equal(after[k], v) for k, v in pretrained.items() if k.startswith("backbone."))
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_full_finetuning_moves_both(tiny, tmp_path, distilled):
+    before, after, _ = train(tiny, tmp_path, pretrained=distilled, epochs=1)
+    assert moved(before, after) == (True, True)
+
+
+def test_weight_decay_and_momentum_leave_a_frozen_backbone_alone(tiny, tmp_path, distilled):
+    sgd = OptimiserSettings(kind="sgd", learning_rate=0.01, weight_decay=0.1)
+    before, after, _ = train(tiny, tmp_path, settings=PROBE, pretrained=distilled, optimiser=sgd, epochs=1)
+    assert moved(before, after) == (False, True)
+
+
+def test_data_parallel_training_takes_a_frozen_backbone(tiny, distilled):
+    model = tiny.finetuning(settings=PROBE, pretrained=distilled).build()
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model).train()
+        points = torch.rand(200, 4, generator=torch.Generator().manual_seed(0)) * 10
+        wrapped(points, torch.zeros(200, dtype=torch.long))["classifier"].square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(torch.equal(v, distilled[k]) for k, v in model.state_dict().items() if k.startswith("backbone."))
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {
+        "heads.classifier.weight",
+        "heads.classifier.bias",
+    }
