@@ -21,7 +21,7 @@ demo: $(READY)  ## run the whole pipeline on a synthetic street world (SEED=0) i
 	$(VENV)/bin/clip2scene run jobs/demo.yaml seed=$(SEED)
 
 test: $(READY)  ## run every test that this machine can run
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## style and types
 	$(VENV)/bin/ruff check platform tests

@@ -15,6 +15,14 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+SLOW_FIRST = ("test_cli.py", "test_tables.py", "test_real_data.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest files first, so that no worker of ``make test`` is left with one of them at the end."""
+    items.sort(key=lambda item: SLOW_FIRST.index(item.path.name) if item.path.name in SLOW_FIRST else len(SLOW_FIRST))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with the small pieces of real data; skips where there is none."""

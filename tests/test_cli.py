@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from commands import REPOSITORY, fail, succeed
+
 TINY = [
     "dataset.streetworld={train_scenes: 3, val_scenes: 2, keyframes_per_scene: 2, sweeps_between_keyframes: 2, "
     "lidar_beams: 16, lidar_azimuth_steps: 180}",
@@ -23,27 +22,6 @@ TINY = [
     "finetune.epochs=2",
     "finetune.label_fraction=0.5",
 ]
-
-
-def clip2scene(*words: object, timeout_s: int = 400) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "clip2scene.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=REPOSITORY, env=os.environ)
-
-
-def succeed(*words: object) -> str:
-    done = clip2scene(*words)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def fail(*words: object) -> str:
-    """The one sentence that a mistake gets."""
-    done = clip2scene(*words)
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("clip2scene: "), done.stderr[-3000:]
-    return last
 
 
 def wait_for(condition, process: subprocess.Popen, timeout_s: float = 200) -> None:
@@ -139,54 +117,6 @@ def test_a_distillation_killed_with_sigkill_goes_on_from_its_checkpoint(demo, tm
     assert [step for step, _ in finished] == list(range(1, 31))
     # Its first epochs are those of the killed run, with the speed that was measured there: they were not run again.
     assert finished[:2] == killed[:2]
-
-
-def test_index_and_inspect_the_real_keyframe(real_data, tmp_path):
-    index, figure = tmp_path / "index.parquet", tmp_path / "frame.png"
-    root = real_data / "nuscenes_keyframe"
-    succeed("index", "nuscenes", "--root", root, "--version", "v1.0-mini", "--output", index)
-    frames = json.loads(succeed("inspect", index, "--json", "--figure", figure))["frames"]
-    assert len(frames) == 1
-    assert frames[0]["points"] == 34688
-    assert frames[0]["pairs"] == {
-        "CAM_FRONT": 3053,
-        "CAM_FRONT_RIGHT": 3076,
-        "CAM_FRONT_LEFT": 3696,
-        "CAM_BACK": 4820,
-        "CAM_BACK_LEFT": 4089,
-        "CAM_BACK_RIGHT": 3369,
-    }
-    assert (frames[0]["seen_by_any"], frames[0]["seen_by_two_or_more"]) == (20180, 1923)
-    assert figure.stat().st_size > 100_000
-    moved = shutil.copytree(root, tmp_path / "moved")
-    assert json.loads(succeed("inspect", index, "--root", moved, "--json"))["frames"] == frames
-    assert "no-such-frame" in fail("inspect", index, "--frame", "no-such-frame")
-
-
-def test_the_real_keyframe_through_extraction_and_ten_steps(real_data, tmp_path):
-    succeed(
-        "run",
-        "jobs/nuscenes.yaml",
-        "stage=distill",
-        f"storage={tmp_path}",
-        f"dataset.root={real_data / 'nuscenes_keyframe'}",
-        "dataset.version=v1.0-mini",
-        "dataset.train_split=mini_train",
-        "dataset.eval_split=mini_train",
-        "teacher.pretrained=random",
-        "prompts.templates=plain",
-        "student={voxel_size_m: 0.5, channels: [8, 16, 16]}",
-        "distill.batch_size=2",
-        "distill.max_steps=10",
-        "extract.gpus_per_actor=0",
-        "resources.gpus_per_worker=0",
-    )
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["images_encoded"] == 6
-    with sqlite3.connect(tmp_path / "mlflow" / "mlflow.db") as database:
-        losses = database.execute("select value, is_nan from metrics where key in ('loss', 'scr', 'stcr')").fetchall()
-    assert len(losses) == 30
-    assert not any(is_nan for _, is_nan in losses)
 
 
 def test_doctor_passes():
