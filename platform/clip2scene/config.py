@@ -212,17 +212,24 @@ class OptimiserSettings(Settings):
     warmup_fraction: float = Field(0.0, ge=0, lt=1)
 
 
-class DistillSettings(Settings):
-    """Pre-training without labels."""
+class TrainingSettings(Settings):
+    """What every training has."""
 
-    method: Literal["clip2scene", "kl", "openscene", "ppkt", "slidr", "pointcontrast"] = "clip2scene"
-    """The method, or a rival in the same loop and network: KL divergence from the teacher's class probabilities,
-    OpenScene's cosine distillation, point-pixel InfoNCE, superpixel InfoNCE, InfoNCE of two views of the cloud."""
     epochs: int = Field(20, ge=1)
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many steps whatever ``epochs`` says."""
     batch_size: int = Field(4, ge=1)
     """Keyframes a step, over all workers."""
+    augment: AugmentSettings = AugmentSettings()
+    optimiser: OptimiserSettings = OptimiserSettings()
+
+
+class DistillSettings(TrainingSettings):
+    """Pre-training without labels."""
+
+    method: Literal["clip2scene", "kl", "openscene", "ppkt", "slidr", "pointcontrast"] = "clip2scene"
+    """The method, or a rival in the same loop and network: KL divergence from the teacher's class probabilities,
+    OpenScene's cosine distillation, point-pixel InfoNCE, superpixel InfoNCE, InfoNCE of two views of the cloud."""
     num_sweeps: int = Field(3, ge=1, le=10)
     """K: the keyframe and K - 1 earlier sweeps, each its own input cloud."""
     sweep_window_s: float = Field(0.5, gt=0)
@@ -237,8 +244,6 @@ class DistillSettings(Settings):
     stcr: StcrSettings = StcrSettings()
     s3: S3Settings = S3Settings()
     contrast: ContrastSettings = ContrastSettings()
-    augment: AugmentSettings = AugmentSettings()
-    optimiser: OptimiserSettings = OptimiserSettings()
 
 
 class EvaluateSettings(Settings):
@@ -250,7 +255,7 @@ class EvaluateSettings(Settings):
     """2D-only, 3D-only, both together, and PointCLIP carried to scenes (depth views of the cloud, no camera)."""
 
 
-class FinetuneSettings(Settings):
+class FinetuneSettings(TrainingSettings):
     """Supervised training on a fraction of the labels."""
 
     mode: Literal["full", "linear_probe"] = "full"
@@ -263,11 +268,8 @@ class FinetuneSettings(Settings):
     """``clip2scene_frame``: every n-th keyframe; ``slidr_scene``: every n-th scene. Not comparable."""
     label_fraction: float = Field(0.01, gt=0, le=1)
     epochs: int = Field(100, ge=1)
-    batch_size: int = Field(4, ge=1)
     backbone_learning_rate_scale: float = Field(1.0, gt=0)
     """Learning rate of pre-trained weights relative to the new head's."""
-    augment: AugmentSettings = AugmentSettings()
-    optimiser: OptimiserSettings = OptimiserSettings()
 
 
 class ResourceSettings(Settings):

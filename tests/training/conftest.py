@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from clip2scene.config import AugmentSettings, DistillSettings, FinetuneSettings, OptimiserSettings, StudentSettings
+from clip2scene.config import (
+    DistillSettings,
+    FinetuneSettings,
+    OptimiserSettings,
+    ResourceSettings,
+    StudentSettings,
+    TrainingSettings,
+)
 from clip2scene.data.index import Index
 from clip2scene.data.nuscenes import build_index
 from clip2scene.data.vocabulary import vocabulary
@@ -29,42 +36,37 @@ class Tiny:
     store: FeatureStore
     text_CD: torch.Tensor
 
-    def distillation(self, **changes: object) -> Distillation:
+    def distillation(self, settings: DistillSettings | None = None, **changes: object) -> Distillation:
+        """``changes`` are of the training or, by the names they have there, of its settings."""
         values = {
             "seed": 0,
             "frames": self.index.frames[:4],
             "source": SampleSource(self.index.root, self.store, num_sweeps=2),
-            "epochs": 4,
-            "max_steps": None,
-            "batch_size": 2,
-            "augment": AugmentSettings(),
-            "optimiser": ADAMW,
-            "cached_frames": 8,
-            "checkpoint_every_epochs": 1,
+            "resources": ResourceSettings(cached_frames=8, checkpoint_every_epochs=1),
             "student": STUDENT,
-            "settings": DistillSettings(),
             "text_CD": self.text_CD,
         }
-        return Distillation(**(values | changes))
+        return Distillation(**_with(values, settings or DistillSettings(), changes))
 
-    def finetuning(self, **changes: object) -> Finetuning:
+    def finetuning(self, settings: FinetuneSettings | None = None, **changes: object) -> Finetuning:
+        """``changes`` are of the training or, by the names they have there, of its settings."""
         values = {
             "seed": 0,
             "frames": self.index.frames[:2],
             "source": SampleSource(self.index.root, label_vocabulary=vocabulary("nuscenes")),
-            "epochs": 4,
-            "max_steps": None,
-            "batch_size": 2,
-            "augment": AugmentSettings(),
-            "optimiser": ADAMW,
-            "cached_frames": 8,
-            "checkpoint_every_epochs": 4,
+            "resources": ResourceSettings(cached_frames=8, checkpoint_every_epochs=4),
             "student": STUDENT,
-            "settings": FinetuneSettings(),
             "num_classes": 16,
             "pretrained": None,
         }
-        return Finetuning(**(values | changes))
+        return Finetuning(**_with(values, settings or FinetuneSettings(), changes))
+
+
+def _with(values: dict, settings: TrainingSettings, changes: dict) -> dict:
+    own = {"epochs": 4, "batch_size": 2, "optimiser": ADAMW}
+    own |= {key: value for key, value in changes.items() if key in type(settings).model_fields}
+    others = {key: value for key, value in changes.items() if key not in own}
+    return values | others | {"settings": settings.model_copy(update=own)}
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from clip2scene.config import ConfigError, DistillSettings, StudentSettings
+from clip2scene.config import ConfigError, DistillSettings
 from clip2scene.student.network import Student
 from clip2scene.training.fit import Training
 from clip2scene.training.objectives import OBJECTIVES, Step
@@ -19,7 +19,6 @@ from clip2scene.training.samples import Sample
 class Distillation(Training):
     """The loss is that of ``settings.method``; see :mod:`clip2scene.training.objectives`."""
 
-    student: StudentSettings
     settings: DistillSettings
     text_CD: torch.Tensor
     """Class embeddings t_c, L2-normalised, float32."""
@@ -44,7 +43,7 @@ class Distillation(Training):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         about = Step(
             settings=self.settings,
-            augment=self.augment,
+            augment=self.settings.augment,
             voxel_size_m=self.student.voxel_size_m,
             text_CD=self.text_CD.to(batch.points_N4.device),
             seed=self.seed,

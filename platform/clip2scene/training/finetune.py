@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from clip2scene.config import FinetuneSettings, StudentSettings
+from clip2scene.config import FinetuneSettings
 from clip2scene.data.index import Frame
 from clip2scene.student.network import Student
 from clip2scene.training.fit import Training
@@ -22,7 +22,6 @@ from clip2scene.training.samples import Sample
 class Finetuning(Training):
     """Cross-entropy over the labelled points, ignore left out."""
 
-    student: StudentSettings
     settings: FinetuneSettings
     num_classes: int
     pretrained: dict[str, torch.Tensor] | None

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from clip2scene.config import AugmentSettings, OptimiserSettings, ResourceSettings
+from clip2scene.config import ResourceSettings, StudentSettings, TrainingSettings
 from clip2scene.data.index import Frame
 from clip2scene.training.launch import TrainingError, Worker, launch
 from clip2scene.training.samples import Sample, SampleCache, SampleSource, augment, join
@@ -31,14 +31,9 @@ class Training(ABC):
     seed: int
     frames: tuple[Frame, ...]
     source: SampleSource
-    epochs: int
-    max_steps: int | None
-    batch_size: int
-    """Keyframes a step, over all workers."""
-    augment: AugmentSettings
-    optimiser: OptimiserSettings
-    cached_frames: int
-    checkpoint_every_epochs: int
+    resources: ResourceSettings
+    student: StudentSettings
+    settings: TrainingSettings
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -55,12 +50,12 @@ class Training(ABC):
     @property
     def steps_per_epoch(self) -> int:
         """Steps until every keyframe was seen; the last step is filled up from the start."""
-        return math.ceil(len(self.frames) / self.batch_size)
+        return math.ceil(len(self.frames) / self.settings.batch_size)
 
     @property
     def steps(self) -> int:
         """Steps in all."""
-        return min(self.epochs * self.steps_per_epoch, self.max_steps or math.inf)  # type: ignore[return-value]
+        return min(self.settings.epochs * self.steps_per_epoch, self.settings.max_steps or math.inf)  # type: ignore[return-value]
 
     def __call__(self, worker: Worker) -> None:
         """Train on this worker; rank 0 emits ``step`` counts and one ``epoch`` with its metrics after each epoch."""
@@ -72,10 +67,10 @@ class Training(ABC):
         for metrics in history:
             worker.emit("epoch", metrics)
         wrapped = nn.parallel.DistributedDataParallel(model) if worker.world_size > 1 else model
-        cache = SampleCache(self.source, self.frames, self.cached_frames)
+        cache = SampleCache(self.source, self.frames, self.resources.cached_frames)
         step = len(history) * self.steps_per_epoch
         worker.emit("steps", min(step, self.steps))
-        for epoch in range(len(history), self.epochs):
+        for epoch in range(len(history), self.settings.epochs):
             if step >= self.steps:
                 break
             started, totals = time.perf_counter(), _Totals()
@@ -100,28 +95,28 @@ class Training(ABC):
             metrics |= {
                 "epoch": float(epoch + 1),
                 "learning_rate": float(schedule.get_last_lr()[0]),
-                "frames_per_second": totals.count * self.batch_size / seconds,
+                "frames_per_second": totals.count * self.settings.batch_size / seconds,
             }
             history.append(metrics)
             worker.emit("epoch", metrics)
-            last = epoch + 1 == self.epochs or step >= self.steps
-            if last or (epoch + 1) % self.checkpoint_every_epochs == 0:
+            last = epoch + 1 == self.settings.epochs or step >= self.steps
+            if last or (epoch + 1) % self.resources.checkpoint_every_epochs == 0:
                 worker.save(lambda folder: _write(folder, model, optimiser, schedule, history), metrics)
 
     def _batches(self, cache: SampleCache, worker: Worker, epoch: int) -> Iterator[Sample]:
         """This rank's share of every batch of the epoch, in an order that only seed and epoch decide."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.frames))
-        order = np.resize(order, self.steps_per_epoch * self.batch_size)
-        share = self.batch_size // worker.world_size
-        for start in range(worker.rank * share, len(order), self.batch_size):
+        order = np.resize(order, self.steps_per_epoch * self.settings.batch_size)
+        share = self.settings.batch_size // worker.world_size
+        for start in range(worker.rank * share, len(order), self.settings.batch_size):
             yield join([self._augmented(cache, epoch, at, int(order[at])) for at in range(start, start + share)])
 
     def _augmented(self, cache: SampleCache, epoch: int, at: int, position: int) -> Sample:
         rng = np.random.default_rng([self.seed, epoch, at])
-        return augment(cache.get(position, rng), self.augment, rng)
+        return augment(cache.get(position, rng), self.settings.augment, rng)
 
     def _make_optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
-        settings = self.optimiser
+        settings = self.settings.optimiser
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -137,7 +132,7 @@ class Training(ABC):
         )
 
     def _learning_rate_factor(self, step: int) -> float:
-        warmup = self.optimiser.warmup_fraction * self.steps
+        warmup = self.settings.optimiser.warmup_fraction * self.steps
         if step < warmup:
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.steps - warmup, 1)))
