@@ -24,6 +24,7 @@ ROOMS = (
     "tracking",
     "training",
     "doctor",
+    "artifacts",
     "stages",
     "pipeline",
     "tables",

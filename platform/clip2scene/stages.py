@@ -1,13 +1,11 @@
 """The stages index -> extract -> distill -> evaluate -> finetune -> evaluate, each from artifacts to artifacts.
 
 A stage asks for what it needs, so running a later one runs the missing earlier ones; what is finished is found by its
-digest and not made again. A digest covers exactly what determines the artifact: the feature store depends on the index
-and the teacher, and on nothing that a sweep varies.
+digest and not made again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from collections.abc import Callable
@@ -15,22 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
 
-from clip2scene.config import Job, digest_of
-from clip2scene.data.datasets import build_index, fingerprint
-from clip2scene.data.index import DataError, Frame, Index, read_index, write_index
-from clip2scene.data.splits import split_frames
-from clip2scene.data.vocabulary import Vocabulary, vocabulary, vocabulary_of
+from clip2scene.artifacts import Artifacts
+from clip2scene.config import digest_of
+from clip2scene.data.index import DataError, Frame
 from clip2scene.progress import progress
-from clip2scene.storage import Storage, writing
+from clip2scene.storage import writing
 from clip2scene.student.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from clip2scene.teacher.clip import DenseClip, load_teacher
-from clip2scene.teacher.extract import ExtractReport, extract
-from clip2scene.teacher.prompts import Templates, text_embeddings
-from clip2scene.teacher.store import FeatureStore
-from clip2scene.teacher.superpixels import SuperpixelStore, segment_images, superpixel_digest
 from clip2scene.teacher.weights import absolute
 from clip2scene.training.distill import Distillation
 from clip2scene.training.evaluate import (
@@ -62,130 +51,8 @@ class Trained:
     """It was there already."""
 
 
-class Stages:
-    """One job's artifacts, made when first asked for."""
-
-    def __init__(self, job: Job):
-        self.job = job
-        self.storage = Storage(job.storage)
-        self.vocabulary: Vocabulary = vocabulary_of(job.dataset.kind)
-        words = job.prompts.vocabulary
-        self.prompt_vocabulary = self.vocabulary if words is None else vocabulary(words)
-
-    # --- index ---
-
-    @functools.cached_property
-    def root(self) -> Path:
-        """The dataset's folder; a streetworld is generated when it is not there."""
-        dataset, seed = self.job.dataset, self.job.seed
-        if dataset.kind != "streetworld":
-            return Path(dataset.root or "").expanduser().resolve()
-        from clip2scene.streetworld.generate import generate, world_digest
-
-        world = self.storage.path("streetworld", world_digest(dataset.streetworld, seed))
-        root = Path(dataset.root).expanduser().resolve() if dataset.root else world
-        scenes = dataset.streetworld.train_scenes + dataset.streetworld.val_scenes
-        bar = contextlib.nullcontext() if root.is_dir() else progress("streetworld", scenes, unit="scenes")
-        with bar as advance:
-            generate(root, dataset.streetworld, seed=seed, workers=self.job.extract.num_actors, progress=advance)
-        return root
-
-    @functools.cached_property
-    def index(self) -> Index:
-        """All keyframes of the dataset."""
-        settings, root = self.job.dataset, self.root
-        sweeps, images = settings.max_sweeps, settings.images_per_scene
-        key = digest_of(fingerprint(settings.kind, root, settings.version), sweeps, images)
-        path = self.storage.path("indexes", f"{key}.parquet")
-        if not path.is_file():
-            built = build_index(
-                settings.kind, root, version=settings.version, max_sweeps=sweeps, images_per_scene=images
-            )
-            write_index(built, path)
-        return read_index(path, root)
-
-    @functools.cached_property
-    def train_frames(self) -> tuple[Frame, ...]:
-        """Keyframes to train on."""
-        return self._split("train_split")
-
-    @functools.cached_property
-    def eval_frames(self) -> tuple[Frame, ...]:
-        """Keyframes to score on."""
-        return self._split("eval_split")
-
-    def _split(self, key: str) -> tuple[Frame, ...]:
-        return split_frames(self.index, getattr(self.job.dataset, key))
-
-    # --- teacher ---
-
-    @functools.cached_property
-    def teacher(self) -> DenseClip:
-        """The frozen CLIP."""
-        return load_teacher(self.job.teacher)
-
-    def text(self, words: Vocabulary, templates: Templates) -> torch.Tensor:
-        """Class embeddings t_c of a vocabulary, (C, D) float32, L2-normalised."""
-        key = digest_of(self.teacher.digest, self.job.teacher.model_dump(mode="json"), words.digest, templates)
-        path = self.storage.path("texts", f"{key}.safetensors")
-        if not path.is_file():
-            text_CD = text_embeddings(self.teacher, words, templates)
-            with writing(path) as aside:
-                save_file({"text": text_CD.contiguous()}, aside)
-        return load_file(path)["text"]
-
-    @property
-    def prompts_digest(self) -> str:
-        """Hash of the scored class names and templates: scores of other prompts are not comparable."""
-        return digest_of(self.vocabulary.digest, self.job.prompts.templates)
-
-    @property
-    def store_digest(self) -> str:
-        """Address of the feature store."""
-        return digest_of("features", self.index.digest, self.teacher.digest)
-
-    @property
-    def store_path(self) -> Path:
-        """Where the feature store lies."""
-        return self.storage.path("features", self.store_digest)
-
-    @property
-    def store(self) -> FeatureStore:
-        """The finished feature store.
-
-        Raises:
-            DataError: it is not finished, or of another teacher.
-        """
-        return FeatureStore.open(self.store_path, teacher_digest=self.teacher.digest)
-
-    def extract(self) -> ExtractReport:
-        """Encode the images of both splits that are not in the store yet."""
-        frames = tuple({frame.frame_id: frame for frame in (*self.train_frames, *self.eval_frames)}.values())
-        return extract(
-            self.index, frames, self.job.teacher, self.job.extract, self.store_path, progress, teacher=self.teacher
-        )
-
-    @property
-    def superpixel_path(self) -> Path:
-        """Where the superpixels of the settings lie."""
-        teacher = self.job.teacher
-        size = (teacher.image_height_px, teacher.image_width_px)
-        return self.storage.path("superpixels", superpixel_digest(self.index.digest, self.job.distill.contrast, *size))
-
-    def superpixels(self) -> SuperpixelStore:
-        """Segment the training images that are not segmented yet (SLidR needs them)."""
-        teacher = self.job.teacher
-        segment_images(
-            self.index,
-            self.train_frames,
-            self.job.distill.contrast,
-            teacher.image_height_px,
-            teacher.image_width_px,
-            self.superpixel_path,
-            self.job.extract.num_actors,
-            progress,
-        )
-        return SuperpixelStore.open(self.superpixel_path)
+class Stages(Artifacts):
+    """One job's students and scores, on top of what they are made from."""
 
     # --- training ---
 
