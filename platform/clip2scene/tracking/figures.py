@@ -130,21 +130,21 @@ def birds_eye(
     grid = figure.subplots(2, columns, squeeze=False)
     truth_M = visible(truth_N)
     scored_M = truth_M != IGNORE
-    _draw_top_view(grid[0, 0], xy_M2, _colours(truth_M, vocabulary), ~scored_M, radius_m, "ground truth")
+    draw_top_view(grid[0, 0], xy_M2, colours(truth_M, vocabulary), ~scored_M, radius_m, "ground truth")
     occurring = [truth_M]
     for axes, below, (name, labels_N) in zip(grid[0, 1:], grid[1, 1:], panels.items(), strict=True):
         labels_M = visible(labels_N)
         occurring.append(labels_M)
         missing_M, right_M = labels_M == IGNORE, labels_M == truth_M
-        _draw_top_view(axes, xy_M2, _colours(labels_M, vocabulary), missing_M, radius_m, name)
+        draw_top_view(axes, xy_M2, colours(labels_M, vocabulary), missing_M, radius_m, name)
         verdict_M = np.where(missing_M, MISSING, np.where(right_M, CORRECT, WRONG))
         share = f"{right_M[scored_M].mean():.0%} right" if scored_M.any() else "no point is scored"
         nowhere_M = np.zeros(scored_M.sum(), dtype=bool)
-        _draw_top_view(below, xy_M2[scored_M], verdict_M[scored_M], nowhere_M, radius_m, f"errors of {name}: {share}")
+        draw_top_view(below, xy_M2[scored_M], verdict_M[scored_M], nowhere_M, radius_m, f"errors of {name}: {share}")
     grid[1, 0].set_axis_off()
     style = {"ncols": 2, "fontsize": 11, "title_fontsize": 12, "frameon": False, "labelcolor": INK}
-    classes = _class_handles(occurring, vocabulary, _FAINT)
-    verdicts = [_dot(CORRECT, "right"), _dot(WRONG, "wrong"), _dot(MISSING, "no prediction")]
+    classes = class_handles(occurring, vocabulary, _FAINT)
+    verdicts = [dot(CORRECT, "right"), dot(WRONG, "wrong"), dot(MISSING, "no prediction")]
     upper = grid[1, 0].legend(
         handles=classes, title="classes", loc="upper center", bbox_to_anchor=(0.5, 0.98), handletextpad=0.1, **style
     )
@@ -185,7 +185,7 @@ def _draw_camera(
     if labels_P is not None:
         ignored_P = labels_P == IGNORE
         axes.scatter(u_P[ignored_P], v_P[ignored_P], s=size * 0.35, c=GREY, linewidths=0)
-        colours_P3 = _colours(labels_P, vocabulary)
+        colours_P3 = colours(labels_P, vocabulary)
         axes.scatter(u_P[~ignored_P], v_P[~ignored_P], s=size, c=colours_P3[~ignored_P], linewidths=0)
         return None
     if depths_m_P is None:
@@ -212,7 +212,7 @@ def _explain(
 ) -> None:
     """A legend of the classes that occur, or a bar of the depths."""
     if labels:
-        handles = _class_handles(labels, vocabulary, GREY)
+        handles = class_handles(labels, vocabulary, GREY)
         columns = max(1, int(figure.get_figwidth() / 1.85))
         figure.legend(
             handles=handles,
@@ -230,12 +230,13 @@ def _explain(
         bar.ax.tick_params(labelsize=10, colors=INK)
 
 
-def _draw_top_view(
-    axes: Axes, xy_M2: np.ndarray, colours: np.ndarray, faint_M: np.ndarray, radius_m: float, title: str
+def draw_top_view(
+    axes: Axes, xy_M2: np.ndarray, rgb_M3: np.ndarray, faint_M: np.ndarray, radius_m: float, title: str
 ) -> None:
+    """Points from above within ``radius_m`` of the sensor, in their colours; faint ones small and grey."""
     size = 2.4
     axes.scatter(xy_M2[faint_M, 0], xy_M2[faint_M, 1], s=size * 0.5, c=_FAINT, linewidths=0)
-    axes.scatter(xy_M2[~faint_M, 0], xy_M2[~faint_M, 1], s=size, c=colours[~faint_M], linewidths=0)
+    axes.scatter(xy_M2[~faint_M, 0], xy_M2[~faint_M, 1], s=size, c=rgb_M3[~faint_M], linewidths=0)
     axes.plot(0, 0, marker="^", color="black", markersize=7, markeredgecolor="white")
     axes.set_xlim(-radius_m, radius_m)
     axes.set_ylim(-radius_m, radius_m)
@@ -248,22 +249,23 @@ def _draw_top_view(
     axes.spines[:].set_color(FRAME)
 
 
-def _colours(labels_P: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+def colours(labels_P: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """RGB in [0, 1], (P, 3); grey where ignored."""
     table = np.vstack([[158, 158, 158], np.asarray(vocabulary.colours)]) / 255
     return np.asarray(table[labels_P.astype(np.int64)])
 
 
-def _class_handles(labels: list[np.ndarray], vocabulary: Vocabulary, ignored: str) -> list[Line2D]:
+def class_handles(labels: list[np.ndarray], vocabulary: Vocabulary, ignored: str) -> list[Line2D]:
     """Legend entries of the classes that occur, in the vocabulary's order, and of ignored points in their colour."""
     occurring = sorted(set(np.unique(np.concatenate(labels)).tolist()))
     handles = []
     for label in occurring:
         if label != IGNORE:
             red, green, blue = (value / 255 for value in vocabulary.colours[label - 1])
-            handles.append(_dot((red, green, blue), readable(vocabulary.classes[label - 1])))
-    return handles + ([_dot(ignored, "none")] if IGNORE in occurring else [])
+            handles.append(dot((red, green, blue), readable(vocabulary.classes[label - 1])))
+    return handles + ([dot(ignored, "none")] if IGNORE in occurring else [])
 
 
-def _dot(colour: str | tuple[float, float, float], label: str) -> Line2D:
+def dot(colour: str | tuple[float, float, float], label: str) -> Line2D:
+    """A legend entry."""
     return Line2D([], [], linestyle="", marker="o", markersize=8, markeredgewidth=0, color=colour, label=label)

@@ -18,10 +18,10 @@ from clip2scene.tracking.figures import (
     CORRECT,
     MISSING,
     WRONG,
-    _class_handles,
-    _colours,
-    _dot,
-    _draw_top_view,
+    class_handles,
+    colours,
+    dot,
+    draw_top_view,
 )
 from clip2scene.tracking.style import GREY, INK, new_figure, quiet, readable
 
@@ -65,12 +65,12 @@ def scene_row(
     nothing_M = np.zeros(len(xyz_M3), dtype=bool)
     colours_M3 = matplotlib.colormaps["viridis"](0.92 * heights_M)[:, :3]
     xy_M2 = xyz_M3[:, :2]
-    _draw_top_view(panels[0], xy_M2, colours_M3, nothing_M, radius_m, "input scan, by height")
-    _draw_top_view(panels[1], xy_M2, _colours(truth_M, vocabulary), ~scored_M, radius_m, "ground truth")
-    _draw_top_view(panels[2], xy_M2, _colours(labels_M, vocabulary), labels_M == IGNORE, radius_m, "prediction")
+    draw_top_view(panels[0], xy_M2, colours_M3, nothing_M, radius_m, "input scan, by height")
+    draw_top_view(panels[1], xy_M2, colours(truth_M, vocabulary), ~scored_M, radius_m, "ground truth")
+    draw_top_view(panels[2], xy_M2, colours(labels_M, vocabulary), labels_M == IGNORE, radius_m, "prediction")
     verdict_M = np.where(labels_M == IGNORE, MISSING, np.where(right_M, CORRECT, WRONG))[scored_M]
     share = f"{right_M[scored_M].mean():.0%} of points right" if scored_M.any() else "no point is scored"
-    _draw_top_view(panels[3], xy_M2[scored_M], verdict_M, nothing_M[scored_M], radius_m, f"errors: {share}")
+    draw_top_view(panels[3], xy_M2[scored_M], verdict_M, nothing_M[scored_M], radius_m, f"errors: {share}")
     for axes in panels:
         axes.xaxis.set_major_locator(MaxNLocator(5, prune="both"))
         if room:
@@ -79,8 +79,8 @@ def scene_row(
             axes.set_yticklabels([])
     verdicts = [(CORRECT, "error map: right"), (WRONG, "error map: wrong"), (MISSING, "error map: no prediction")]
     shown = {CORRECT, WRONG} | ({MISSING} if (labels_M[scored_M] == IGNORE).any() else set())
-    handles = _class_handles([truth_M, labels_M], vocabulary, "#cfd3d8")
-    handles += [_dot(colour, name) for colour, name in verdicts if colour in shown]
+    handles = class_handles([truth_M, labels_M], vocabulary, "#cfd3d8")
+    handles += [dot(colour, name) for colour, name in verdicts if colour in shown]
     figure.legend(
         handles=handles,
         loc="outside lower center",

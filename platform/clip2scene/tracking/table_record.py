@@ -20,7 +20,7 @@ import numpy as np
 
 from clip2scene.config import ConfigError
 from clip2scene.tracking.errors import TrackingError
-from clip2scene.tracking.tracker import Run, Tracker, _client
+from clip2scene.tracking.tracker import Run, Tracker, client_of
 
 FORMAT = "clip2scene-table-1"
 _PRINTED = 0.05
@@ -144,7 +144,7 @@ def direction(cell: TableCell, reference: TableCell) -> str:
 
 def metrics_of(uri: str, run_id: str) -> dict[str, float]:
     """The last value of every metric of a run."""
-    return dict(_client(uri).get_run(run_id).data.metrics)
+    return dict(client_of(uri).get_run(run_id).data.metrics)
 
 
 def finished_jobs(tracker: Tracker, table: str) -> dict[str, JobRun]:
@@ -164,7 +164,7 @@ def table_run(tracker: Tracker, table: str, dataset: str, digest: str) -> Iterat
         try:
             yield run
         finally:
-            client = _client(tracker.uri)
+            client = client_of(tracker.uri)
             below = f"tags.`mlflow.parentRunId` = '{run.run_id}' and attributes.status = 'RUNNING'"
             for left in client.search_runs([tracker.experiment_id], below, max_results=1000):
                 client.set_terminated(left.info.run_id, "KILLED")
@@ -181,7 +181,7 @@ def read_table(uri: str, name: str) -> TableRecord:
         ConfigError: there is no such table; the sentence lists those that there are.
         TrackingError: it was written in another format.
     """
-    client = _client(uri.rstrip("/"))
+    client = client_of(uri.rstrip("/"))
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     parents = client.search_runs(
         experiments, "tags.stage = 'table'", max_results=1000, order_by=["attributes.start_time DESC"]
@@ -223,7 +223,7 @@ def _record(uri: str, parent: Any) -> TableRecord:
 
 
 def _by_digest(uri: str, experiments: list[str], table: str) -> dict[str, JobRun]:
-    client, token, found = _client(uri), None, {}  # type: Any, Any, dict[str, JobRun]
+    client, token, found = client_of(uri), None, {}  # type: Any, Any, dict[str, JobRun]
     condition = f"tags.table = '{table}' and attributes.status = 'FINISHED'"
     while True:
         order = ["attributes.start_time ASC"]
@@ -248,7 +248,7 @@ def _example(uri: str, run_id: str) -> dict[str, np.ndarray] | None:
 
 
 def _download(uri: str, run_id: str, name: str, folder: str) -> Path | None:
-    client = _client(uri)
+    client = client_of(uri)
     if name not in {item.path for item in client.list_artifacts(run_id)}:
         return None
     return Path(client.download_artifacts(run_id, name, folder))

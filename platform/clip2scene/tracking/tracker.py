@@ -60,7 +60,7 @@ class Run:
             for name, value in metrics.items()
         ]
         for start in range(0, len(entries), _METRICS_A_BATCH):
-            _client(self.uri).log_batch(self.run_id, metrics=entries[start : start + _METRICS_A_BATCH])
+            client_of(self.uri).log_batch(self.run_id, metrics=entries[start : start + _METRICS_A_BATCH])
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Keep parameters, flat or nested (see :func:`flatten`), each once.
@@ -79,10 +79,10 @@ class Run:
                 raise ConfigError(
                     f"{key}: {len(value)} characters; MLflow keeps at most {MAX_PARAM_CHARACTERS} of a value"
                 )
-        known = _client(self.uri).get_run(self.run_id).data.params
+        known = client_of(self.uri).get_run(self.run_id).data.params
         entries = [Param(key, value) for key, value in flat.items() if key not in known]
         for start in range(0, len(entries), _PARAMS_A_BATCH):
-            _client(self.uri).log_batch(self.run_id, params=entries[start : start + _PARAMS_A_BATCH])
+            client_of(self.uri).log_batch(self.run_id, params=entries[start : start + _PARAMS_A_BATCH])
         self.set_tags({f"resumed.{key}": value for key, value in flat.items() if known.get(key, value) != value})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -91,23 +91,23 @@ class Run:
 
         entries = [RunTag(key, str(value)) for key, value in tags.items()]
         for start in range(0, len(entries), _PARAMS_A_BATCH):
-            _client(self.uri).log_batch(self.run_id, tags=entries[start : start + _PARAMS_A_BATCH])
+            client_of(self.uri).log_batch(self.run_id, tags=entries[start : start + _PARAMS_A_BATCH])
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """Keep a matplotlib figure as the artifact ``path`` (``figures/birds_eye.png``)."""
-        _client(self.uri).log_figure(self.run_id, figure, path)
+        client_of(self.uri).log_figure(self.run_id, figure, path)
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Keep a copy of a local file, below the artifact folder ``folder`` when given."""
-        _client(self.uri).log_artifact(self.run_id, str(path), folder)
+        client_of(self.uri).log_artifact(self.run_id, str(path), folder)
 
     def log_text(self, text: str, path: str) -> None:
         """Keep a text as the artifact ``path``."""
-        _client(self.uri).log_text(self.run_id, text, path)
+        client_of(self.uri).log_text(self.run_id, text, path)
 
     def log_dict(self, values: Mapping[str, Any], path: str) -> None:
         """Keep a mapping as the artifact ``path``, JSON or YAML by its ending."""
-        _client(self.uri).log_dict(self.run_id, dict(values), path)
+        client_of(self.uri).log_dict(self.run_id, dict(values), path)
 
     def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
         """Say which data the run read.
@@ -123,7 +123,7 @@ class Run:
         where = json.dumps({"uri": str(source)})
         dataset = Dataset(name=name, digest=digest, source_type="local", source=where)
         tags = [InputTag("mlflow.data.context", context)]
-        _client(self.uri).log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
+        client_of(self.uri).log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Tracker:
             TrackingError: ``run_id`` is not a run of this experiment.
             ConfigError: a parameter is too long.
         """
-        client = _client(self.uri)
+        client = client_of(self.uri)
         if run_id is None:
             given = {**origin_tags(), **(tags or {})}
             if parent is not None:
@@ -200,7 +200,7 @@ class Tracker:
         """
         text = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         order = ["attributes.start_time DESC"]
-        runs = _client(self.uri).search_runs([self.experiment_id], text, max_results=1, order_by=order)
+        runs = client_of(self.uri).search_runs([self.experiment_id], text, max_results=1, order_by=order)
         return runs[0].info.run_id if runs else None
 
     def url(self, run: Run | None = None) -> str:
@@ -212,7 +212,7 @@ class Tracker:
     def _reopen(self, run_id: str) -> None:
         from mlflow.exceptions import MlflowException
 
-        client = _client(self.uri)
+        client = client_of(self.uri)
         try:
             known = client.get_run(run_id)
         except MlflowException as error:
@@ -238,7 +238,7 @@ def connect(uri: str, experiment: str) -> Tracker:
         raise TrackingError(f"no MLflow server answers at {uri}")
     from mlflow.exceptions import MlflowException
 
-    client = _client(uri)
+    client = client_of(uri)
     try:
         found = client.get_experiment_by_name(experiment)
         if found is None:
@@ -273,7 +273,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 @functools.cache
-def _client(uri: str) -> Any:
+def client_of(uri: str) -> Any:
+    """MLflow's client of a server, one a process."""
     # MLflow's own retries, but a minute or so in all instead of many; the user's settings win.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
