@@ -15,7 +15,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-SLOW_FIRST = ("test_cli.py", "test_tables.py", "test_real_data.py")
+SLOW_FIRST = ("test_cli.py", "test_real_data.py", "test_mistakes.py", "test_tables.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from commands import REPOSITORY, fail, succeed
+from commands import REPOSITORY, succeed
 
 TINY = [
     "dataset.streetworld={train_scenes: 3, val_scenes: 2, keyframes_per_scene: 2, sweeps_between_keyframes: 2, "
@@ -117,27 +117,3 @@ def test_a_distillation_killed_with_sigkill_goes_on_from_its_checkpoint(demo, tm
     assert [step for step, _ in finished] == list(range(1, 31))
     # Its first epochs are those of the killed run, with the speed that was measured there: they were not run again.
     assert finished[:2] == killed[:2]
-
-
-def test_doctor_passes():
-    assert "ok      sparse convolution" in succeed("doctor")
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["run", "jobs/demo.yaml", "distill.tau=1"], "distill.tau: unknown key"),
-        (["run", "jobs/none.yaml"], "cannot read the job file"),
-        (["run", "jobs/demo.yaml", "resources.gpus_per_worker=64"], "needs 128 GPUs"),
-        (["run", "jobs/demo.yaml", "storage=/proc/nowhere"], "cannot make this folder"),
-        (["run", "jobs/demo.yaml", "prompts.vocabulary=latin"], "allowed: nuscenes"),
-        (["index", "nuscenes", "--root", "/nowhere", "--version", "v1.0-mini", "--output", "x"], "/nowhere"),
-        (["inspect", "/nowhere.parquet"], "no such index file"),
-        (["ui", "--storage", "/nowhere"], "no runs there"),
-        (["report", "--storage", "/nowhere"], "no readable report there"),
-    ],
-)
-def test_a_mistake_is_one_sentence(words, sentence, tmp_path):
-    if words[0] == "run" and not any(word.startswith("storage=") for word in words):
-        words = [*words, f"storage={tmp_path}"]
-    assert sentence in fail(*words)

@@ -1,0 +1,31 @@
+"""What a mistake on the command line gets: one sentence and a non-zero exit; and the check of the machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from commands import fail, succeed
+
+
+def test_doctor_passes():
+    assert "ok      sparse convolution" in succeed("doctor")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["run", "jobs/demo.yaml", "distill.tau=1"], "distill.tau: unknown key"),
+        (["run", "jobs/none.yaml"], "cannot read the job file"),
+        (["run", "jobs/demo.yaml", "resources.gpus_per_worker=64"], "needs 128 GPUs"),
+        (["run", "jobs/demo.yaml", "storage=/proc/nowhere"], "cannot make this folder"),
+        (["run", "jobs/demo.yaml", "prompts.vocabulary=latin"], "allowed: nuscenes"),
+        (["index", "nuscenes", "--root", "/nowhere", "--version", "v1.0-mini", "--output", "x"], "/nowhere"),
+        (["inspect", "/nowhere.parquet"], "no such index file"),
+        (["ui", "--storage", "/nowhere"], "no runs there"),
+        (["report", "--storage", "/nowhere"], "no readable report there"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words, sentence, tmp_path):
+    if words[0] == "run" and not any(word.startswith("storage=") for word in words):
+        words = [*words, f"storage={tmp_path}"]
+    assert sentence in fail(*words)
