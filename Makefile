@@ -20,9 +20,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## run the whole pipeline on a synthetic street world (SEED=0) into demo-output/
 	$(VENV)/bin/clip2scene run jobs/demo.yaml seed=$(SEED)
 
-# Four processes also on two cores: the tests of commands and clusters mostly wait for processes to start.
 test: $(READY)  ## run every test that this machine can run
-	$(VENV)/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## style and types
 	$(VENV)/bin/ruff check platform tests
