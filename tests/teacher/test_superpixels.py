@@ -87,6 +87,11 @@ def test_workers_make_the_same_and_only_what_is_missing(index, made, tmp_path, r
     assert written(again) == after
 
 
+def test_more_frames_than_workers_are_all_segmented(index, tmp_path, ray_cluster):
+    segment(index, tmp_path, workers=1, frames=slice(5))
+    assert set(written(tmp_path)) == {f"{frame.frame_id}.npz" for frame in index.frames[:5]}
+
+
 def test_an_interrupted_run_continues(index, made, tmp_path):
     images = []
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import zipfile
@@ -213,7 +214,7 @@ def _run_all(jobs: list[_Job], num_workers: int) -> Iterator[_Done]:
     waiting = iter(jobs)
     running: list[Any] = []
     while True:
-        running += [task.remote(*job) for job, _ in zip(waiting, range(num_workers - len(running)), strict=False)]
+        running += [task.remote(*job) for job in itertools.islice(waiting, num_workers - len(running))]
         if not running:
             return
         (done, *_), running = ray.wait(running)

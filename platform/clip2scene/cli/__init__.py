@@ -249,7 +249,3 @@ def _parser() -> argparse.ArgumentParser:
     doctor = verbs.add_parser("doctor", help="check this machine: versions, cores, memory, GPU, disk")
     doctor.set_defaults(verb=_doctor)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
