@@ -24,13 +24,13 @@ test: $(READY)  ## run every test that this machine can run
 	$(VENV)/bin/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## style and types
-	$(VENV)/bin/ruff check platform tests
-	$(VENV)/bin/ruff format --check platform tests
+	$(VENV)/bin/ruff check platform tests cluster
+	$(VENV)/bin/ruff format --check platform tests cluster
 	$(VENV)/bin/mypy
 
 format: $(READY)  ## rewrite the code in the project's style
-	$(VENV)/bin/ruff check --fix platform tests
-	$(VENV)/bin/ruff format platform tests
+	$(VENV)/bin/ruff check --fix platform tests cluster
+	$(VENV)/bin/ruff format platform tests cluster
 
 clean:  ## remove what demo and the tools wrote (not .venv)
 	rm -rf demo-output clip2scene-storage .pytest_cache .mypy_cache .ruff_cache build
