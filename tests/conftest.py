@@ -15,7 +15,16 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-SLOW_FIRST = ("test_cli.py", "test_real_data.py", "test_mistakes.py", "test_tables.py")
+SLOW_FIRST = (
+    "test_cli.py",
+    "test_sweep.py",
+    "test_up.py",
+    "test_training_faults.py",
+    "test_tracking_faults.py",
+    "test_real_data.py",
+    "test_mistakes.py",
+    "test_tables.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,6 +60,6 @@ def ray_cluster() -> Iterator[None]:
     """Embedded Ray with two CPUs, for every test that needs one."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

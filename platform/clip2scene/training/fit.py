@@ -7,7 +7,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from torch import nn
 
 from clip2scene.config import ResourceSettings, StudentSettings, TrainingSettings
 from clip2scene.data.index import Frame
-from clip2scene.training.launch import TrainingError, Worker, launch
+from clip2scene.training.launch import DivergedError, TrainingError, Worker, launch
 from clip2scene.training.samples import Sample, SampleCache, SampleSource, augment, join
+from clip2scene.training.validation import Validation
 
 Metrics = dict[str, float]
 
@@ -34,6 +35,8 @@ class Training(ABC):
     resources: ResourceSettings
     student: StudentSettings
     settings: TrainingSettings
+    validation: Validation | None = field(default=None, kw_only=True)
+    """Held-out scores among an epoch's metrics; they change nothing of what is learned."""
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -68,6 +71,9 @@ class Training(ABC):
             worker.emit("epoch", metrics)
         wrapped = nn.parallel.DistributedDataParallel(model) if worker.world_size > 1 else model
         cache = SampleCache(self.source, self.frames, self.resources.cached_frames)
+        validate, validate_every = _nothing, 1
+        if self.validation is not None:
+            validate, validate_every = self.validation.prepare(worker), self.validation.every_epochs
         step = len(history) * self.steps_per_epoch
         worker.emit("steps", min(step, self.steps))
         for epoch in range(len(history), self.settings.epochs):
@@ -88,10 +94,13 @@ class Training(ABC):
                 worker.emit("steps", 1)
             metrics = totals.mean(worker)
             if not math.isfinite(metrics["loss"]):
-                raise TrainingError(
+                raise DivergedError(
                     f"the loss is not finite after epoch {epoch + 1}: {metrics}; lower the learning rate"
                 )
             seconds = time.perf_counter() - started
+            last = epoch + 1 == self.settings.epochs or step >= self.steps
+            if last or (epoch + 1) % validate_every == 0:
+                metrics |= validate(model)
             metrics |= {
                 "epoch": float(epoch + 1),
                 "learning_rate": float(schedule.get_last_lr()[0]),
@@ -99,7 +108,6 @@ class Training(ABC):
             }
             history.append(metrics)
             worker.emit("epoch", metrics)
-            last = epoch + 1 == self.settings.epochs or step >= self.steps
             if last or (epoch + 1) % self.resources.checkpoint_every_epochs == 0:
                 worker.save(lambda folder: _write(folder, model, optimiser, schedule, history), metrics)
 
@@ -168,7 +176,8 @@ def fit(
 
     Raises:
         DataError: a worker met a damaged file.
-        TrainingError: the run failed, or its loss became non-finite.
+        DivergedError: the loss became non-finite.
+        TrainingError: the run failed.
     """
     heard: set[int] = set()
 
@@ -184,6 +193,10 @@ def fit(
         raise TrainingError(f"run {name} ended without a checkpoint")
     history = json.loads((checkpoint / "history.json").read_text())
     return Fitted(load_file(checkpoint / "model.safetensors"), history)
+
+
+def _nothing(model: nn.Module) -> Metrics:
+    return {}
 
 
 def _write(folder: Path, model: nn.Module, optimiser: Any, schedule: Any, history: list[Metrics]) -> None:

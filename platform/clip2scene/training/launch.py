@@ -6,21 +6,32 @@ With ``resources.num_workers=0`` the same work runs in this process, without Ray
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from clip2scene.config import Clip2sceneError, ResourceSettings
+from clip2scene.progress import console
+
+CHECKPOINTS_KEPT = 2
+"""The newest, and the one before in case the newest is damaged."""
+SEAL = "seal.json"
 
 
 class TrainingError(Clip2sceneError, RuntimeError):
     """A run that ended without its result."""
+
+
+class DivergedError(TrainingError):
+    """A loss that is no number any more: settings that cannot be trained with, no fault of the machine's."""
 
 
 class Worker:
@@ -38,27 +49,31 @@ class Worker:
         self._on_message(kind, value)
 
     def last_checkpoint(self) -> Path | None:
-        """Folder of the newest checkpoint of this run, of an earlier attempt too."""
-        folder = self._folder / "checkpoint"
-        return folder if folder.is_dir() else None
+        """Folder of the newest whole checkpoint of this run, of an earlier attempt too."""
+        return newest_whole(_numbered(self._folder), functools.partial(self.emit, "note"))
 
     def save(self, write: Callable[[Path], None], metrics: dict[str, float]) -> None:
         """Keep what ``write`` puts into a folder as the newest checkpoint. Every rank calls this equally often."""
+        for left in self._folder.glob(".checkpoint.*"):  # of a killed attempt
+            shutil.rmtree(left, ignore_errors=True)
         aside = self._folder / f".checkpoint.{os.getpid()}"
-        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         write(aside)
-        shutil.rmtree(self._folder / "checkpoint", ignore_errors=True)
-        aside.rename(self._folder / "checkpoint")
+        seal(aside)
+        before = _numbered(self._folder)
+        number = int(before[-1].name.rpartition("_")[2]) + 1 if before else 0
+        aside.rename(self._folder / f"checkpoint_{number:06d}")
+        for old in before[: 1 - CHECKPOINTS_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 class _RayWorker(Worker):
-    def __init__(self, queue: Any):
+    def __init__(self, queue: Any, unlisted: Path | None):
         import ray.train
         import ray.train.torch
 
         context = ray.train.get_context()
-        self._queue = queue
+        self._queue, self._unlisted = queue, unlisted
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.device = ray.train.torch.get_device()
@@ -70,8 +85,11 @@ class _RayWorker(Worker):
     def last_checkpoint(self) -> Path | None:
         import ray.train
 
-        checkpoint = ray.train.get_checkpoint()
-        return None if checkpoint is None else Path(checkpoint.to_directory())
+        committed = ray.train.CheckpointConsistencyMode.COMMITTED
+        reported = ray.train.get_all_reported_checkpoints(consistency_mode=committed)
+        folders = [self._unlisted] if self._unlisted else []
+        folders += [Path(one.checkpoint.path) for one in reported]
+        return newest_whole(folders, functools.partial(self.emit, "note"))
 
     def save(self, write: Callable[[Path], None], metrics: dict[str, float]) -> None:
         import ray.train
@@ -80,8 +98,41 @@ class _RayWorker(Worker):
             checkpoint = None
             if self.rank == 0:
                 write(Path(folder))
+                seal(Path(folder))
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint)
+
+
+def seal(folder: Path) -> None:
+    """Write down what a checkpoint's files are, so that :func:`newest_whole` can tell whether it still has them all."""
+    digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    (folder / SEAL).write_text(json.dumps(digests), encoding="utf-8")
+
+
+def newest_whole(folders: Sequence[Path], note: Callable[[str], None]) -> Path | None:
+    """The last of the checkpoints whose files are all as they were written; ``note`` is told of those passed over."""
+    for folder in reversed(folders):
+        if _is_whole(folder):
+            return folder
+        note(f"{folder}: this checkpoint is damaged; going on from the one before")
+    return None
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        digests: dict[str, str] = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        return all(_digest(folder / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint_*"))
 
 
 class Work(Protocol):
@@ -113,14 +164,22 @@ def launch(
         Folder of the newest checkpoint, if the work saved any.
 
     Raises:
+        DivergedError: the work's own, from whichever worker.
         TrainingError: a worker met a damaged file (its sentence), or the run failed for another reason.
     """
+
+    def hear(kind: str, value: Any) -> None:
+        if kind == "note":
+            console().print(value, markup=False, soft_wrap=True)
+        else:
+            on_message(kind, value)
+
     if resources.num_workers == 0:
         torch.set_num_threads(resources.threads_per_worker)
-        worker = Worker(folder / name, on_message)
+        worker = Worker(folder / name, hear)
         work(worker)
         return worker.last_checkpoint()
-    return _launch_on_ray(work, name, folder, resources, on_message)
+    return _launch_on_ray(work, name, folder, resources, hear)
 
 
 def _launch_on_ray(
@@ -130,17 +189,19 @@ def _launch_on_ray(
     import ray.train.torch
     from ray.util.queue import Queue
 
+    unlisted = _unlisted(folder / name, functools.partial(on_message, "note"))
     queue = Queue(actor_options={"num_cpus": 0})
-    sentences: list[str] = []
+    errors: list[TrainingError] = []
 
     def hear(kind: str, value: Any) -> None:
         if kind == "error":
-            sentences.append(value)
+            name, sentence = value
+            errors.append(DivergedError(sentence) if name == DivergedError.__name__ else TrainingError(sentence))
         else:
             on_message(kind, value)
 
     trainer = ray.train.torch.TorchTrainer(
-        functools.partial(_entry, work, queue, resources.threads_per_worker),
+        functools.partial(_entry, work, queue, unlisted, resources.threads_per_worker),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=resources.gpus_per_worker > 0,
@@ -153,7 +214,7 @@ def _launch_on_ray(
             name=name,
             storage_path=str(folder),
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
         ),
     )
     listener = _Listener(queue, hear)
@@ -161,8 +222,8 @@ def _launch_on_ray(
         result = trainer.fit()
     except Exception as error:
         listener.stop()
-        if sentences:
-            raise TrainingError(sentences[0]) from error
+        if errors:
+            raise errors[0] from error
         raise TrainingError(f"run {name} failed: {_last_line(error)}") from error
     finally:
         listener.stop()
@@ -170,13 +231,27 @@ def _launch_on_ray(
     return None if result.checkpoint is None else Path(result.checkpoint.path)
 
 
-def _entry(work: Work, queue: Any, threads: int) -> None:
+def _unlisted(run: Path, note: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint of a run whose list of them is missing or cut short; Ray writes that in place."""
+    listed = run / "checkpoint_manager_snapshot.json"
+    try:
+        json.loads(listed.read_text(encoding="utf-8"))
+        return None
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        note(f"{listed}: this list of checkpoints is damaged; going on from the newest that is there")
+        listed.unlink()
+    return newest_whole(_numbered(run), note)
+
+
+def _entry(work: Work, queue: Any, unlisted: Path | None, threads: int) -> None:
     torch.set_num_threads(threads)
-    worker = _RayWorker(queue)
+    worker = _RayWorker(queue, unlisted)
     try:
         work(worker)
     except Clip2sceneError as error:
-        worker.emit("error", str(error))
+        worker.emit("error", (type(error).__name__, str(error)))
         raise
 
 

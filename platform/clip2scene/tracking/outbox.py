@@ -1,0 +1,223 @@
+"""What a run writes while its MLflow server is away: kept on disk in order, delivered by a later write or command.
+
+A write is a small dictionary (a call) that :func:`send` makes at once or an :class:`Outbox` makes later, by the same
+code and with the times of the writing. Made twice it does no harm, because MLflow keeps a metric once per key, step,
+time and value: a delivery that is killed begins again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clip2scene.progress import console
+from clip2scene.tracking.errors import TrackingError
+from clip2scene.tracking.server import healthy
+
+METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100
+"""What MLflow takes in one request."""
+_SECONDS_BETWEEN_TRIES = 1.0
+_GLANCE_S = 2.0
+_CALLS = "calls.jsonl"
+_AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+
+Call = Mapping[str, Any]
+_tried_at_s: dict[str, float] = {}
+"""When this process last tried to reach the server for a run that waits (monotonic)."""
+
+
+@dataclass(frozen=True)
+class Outbox:
+    """A folder with a folder for every run that could not be written to; safe for many processes at once."""
+
+    folder: Path
+
+    def holds(self, run_id: str) -> bool:
+        """Whether something of this run waits to be delivered."""
+        return (self.folder / run_id / _CALLS).is_file()
+
+    def run_ids(self) -> list[str]:
+        """The runs that something waits for."""
+        return sorted(calls.parent.name for calls in self.folder.glob(f"*/{_CALLS}"))
+
+    def append(self, run_id: str, call: Call) -> None:
+        """Keep a call, and a copy of the file that it is about."""
+        box = self.folder / run_id
+        with self._locked():
+            box.mkdir(exist_ok=True)
+            if call["do"] == "artifact":
+                copy = Path(uuid.uuid4().hex, Path(call["file"]).name)
+                (box / copy).parent.mkdir()
+                shutil.copyfile(call["file"], box / copy)
+                call = {**call, "file": str(copy)}
+            with (box / _CALLS).open("a+b") as calls:
+                # A line that its writer was killed in is no call; the next begins on a line of its own.
+                torn = calls.tell() > 0 and os.pread(calls.fileno(), 1, calls.tell() - 1) != b"\n"
+                calls.write(b"\n" * torn + json.dumps(call).encode() + b"\n")
+                calls.flush()
+                os.fsync(calls.fileno())
+
+    def deliver(self, client: Any, run_id: str) -> None:
+        """Make a run's calls in their order, and forget them when all were taken."""
+        box = self.folder / run_id
+        with self._locked():
+            for call in _read(box / _CALLS):
+                make(client, run_id, {**call, "file": str(box / call["file"])} if "file" in call else call)
+            (box / _CALLS).unlink(missing_ok=True)  # first: without it the rest is no one's
+            shutil.rmtree(box, ignore_errors=True)
+
+    def deliver_all(self, client: Any, uri: str) -> None:
+        """Deliver to the server at ``uri`` what waits for it, and say so; what it does not take stays here."""
+        run_ids, left = self.run_ids(), {}
+        for run_id in run_ids:
+            try:
+                self.deliver(client, run_id)
+            except Exception as error:
+                left[run_id] = one_line(error, 200)
+        if delivered := len(run_ids) - len(left):
+            _say(f"delivered to MLflow at {uri} what {delivered} runs wrote while it did not answer")
+        for run_id, reason in left.items():
+            _say(f"{self.folder / run_id}: not taken by MLflow at {uri} ({reason}); kept there for the next command")
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer at a time; the lock goes with its process."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def send(uri: str, client: Any, run_id: str, call: Call, outbox: Path | None, patience_s: float) -> None:
+    """Make a call, or keep it in the outbox when the server stays away for longer than ``patience_s``.
+
+    While something of the run waits, everything goes behind it, and all of it is tried again once in ``patience_s``
+    and at the run's end.
+
+    Raises:
+        TrackingError: the server refuses the call, or is away and there is no outbox.
+    """
+    box = None if outbox is None else Outbox(outbox)
+    if box is None or not box.holds(run_id):
+        try:
+            if answers(uri, patience_s):
+                return make(client, run_id, call)
+        except Exception as error:
+            if not is_away(error):
+                raise TrackingError(
+                    f"MLflow at {uri} refuses {call['do']} of run {run_id} ({one_line(error, 300)})"
+                ) from error
+        if box is None:
+            raise TrackingError(f"MLflow at {uri} did not take {call['do']} of run {run_id}: it does not answer")
+        _say(f"MLflow at {uri} does not answer; what run {run_id} writes from now on is kept in {box.folder}")
+        _tried_at_s[run_id] = time.monotonic()
+    box.append(run_id, call)
+    if call["do"] == "end" or time.monotonic() >= _tried_at_s.get(run_id, -math.inf) + patience_s:
+        _deliver(box, uri, client, run_id)
+
+
+def _deliver(box: Outbox, uri: str, client: Any, run_id: str) -> None:
+    reason = "it does not answer"
+    if healthy(uri, _GLANCE_S):
+        try:
+            box.deliver(client, run_id)
+        except Exception as error:
+            reason = one_line(error, 200)
+        else:
+            _say(f"MLflow at {uri} answers again and has what run {run_id} wrote meanwhile")
+            return
+    _tried_at_s[run_id] = time.monotonic()
+    _say(f"MLflow at {uri} does not take what run {run_id} wrote ({reason}); it is kept in {box.folder}")
+
+
+def answers(uri: str, patience_s: float) -> bool:
+    """Whether a server answers at ``uri`` within so many seconds."""
+    if healthy(uri):
+        return True
+    if patience_s:
+        _say(f"MLflow at {uri} does not answer; trying again for {patience_s:.0f} s")
+    deadline_s = time.monotonic() + patience_s
+    while time.monotonic() < deadline_s:
+        time.sleep(_SECONDS_BETWEEN_TRIES)
+        if healthy(uri):
+            return True
+    return False
+
+
+def is_away(error: Exception) -> bool:
+    """Whether a call failed for want of the server or of its database, and not because it was wrong."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in _AWAY
+    if isinstance(error, RequestException):  # of an artifact
+        return error.response is None or error.response.status_code >= 500
+    return False
+
+
+def make(client: Any, run_id: str, call: Call) -> None:
+    """Make one call against MLflow; the same call again changes nothing.
+
+    ``do`` says which: ``metrics`` (``rows`` of key, value, time in ms, step), ``params``, ``tags``, ``artifact``
+    (``file``, ``folder``), ``dataset`` (``name``, ``digest``, ``source``, ``context``), ``end`` (``status``,
+    ``time_ms``).
+    """
+    from mlflow import entities
+
+    if call["do"] == "metrics":
+        metrics = [entities.Metric(*row) for row in call["rows"]]
+        for batch in _batches(metrics, METRICS_A_BATCH):
+            client.log_batch(run_id, metrics=batch)
+    elif call["do"] == "params":
+        known, given = client.get_run(run_id).data.params, call["params"]
+        new = [entities.Param(key, value) for key, value in given.items() if key not in known]
+        for batch in _batches(new, PARAMS_A_BATCH):
+            client.log_batch(run_id, params=batch)
+        other = {f"resumed.{key}": value for key, value in given.items() if known.get(key, value) != value}
+        make(client, run_id, {"do": "tags", "tags": other})
+    elif call["do"] == "tags":
+        for batch in _batches([entities.RunTag(*tag) for tag in call["tags"].items()], PARAMS_A_BATCH):
+            client.log_batch(run_id, tags=batch)
+    elif call["do"] == "artifact":
+        client.log_artifact(run_id, call["file"], call["folder"])
+    elif call["do"] == "dataset":
+        source = json.dumps({"uri": call["source"]})
+        dataset = entities.Dataset(call["name"], call["digest"], source_type="local", source=source)
+        tags = [entities.InputTag("mlflow.data.context", call["context"])]
+        client.log_inputs(run_id, datasets=[entities.DatasetInput(dataset, tags)])
+    else:
+        assert call["do"] == "end", call
+        client.set_terminated(run_id, call["status"], call["time_ms"])
+
+
+def _batches(entries: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(entries), size):
+        yield entries[start : start + size]
+
+
+def _read(path: Path) -> Iterator[Call]:
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            yield json.loads(line)
+        except ValueError:  # its writer was killed in it
+            continue
+
+
+def one_line(error: Exception, characters: int) -> str:
+    """An error's text for a sentence."""
+    return " ".join(str(error).split())[:characters]
+
+
+def _say(sentence: str) -> None:
+    console().print(sentence, markup=False, soft_wrap=True)

@@ -1,0 +1,124 @@
+"""Servers that a test may kill and start again."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from clip2scene.tracking.server import healthy
+from clip2scene.tracking.tracker import Tracker, client_of
+
+
+class MlflowServer:
+    """`mlflow server` on a port of its own, which outlives no test."""
+
+    def __init__(self, folder: Path, store: str | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._store = folder, store or f"sqlite:///{folder / 'mlflow.db'}"
+        self._port = free_port()
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start it, if it does not run."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        command = [sys.executable, "-m", "clip2scene.tracking.watchdog", sys.executable, "-m", "mlflow", "server"]
+        command += ["--backend-store-uri", self._store, "--artifacts-destination", str(self._folder / "artifacts")]
+        command += ["--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment.pop("CLIP2SCENE_TEST", None)  # it belongs to the module, not to the test that starts it again
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+        process = self._process
+        wait_until(lambda: process.poll() is not None or healthy(self.uri, timeout_s=1), "MLflow answers")
+        assert process.poll() is None, (self._folder / "server.log").read_text()[-2000:]
+
+    def kill(self) -> None:
+        """SIGKILL to all of its processes, if it runs."""
+        assert self._process is not None
+        if self._process.poll() is not None:
+            return
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        wait_until(lambda: not healthy(self.uri, timeout_s=1), "MLflow is gone")
+
+    def metrics(self, run_id: str, key: str) -> list[tuple[int, float]]:
+        """(step, value) of every row that the server keeps of a metric, in MLflow's order."""
+        return [(metric.step, metric.value) for metric in client_of(self.uri).get_metric_history(run_id, key)]
+
+
+class Postgres:
+    """A PostgreSQL server of Debian's package on a port of its own; it refuses to run as root, so it does not."""
+
+    def __init__(self, folder: Path, programs: Path) -> None:
+        self._data, self._programs, self._port = folder / "data", programs, free_port()
+        self._as: list[str] = []
+        if os.geteuid() == 0:
+            user = pwd.getpwnam("postgres")
+            os.chown(folder, user.pw_uid, user.pw_gid)
+            self._as = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+        self._process: subprocess.Popen[bytes] | None = None
+        assert self._run("initdb", "-U", "clip2scene", "--auth=trust", "--no-sync", "-D", str(self._data))
+        self.uri = f"postgresql+psycopg2://clip2scene@127.0.0.1:{self._port}/postgres"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "clip2scene.tracking.watchdog", *self._as, str(self._programs / "postgres")]
+        command += ["-D", str(self._data), "-p", str(self._port), "-k", str(self._data)]
+        command += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        # The watchdog ends it with this process, however that ends.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        wait_until(lambda: self._run("pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self._port)), "it is ready")
+
+    def crash(self) -> None:
+        """End it at once: every connection breaks, and the next start recovers from the log."""
+        assert self._run("pg_ctl", "stop", "-m", "immediate", "-D", str(self._data))
+        assert self._process is not None
+        self._process.wait()
+
+    def _run(self, program: str, *arguments: str) -> bool:
+        command = [*self._as, str(self._programs / program), *arguments]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", check=False)
+        return done.returncode == 0
+
+
+def write_metrics(tracker: Tracker, writer: int, barrier: Any, names: Sequence[str], steps: int) -> None:
+    """What one of several processes does at once with the others."""
+    barrier.wait(timeout=100)
+    with tracker.run(f"writer {writer}", tags={"writer": str(writer)}, system_metrics=False) as run:
+        run.log_params({"writer": writer})
+        for step in range(steps):
+            run.log_metrics(dict.fromkeys(names, writer + step / 1000), step=step)
+
+
+def tell_recovery(fault_at_s: float) -> None:
+    """Say how long it took from the fault (monotonic) until work went on; tests/benchmarks/recovery.py reads it."""
+    seconds = time.monotonic() - fault_at_s
+    print(f"\nrecovered: {seconds:.1f} s", file=sys.__stdout__, flush=True)  # past a test's capsys
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"waited {timeout_s:.0f} s until {what}")
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

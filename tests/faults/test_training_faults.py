@@ -1,0 +1,206 @@
+"""A training that is killed, or whose checkpoint is, ends with the weights of one that was left alone.
+
+"The same" is to the last bit: the order of keyframes and every random number come from seed, epoch and step alone, the
+workers have one thread each, and a sum over two ranks has one order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from servers import tell_recovery
+
+from clip2scene.config import ResourceSettings
+from clip2scene.training.fit import fit
+from clip2scene.training.launch import SEAL, newest_whole, seal
+
+EPOCHS = 4
+HERE, TWO = ResourceSettings(num_workers=0), ResourceSettings(num_workers=2, max_failures=1)
+
+
+def run(training, folder, resources=HERE, **callbacks):
+    return fit(training, name="run", folder=folder, resources=resources, **callbacks)
+
+
+def assert_same(fitted, undisturbed):
+    def numbers(history):
+        return [{key: value for key, value in row.items() if key != "frames_per_second"} for row in history]
+
+    assert numbers(fitted.history) == numbers(undisturbed.history)
+    assert fitted.weights.keys() == undisturbed.weights.keys()
+    assert all(torch.equal(fitted.weights[key], value) for key, value in undisturbed.weights.items())
+
+
+def speeds(fitted):
+    """Measured anew when an epoch is trained anew."""
+    return [row["frames_per_second"] for row in fitted.history]
+
+
+def checkpoints(folder):
+    return sorted(path for path in (folder / "run").glob("checkpoint_*") if path.is_dir())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory):
+    return run(tiny.distillation(epochs=EPOCHS), tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed_on_two(tiny, tmp_path_factory, ray_cluster):
+    folder = tmp_path_factory.mktemp("undisturbed-on-two")
+    return folder, run(tiny.distillation(epochs=EPOCHS), folder, TWO)
+
+
+def tell_of_epoch(first_new, since_s=None):
+    """An ``on_epoch`` that tells how long the first epoch that is trained again was waited for."""
+    since_s = [time.monotonic()] if since_s is None else since_s
+
+    def on_epoch(epoch, metrics):
+        if epoch == first_new:
+            tell_recovery(since_s[0])
+
+    return on_epoch
+
+
+DIES = """
+import os, pickle, signal, sys
+from pathlib import Path
+from clip2scene.config import ResourceSettings
+from clip2scene.training import fit
+
+whole, writes = fit._write, []
+
+def write(folder, *state):
+    writes.append(folder)
+    if len(writes) < 3:
+        return whole(folder, *state)
+    (folder / "model.safetensors").write_bytes(b"the first bytes of it")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+fit._write = write
+training = pickle.loads(Path(sys.argv[1]).read_bytes())
+fit.fit(training, name="run", folder=Path(sys.argv[2]), resources=ResourceSettings(num_workers=0))
+"""
+
+
+@pytest.mark.usefixtures("no_orphans")
+def test_killed_while_it_writes_a_checkpoint(tiny, tmp_path, undisturbed):
+    import pickle
+
+    training = tiny.distillation(epochs=EPOCHS)
+    (tmp_path / "training").write_bytes(pickle.dumps(training))
+    killed = subprocess.run([sys.executable, "-c", DIES, tmp_path / "training", tmp_path], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (half,) = (tmp_path / "run").glob(".checkpoint.*")
+    assert [path.name for path in half.iterdir()] == ["model.safetensors"]
+    history = json.loads((checkpoints(tmp_path)[-1] / "history.json").read_text())
+    assert len(history) == 2
+
+    again = run(training, tmp_path, on_epoch=tell_of_epoch(3))
+    assert_same(again, undisturbed)
+    assert speeds(again)[:2] == [row["frames_per_second"] for row in history]
+    assert not list((tmp_path / "run").glob(".checkpoint.*"))
+    assert len(checkpoints(tmp_path)) == 2
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def stop_after(epochs):
+    def on_epoch(epoch, metrics):
+        if epoch == epochs:
+            raise KeyboardInterrupt
+
+    return on_epoch
+
+
+def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path, undisturbed, capsys):
+    training = tiny.distillation(epochs=EPOCHS)
+    with pytest.raises(KeyboardInterrupt):
+        run(training, tmp_path, on_epoch=stop_after(EPOCHS))
+    before = checkpoints(tmp_path)
+    truncate(before[-1] / "optimiser.pt")
+    first = json.loads((before[0] / "history.json").read_text())
+    again = run(training, tmp_path, on_epoch=tell_of_epoch(len(first) + 1))
+    assert f"{before[-1]}: this checkpoint is damaged" in capsys.readouterr().err
+    assert_same(again, undisturbed)
+    assert speeds(again)[: len(first)] == [row["frames_per_second"] for row in first]
+
+
+@pytest.mark.parametrize("name", ["weights", "state", SEAL])
+@pytest.mark.parametrize("damage", [truncate, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[::-1])])
+def test_which_checkpoint_is_whole(tmp_path, name, damage):
+    folders, notes = [tmp_path / "checkpoint_000000", tmp_path / "checkpoint_000001"], []
+    for folder in folders:
+        folder.mkdir()
+        (folder / "weights").write_bytes(bytes(range(100)))
+        (folder / "state").write_text("{'step': 3}")
+        seal(folder)
+    assert newest_whole(folders, notes.append) == folders[1]
+    damage(folders[1] / name)
+    assert newest_whole(folders, notes.append) == folders[0]
+    damage(folders[0] / name)
+    assert newest_whole(folders, notes.append) is None
+    assert len(notes) == 3
+
+
+def train_workers() -> list[psutil.Process]:
+    """Ray Train's workers that descend from this test run."""
+    ours = psutil.Process().children(recursive=True)
+    return [process for process in ours if "RayTrainWorker" in process.name() or "RayTrainWorker" in _words(process)]
+
+
+def _words(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def test_a_worker_killed_in_the_middle_of_an_epoch(tiny, tmp_path, undisturbed_on_two):
+    _, undisturbed = undisturbed_on_two
+    victims: list[int] = []
+    steps: list[int] = []
+    killed_at_s: list[float] = []
+
+    def kill_in_epoch_three(count):
+        steps.append(count)
+        # Two steps an epoch: after five, the third epoch is half done, and two have their checkpoints.
+        if sum(steps) == 5 and not victims:
+            workers = train_workers()
+            assert len(workers) == 2
+            victims.append(workers[-1].pid)
+            killed_at_s.append(time.monotonic())
+            workers[-1].send_signal(signal.SIGKILL)
+
+    told = tell_of_epoch(3, killed_at_s)
+    fitted = run(tiny.distillation(epochs=EPOCHS), tmp_path, TWO, on_steps=kill_in_epoch_three, on_epoch=told)
+    assert victims
+    assert not psutil.pid_exists(victims[0])
+    assert_same(fitted, undisturbed)
+    assert not train_workers()
+
+
+def test_the_list_of_checkpoints_and_the_newest_cut_short(tiny, tmp_path, undisturbed_on_two, capsys):
+    folder, undisturbed = undisturbed_on_two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    truncate(tmp_path / "run" / "checkpoint_manager_snapshot.json")
+    truncate(checkpoints(tmp_path)[-1] / "model.safetensors")
+    again = run(tiny.distillation(epochs=EPOCHS), tmp_path, TWO)
+    said = capsys.readouterr().err
+    assert "this list of checkpoints is damaged" in said
+    assert "this checkpoint is damaged" in said
+    assert_same(again, undisturbed)
+    # Only the last epoch was trained again.
+    assert speeds(again)[:-1] == speeds(undisturbed)[:-1]
