@@ -14,6 +14,7 @@ ROOMS = (
     "config",
     "jobfile",
     "progress",
+    "remote",
     "storage",
     "data",
     "geometry",

@@ -19,7 +19,7 @@ from clip2scene.data.index import Frame, Index, read_index, write_index
 from clip2scene.data.splits import split_frames
 from clip2scene.data.vocabulary import Vocabulary, vocabulary, vocabulary_of
 from clip2scene.progress import progress
-from clip2scene.storage import Storage, writing
+from clip2scene.storage import Storage
 from clip2scene.teacher.clip import DenseClip, load_teacher
 from clip2scene.teacher.extract import ExtractReport, extract
 from clip2scene.teacher.prompts import Templates, text_embeddings
@@ -41,8 +41,8 @@ class Artifacts:
 
     @functools.cached_property
     def root(self) -> Path:
-        """The dataset's folder; a streetworld is generated when it is not there."""
-        dataset, seed = self.job.dataset, self.job.seed
+        """The dataset's folder; a streetworld is generated when it is not there, and on this machine only."""
+        dataset, seed = self.job.dataset, self.job.world_seed
         if dataset.kind != "streetworld":
             return Path(dataset.root or "").expanduser().resolve()
         from clip2scene.streetworld.generate import generate, world_digest
@@ -62,11 +62,12 @@ class Artifacts:
         sweeps, images = settings.max_sweeps, settings.images_per_scene
         key = digest_of(fingerprint(settings.kind, root, settings.version), sweeps, images)
         path = self.storage.path("indexes", f"{key}.parquet")
-        if not path.is_file():
+        if not self.storage.fetch(path):
             built = build_index(
                 settings.kind, root, version=settings.version, max_sweeps=sweeps, images_per_scene=images
             )
-            write_index(built, path)
+            with self.storage.writing(path) as aside:
+                write_index(built, aside)
         return read_index(path, root)
 
     @functools.cached_property
@@ -93,9 +94,9 @@ class Artifacts:
         """Class embeddings t_c of a vocabulary, (C, D) float32, L2-normalised."""
         key = digest_of(self.teacher.digest, self.job.teacher.model_dump(mode="json"), words.digest, templates)
         path = self.storage.path("texts", f"{key}.safetensors")
-        if not path.is_file():
+        if not self.storage.fetch(path):
             text_CD = text_embeddings(self.teacher, words, templates)
-            with writing(path) as aside:
+            with self.storage.writing(path) as aside:
                 save_file({"text": text_CD.contiguous()}, aside)
         return load_file(path)["text"]
 
@@ -121,14 +122,36 @@ class Artifacts:
         Raises:
             DataError: it is not finished, or of another teacher.
         """
-        return FeatureStore.open(self.store_path, teacher_digest=self.teacher.digest)
+        return FeatureStore.open(self.store_path, teacher_digest=self.teacher.digest, storage=self.storage)
 
     def extract(self) -> ExtractReport:
         """Encode the images of both splits that are not in the store yet."""
         frames = tuple({frame.frame_id: frame for frame in (*self.train_frames, *self.eval_frames)}.values())
         return extract(
-            self.index, frames, self.job.teacher, self.job.extract, self.store_path, progress, teacher=self.teacher
+            self.index,
+            frames,
+            self.job.teacher,
+            self.job.extract,
+            self.store_path,
+            progress,
+            teacher=self.teacher,
+            storage=self.storage,
         )
+
+    @property
+    def inputs_digest(self) -> str:
+        """Equal for jobs whose trainings read the same world, features and superpixels."""
+        job = self.job
+        world = job.world_seed if job.dataset.kind == "streetworld" else None
+        superpixels = job.distill.contrast.digest() if job.distill.method == "slidr" else None
+        return digest_of(job.dataset.digest(), job.teacher.digest(), world, superpixels)
+
+    def make_inputs(self) -> ExtractReport:
+        """Everything that :attr:`inputs_digest` is of, where it is missing."""
+        done = self.extract()
+        if self.job.distill.method == "slidr":
+            self.superpixels()
+        return done
 
     @property
     def superpixel_path(self) -> Path:
@@ -149,5 +172,6 @@ class Artifacts:
             self.superpixel_path,
             self.job.extract.num_actors,
             progress,
+            storage=self.storage,
         )
-        return SuperpixelStore.open(self.superpixel_path)
+        return SuperpixelStore.open(self.superpixel_path, storage=self.storage)

@@ -36,8 +36,10 @@ class Settings(BaseModel):
 
 
 class StreetworldSettings(Settings):
-    """The synthetic street world (``dataset.kind=streetworld``); its seed is the job's."""
+    """The synthetic street world (``dataset.kind=streetworld``)."""
 
+    seed: int | None = Field(None, ge=0, lt=2**31)
+    """Of the world; the job's when not given. Trainings of several seeds in one world need it."""
     train_scenes: int = Field(16, ge=1, le=600)
     val_scenes: int = Field(8, ge=1, le=150)
     keyframes_per_scene: int = Field(4, ge=1, le=40)
@@ -324,6 +326,12 @@ class Job(Settings):
     finetune: FinetuneSettings = FinetuneSettings()
     resources: ResourceSettings = ResourceSettings()
     streetworld_clip: StreetworldClipSettings = StreetworldClipSettings()
+
+    @property
+    def world_seed(self) -> int:
+        """Seed of the street world."""
+        given = self.dataset.streetworld.seed
+        return self.seed if given is None else given
 
     @model_validator(mode="before")
     @classmethod

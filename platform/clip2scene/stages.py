@@ -18,7 +18,6 @@ from clip2scene.artifacts import Artifacts
 from clip2scene.config import digest_of
 from clip2scene.data.index import DataError, Frame
 from clip2scene.progress import progress
-from clip2scene.storage import writing
 from clip2scene.student.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from clip2scene.teacher.weights import absolute
 from clip2scene.training.distill import Distillation
@@ -36,6 +35,7 @@ from clip2scene.training.evaluate import (
 from clip2scene.training.finetune import Finetuning, choose_labelled
 from clip2scene.training.fit import Fitted, Metrics, Training, fit
 from clip2scene.training.samples import SampleSource
+from clip2scene.training.validation import SWEEPS, Validation
 
 OnEpoch = Callable[[int, Metrics], None]
 
@@ -58,8 +58,12 @@ class Stages(Artifacts):
 
     def distill(self, on_epoch: OnEpoch) -> Trained:
         """Pre-train a student on the training split, or find it."""
-        job, digest = self.job, self.distill_digest
-        training = Distillation(
+        return self._train(self.distillation(), "distill", self.distill_digest, on_epoch)
+
+    def distillation(self) -> Distillation:
+        """The pre-training of the settings."""
+        job = self.job
+        return Distillation(
             seed=job.seed,
             frames=self.train_frames,
             source=SampleSource(
@@ -76,7 +80,22 @@ class Stages(Artifacts):
             settings=job.distill,
             text_CD=self.text(self.prompt_vocabulary, job.prompts.templates),
         )
-        return self._train(training, "distill", digest, on_epoch)
+
+    @property
+    def labels_for_scores(self) -> bool:
+        """Whether every keyframe of the evaluation split has a label file."""
+        return all(frame.label_path is not None for frame in self.eval_frames)
+
+    def validation(self, every_epochs: int, *, labels: bool) -> Validation:
+        """Scores of the student on the evaluation split while it learns, ``labels`` saying whether to read those."""
+        job, words = self.job, self.vocabulary if labels else None
+        return Validation(
+            frames=self.eval_frames,
+            source=SampleSource(self.index.root, self.store, num_sweeps=SWEEPS, label_vocabulary=words),
+            text_CD=self.text(self.vocabulary, job.prompts.templates),
+            every_epochs=every_epochs,
+            cached_frames=job.resources.cached_frames,
+        )
 
     @property
     def distill_digest(self) -> str:
@@ -143,7 +162,7 @@ class Stages(Artifacts):
 
     def _train(self, training: Training, stage: str, digest: str, on_epoch: OnEpoch) -> Trained:
         path = self.storage.path("students", f"{digest}.safetensors")
-        cached = path.is_file()
+        cached = self.storage.fetch(path)
         if not cached:
             with progress(stage, training.steps, unit="steps") as advance:
                 fitted: Fitted = fit(
@@ -154,7 +173,7 @@ class Stages(Artifacts):
                     on_epoch=on_epoch,
                     on_steps=advance,
                 )
-            with writing(path) as aside:
+            with self.storage.writing(path) as aside:
                 about = {"digest": digest, "stage": stage, "history": fitted.history}
                 save_checkpoint(aside, fitted.weights, self.job.student, about)
         checkpoint = load_checkpoint(path, self.job.student)
@@ -202,7 +221,7 @@ class Stages(Artifacts):
             )
         digest = digest_of("scores", kind, list(methods), digests, [frame.frame_id for frame in frames])
         path = self.storage.path("scores", f"{digest}.npz")
-        if path.is_file():
+        if self.storage.fetch(path):
             return _read_scores(path)
         store = self.store if kind == "annotation-free" else None
         source = SampleSource(self.index.root, store, label_vocabulary=self.vocabulary)
@@ -217,7 +236,7 @@ class Stages(Artifacts):
                 resources=self.job.resources,
                 on_frames=advance,
             )
-        with writing(path) as aside:
+        with self.storage.writing(path) as aside:
             _write_scores(aside, scores)
         return scores
 

@@ -1,4 +1,7 @@
-"""Where artifacts lie and how they get there: digest-addressed, written aside and renamed, so never half there."""
+"""Where artifacts lie and how they get there: digest-addressed, written aside and renamed, so never half there.
+
+A storage is a folder, or an object store (``s3://BUCKET/PREFIX``) with a folder on every machine that caches it.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clip2scene.config import Clip2sceneError
+from clip2scene.config import digest_of
+from clip2scene.remote import ObjectStore, StorageError, is_remote
 
+__all__ = ["Storage", "StorageError", "folder_of", "writing"]
 
-class StorageError(Clip2sceneError, RuntimeError):
-    """The storage cannot take what must be written."""
+CACHE = "CLIP2SCENE_CACHE"
+"""Environment variable with the folder below which object stores are cached; the same path on every machine."""
+_DEFAULT_CACHE = "~/.cache/clip2scene"
 
 
 @contextmanager
@@ -41,21 +47,115 @@ def writing(path: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
+def folder_of(storage: str | Path) -> Path:
+    """The folder of a job's ``storage`` on this machine: itself, or the cache of the object store.
+
+    Raises:
+        ConfigError: a URI that is none of an object store, or holds a password.
+    """
+    if not is_remote(storage):
+        return Path(storage).expanduser().resolve()
+    store = ObjectStore.of(str(storage))
+    cache = Path(os.environ.get(CACHE) or _DEFAULT_CACHE).expanduser().resolve()
+    return cache / digest_of(store.key(""), store.endpoint)
+
+
 class Storage:
-    """A folder of artifacts: ``<kind>/<digest>`` holds one that is finished."""
+    """Artifacts: ``<kind>/<digest>`` holds one that is finished. Small, and cheap to send to a worker.
+
+    Paths are always of the folder on this machine. Of an object store it holds what was asked for here: what is
+    finished is put there first and appears here second, so what is here need not be looked for there.
+
+    Args:
+        root: a folder, made when it is not there; or the URI of an object store, which must be.
+
+    Raises:
+        ConfigError: see :func:`folder_of`.
+        StorageError: the folder cannot be made, or the object store cannot be reached, refuses, or has no such bucket.
+    """
 
     def __init__(self, root: str | Path):
-        self.root = Path(root).expanduser().resolve()
+        self.root = folder_of(root)
+        self.remote = ObjectStore.of(str(root)) if is_remote(root) else None
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"storage={root}: cannot make this folder ({error.strerror})") from error
+        if self.remote is not None:
+            self.remote.check()
 
     def path(self, kind: str, name: str) -> Path:
         """Where an artifact lies or will lie."""
         return self.root / kind / name
 
+    def name(self, path: Path) -> str:
+        """Of the object that a path is the copy of."""
+        return path.relative_to(self.root).as_posix()
+
+    def where(self, path: Path) -> str:
+        """A path as the user finds it: the object's URI, or the file."""
+        return str(path) if self.remote is None else f"s3://{self.remote.key(self.name(path))}"
+
+    def fetch(self, path: Path) -> bool:
+        """Whether a file is there; it is brought from the object store if it is not here yet.
+
+        Raises:
+            StorageError: the disk is full, or the object store cannot be reached or refuses.
+        """
+        if self.remote is None or path.exists():
+            return path.exists()
+        try:
+            with writing(path) as aside:
+                self.remote.get(self.name(path), aside)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def keep(self, file: Path, path: Path) -> None:
+        """Put a finished file into the object store as what is about to lie at ``path``; a folder needs nothing.
+
+        Raises:
+            StorageError: the object store cannot be reached or refuses.
+        """
+        if self.remote is not None:
+            self.remote.put(file, self.name(path))
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[Path]:
+        """As :func:`writing`, and kept."""
+        with writing(path) as aside:
+            yield aside
+            self.keep(aside, path)
+
+    def names(self, folder: Path) -> list[str]:
+        """Names of the files right below a folder, the object store's where there is one.
+
+        Copies here that are not what lies there any more (it was removed or written anew) are dropped.
+
+        Raises:
+            OSError: the folder cannot be read.
+            StorageError: the object store cannot be reached or refuses.
+        """
+        here = list(os.scandir(folder)) if folder.exists() else []
+        if self.remote is None:
+            return [entry.name for entry in here]
+        there = self.remote.sizes(self.name(folder))
+        for entry in here:
+            if not entry.name.startswith(".") and entry.stat().st_size != there.get(entry.name):
+                Path(entry.path).unlink()
+        return list(there)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file, if it is there.
+
+        Raises:
+            StorageError: the object store cannot be reached or refuses.
+        """
+        if self.remote is not None:
+            self.remote.remove(self.name(path))
+        path.unlink(missing_ok=True)
+
     def write_json(self, path: Path, values: Any) -> None:
         """Write JSON atomically."""
-        with writing(path) as aside:
+        with self.writing(path) as aside:
             aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -23,7 +23,7 @@ FORMAT = "streetworld-1"
 
 def world_digest(settings: StreetworldSettings, seed: int) -> str:
     """What determines every byte of a world (16 hex characters)."""
-    return digest_of(FORMAT, settings.model_dump(mode="json"), seed)
+    return digest_of(FORMAT, settings.model_dump(mode="json", exclude={"seed"}), seed)
 
 
 def generate(
@@ -64,7 +64,7 @@ def generate(
             "format": FORMAT,
             "digest": digest,
             "seed": seed,
-            "settings": settings.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json", exclude={"seed"}),
         }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         if root.is_dir():

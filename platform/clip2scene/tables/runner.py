@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip2scene.config import Clip2sceneError, Job, digest_of
+from clip2scene.config import Clip2sceneError, Job
 from clip2scene.pipeline import Pipeline
 from clip2scene.progress import console, duration, progress
 from clip2scene.stages import Stages
@@ -108,17 +108,13 @@ def _prepare(jobs: Mapping[str, Job], parent: Run) -> dict[str, str]:
     reasons: dict[str, str | None] = {}
     encoded = cached = 0
     for digest, job in jobs.items():
-        world = job.seed if job.dataset.kind == "streetworld" else None
-        superpixels = job.distill.contrast.digest() if job.distill.method == "slidr" else None
-        key = digest_of(job.dataset.digest(), job.teacher.digest(), world, superpixels)
+        stages = Stages(job)
+        key = stages.inputs_digest
         if key not in reasons:
             reasons[key] = None
             try:
-                stages = Stages(job)
-                done = stages.extract()
+                done = stages.make_inputs()
                 encoded, cached = encoded + done.images_encoded, cached + done.images_cached
-                if superpixels is not None:
-                    stages.superpixels()
             except Clip2sceneError as error:
                 reasons[key] = str(error)
         if (reason := reasons[key]) is not None:
@@ -200,12 +196,12 @@ def _one(digest: str, job: Job, metrics: Sequence[str], tags: Mapping[str, str],
     try:
         name = f"{tags['row']}, seed {job.seed}"
         report = Pipeline(job, brief=True).run(tracker, parent=parent, name=name, tags=tags)
+        kept = metrics_of(tracker.uri, report["run_id"])
     except Clip2sceneError as error:
         return Done(digest, time.perf_counter() - started, {}, str(error))
     except Exception as error:
         sentence = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
         return Done(digest, time.perf_counter() - started, {}, sentence)
-    kept = metrics_of(tracker.uri, report["run_id"])
     return Done(digest, time.perf_counter() - started, {name: kept[name] for name in metrics if name in kept})
 
 

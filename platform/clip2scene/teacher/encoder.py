@@ -18,6 +18,7 @@ from torch import Tensor
 from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame
+from clip2scene.storage import Storage, StorageError
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip, load_teacher
 
@@ -37,15 +38,22 @@ class Encoder:
         root: the dataset's folder.
         store_path: the feature store.
         digest: of the teacher that the driver loaded; another one here is refused.
+        storage: that the store lies in; its object store gets every frame as soon as it is encoded.
     """
 
     def __init__(
-        self, teacher_settings: TeacherSettings, settings: ExtractSettings, root: Path, store_path: Path, digest: str
+        self,
+        teacher_settings: TeacherSettings,
+        settings: ExtractSettings,
+        root: Path,
+        store_path: Path,
+        digest: str,
+        storage: Storage | None = None,
     ) -> None:
         torch.set_num_threads(settings.threads_per_actor)
         self._readers = ThreadPoolExecutor(max_workers=settings.threads_per_actor)
         self._device = torch.device("cuda" if settings.gpus_per_actor else "cpu")
-        self._root, self._store = root, store_path
+        self._root, self._store, self._storage = root, store_path, storage
         self._teacher: DenseClip | None = None
         self._failure = ""
         # Reported as a status: an exception here would make Ray print its own pages about the actor.
@@ -104,7 +112,7 @@ class Encoder:
             features_BhwD = teacher(torch.stack(list(pixels.values())).to(self._device)).cpu().numpy()
             features = dict(zip(pixels, features_BhwD, strict=True))
         try:
-            store.write_frame(self._store, frame_id, features, broken, teacher.digest)
-        except DataError as error:
+            store.write_frame(self._store, frame_id, features, broken, teacher.digest, self._storage)
+        except (DataError, StorageError) as error:
             return {"error": str(error)}
         return {"cameras": list(features), "broken": broken}

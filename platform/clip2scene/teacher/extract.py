@@ -1,7 +1,8 @@
 """Fills the feature store: a Ray Data job that reads every image late, inside a pool of actors that hold the teacher.
 
 Blocks carry only ids and paths; an actor decodes, encodes and writes a frame itself, and only a status row comes back.
-A frame that is in the store is never computed again, so a killed run continues where it stopped.
+A frame that is in the store is never computed again, so a killed run continues where it stopped. The store's lock is
+a machine's own: two machines that fill the same object store at once may both encode a frame, to the same bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ import ray
 from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame, Index
+from clip2scene.storage import Storage
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip, load_teacher
 from clip2scene.teacher.encoder import Encoder, frame_row
@@ -34,6 +37,8 @@ Progress = Callable[..., AbstractContextManager[Callable[..., Any]]]
 
 _MAX_BLOCKS = 4000
 _MAX_RESTARTS = 8
+_HEADERS_AT_A_TIME = 16
+"""Of stored frames, which take their time from an object store."""
 _log = logging.getLogger(__name__)
 
 
@@ -71,6 +76,7 @@ def extract(
     progress: Progress,
     *,
     teacher: DenseClip | None = None,
+    storage: Storage | None = None,
 ) -> ExtractReport:
     """Encode every image of the frames that the store does not hold yet. Ray must be initialised.
 
@@ -82,15 +88,18 @@ def extract(
         store_path: folder of the feature store.
         progress: draws the progress bar.
         teacher: the same teacher, where the caller has loaded it already.
+        storage: that the store lies in, where that may be an object store.
 
     Raises:
         ConfigError: a teacher that cannot be loaded, or more GPUs asked for than there are.
         DataError: the store is of another teacher, a frame id names no file, or the disk is full.
         ExtractionError: more than ``max_broken_fraction`` of the images are broken (the store is finished all the
             same), or the actors died again and again.
+        StorageError: the object store cannot be reached or refuses.
     """
     start = time.monotonic()
     path = Path(store_path).resolve()
+    storage = storage or Storage(path)
     teacher_settings = absolute(teacher_settings)
     teacher = teacher if teacher is not None else load_teacher(teacher_settings)
     wanted = {frame.frame_id: frame for frame in frames}
@@ -98,15 +107,15 @@ def extract(
         store.frame_file(path, frame_id)
     with locked(path):
         store.remove_leftovers(path)
-        entries = _valid_entries(path, index, wanted, teacher.digest, progress)
+        entries = _valid_entries(path, storage, index, wanted, teacher.digest, progress)
         pending = [frame for frame_id, frame in wanted.items() if frame_id not in entries]
         cached = sum(len(entries[frame_id].cameras) for frame_id in wanted if frame_id in entries)
         encoded = 0
         if pending:
             # Not finished again until everything is there.
-            (path / "manifest.json").unlink(missing_ok=True)
+            storage.remove(path / "manifest.json")
             for frame_id, entry in _encode_all(
-                index, pending, teacher_settings, teacher.digest, settings, path, progress
+                index, pending, teacher_settings, teacher.digest, settings, path, storage, progress
             ):
                 entries[frame_id] = entry
                 encoded += len(entry.cameras)
@@ -125,7 +134,7 @@ def extract(
             "images": sum(len(entry.cameras) for entry in entries.values()),
             "broken": [asdict(image) for image in broken],
         }
-        store.write_manifest(path, manifest)
+        store.write_manifest(path, manifest, storage)
     ours = tuple(image for image in broken if image.frame_id in wanted)
     total = sum(len(frame.cameras) for frame in wanted.values())
     if len(ours) > settings.max_broken_fraction * total:
@@ -145,6 +154,7 @@ def _encode_all(
     digest: str,
     settings: ExtractSettings,
     path: Path,
+    storage: Storage,
     progress: Progress,
 ) -> Iterator[tuple[str, store.FrameEntry]]:
     """Run the Ray Data job over the frames; yields each when its file is written."""
@@ -159,7 +169,7 @@ def _encode_all(
             warnings.filterwarnings("ignore", message=".*ray_remote_args_fn")
             statuses = dataset.map_batches(
                 Encoder,
-                fn_constructor_args=(teacher_settings, settings, index.root.resolve(), path, digest),
+                fn_constructor_args=(teacher_settings, settings, index.root.resolve(), path, digest, storage),
                 batch_size=settings.frames_per_batch,
                 compute=ray.data.ActorPoolStrategy(size=actors),
                 num_cpus=_cpus_per_actor(actors, settings),
@@ -181,21 +191,29 @@ def _encode_all(
 
 
 def _valid_entries(
-    path: Path, index: Index, wanted: dict[str, Frame], digest: str, progress: Progress
+    path: Path, storage: Storage, index: Index, wanted: dict[str, Frame], digest: str, progress: Progress
 ) -> dict[str, store.FrameEntry]:
     """Frames in the store that need no work: whole, of all their cameras, and with no image repaired since."""
     entries: dict[str, store.FrameEntry] = {}
-    stored = store.stored_frames(path)
+    stored = store.stored_frames(path, storage)
     if not stored:
         return entries
-    with progress("check store", len(stored), unit="frames") as advance:
-        for frame_id in stored:
+
+    def read(frame_id: str) -> store.FrameEntry | DataError:
+        try:
+            return store.read_entry(path, frame_id, storage)
+        except DataError as error:
+            return error
+
+    with (
+        progress("check store", len(stored), unit="frames") as advance,
+        ThreadPoolExecutor(_HEADERS_AT_A_TIME) as readers,
+    ):
+        for frame_id, entry in zip(stored, readers.map(read, stored), strict=True):
             advance(1)
-            try:
-                entry = store.read_entry(path, frame_id)
-            except DataError as error:
-                _log.warning("%s; it is computed again", error)
-                store.frame_file(path, frame_id).unlink(missing_ok=True)
+            if isinstance(entry, DataError):
+                _log.warning("%s; it is computed again", entry)
+                storage.remove(store.frame_file(path, frame_id))
                 continue
             store.check_teacher(path, frame_id, entry, digest)
             frame = wanted.get(frame_id)

@@ -2,7 +2,8 @@
 
 ``STORE/frames/<frame_id>.safetensors`` holds, per camera, the dense features at the teacher's patch grid, and as
 metadata the teacher's digest and the images that could not be read. ``STORE/manifest.json`` is written last: a store
-that has one is finished. Shapes: h x w patches, D channels.
+that has one is finished. With an object store as storage the folder here caches it: every frame is put there when it is
+written, and brought when it is read, so that no machine needs the whole store. Shapes: h x w patches, D channels.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from clip2scene.data.index import DataError
+from clip2scene.storage import Storage
 
 FORMAT = "clip2scene-features-1"
 _SUFFIX = ".safetensors"
@@ -46,22 +48,29 @@ class FeatureStore:
     path: Path
     manifest: dict[str, Any]
     """See :func:`read_manifest`."""
+    storage: Storage | None = None
+    """Brings frames that are not here yet."""
 
     @classmethod
-    def open(cls, path: str | Path, *, teacher_digest: str | None = None) -> FeatureStore:
+    def open(
+        cls, path: str | Path, *, teacher_digest: str | None = None, storage: Storage | None = None
+    ) -> FeatureStore:
         """Open a finished store, and check whose it is.
 
         Raises:
             DataError: no finished store there, or one from another teacher than ``teacher_digest``.
+            StorageError: the object store cannot be reached or refuses.
         """
         path = Path(path).absolute()
+        if storage is not None:
+            storage.fetch(path / "manifest.json")
         manifest = read_manifest(path)
         if teacher_digest is not None and manifest["teacher"] != teacher_digest:
             raise DataError(
                 f"{path}: store from another teacher: its features are of {manifest['teacher']}, expected "
                 f"{teacher_digest}; extract again into another folder"
             )
-        return cls(path, manifest)
+        return cls(path, manifest, storage)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -82,8 +91,11 @@ class FeatureStore:
 
         Raises:
             DataError: the frame is not in the store, its file is damaged, or it was made by another teacher.
+            StorageError: the object store cannot be reached or refuses.
         """
         file = frame_file(self.path, frame_id)
+        if self.storage is not None:
+            self.storage.fetch(file)
         with _opened(file) as handle:
             entry = _entry(file, handle.metadata())
             _check_teacher(file, entry, self.manifest["teacher"])
@@ -123,14 +135,15 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+def write_manifest(path: Path, manifest: Mapping[str, Any], storage: Storage | None = None) -> None:
     """Mark a store as finished.
 
     Raises:
         DataError: the disk is full or the folder cannot be written.
+        StorageError: the object store cannot be reached or refuses.
     """
     text = json.dumps({"format": FORMAT, **manifest}, indent=1, sort_keys=True)
-    _write(path / "manifest.json", text.encode())
+    _write(path / "manifest.json", text.encode(), storage)
 
 
 def frame_file(path: Path, frame_id: str) -> Path:
@@ -147,7 +160,12 @@ def frame_file(path: Path, frame_id: str) -> Path:
 
 
 def write_frame(
-    path: Path, frame_id: str, features: Mapping[str, np.ndarray], broken: Mapping[str, str], teacher_digest: str
+    path: Path,
+    frame_id: str,
+    features: Mapping[str, np.ndarray],
+    broken: Mapping[str, str],
+    teacher_digest: str,
+    storage: Storage | None = None,
 ) -> None:
     """Write one frame, whole or not at all.
 
@@ -157,10 +175,12 @@ def write_frame(
         features: camera to (h, w, D), stored as float16.
         broken: camera to the reason why it has no features.
         teacher_digest: of the teacher that made them.
+        storage: whose object store gets it too.
 
     Raises:
         DataError: the id is no file name, the features do not fit float16, the disk is full or the folder cannot be
             written.
+        StorageError: the object store cannot be reached or refuses.
     """
     file = frame_file(path, frame_id)
     tensors = {}
@@ -170,32 +190,38 @@ def write_frame(
         if not np.isfinite(tensors[camera]).all():
             raise DataError(f"frame {frame_id!r}, {camera}: the teacher's features are not finite in float16")
     metadata = {"broken": json.dumps(dict(broken), sort_keys=True), "teacher": teacher_digest}
-    _write(file, save(tensors, metadata))
+    _write(file, save(tensors, metadata), storage)
 
 
-def read_entry(path: Path, frame_id: str) -> FrameEntry:
-    """What a frame's file says about itself, without its features.
+def read_entry(path: Path, frame_id: str, storage: Storage | None = None) -> FrameEntry:
+    """What a frame's file says about itself, without its features, which stay in the object store if they are there.
 
     Raises:
         DataError: the file is missing or damaged.
+        StorageError: the object store cannot be reached or refuses.
     """
     file = frame_file(path, frame_id)
+    if storage is not None and storage.remote is not None and not file.exists():
+        with storage.remote.opened(storage.name(file)) as stream:
+            return _remote_entry(file, stream)
     with _opened(file) as handle:
         return _entry(file, handle.metadata(), tuple(handle.keys()))
 
 
-def stored_frames(path: Path) -> list[str]:
-    """Ids of all frames that have a file, valid or not, in order.
+def stored_frames(path: Path, storage: Storage | None = None) -> list[str]:
+    """Ids of all frames that have a file, valid or not, in order; in the object store, if there is one.
 
     Raises:
         DataError: the folder cannot be read.
+        StorageError: the object store cannot be reached or refuses.
     """
+    folder = path / "frames"
     try:
-        names = [entry.name for entry in os.scandir(path / "frames")]
+        names = [entry.name for entry in os.scandir(folder)] if storage is None else storage.names(folder)
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise DataError(f"{path / 'frames'}: cannot be read as a folder of frames ({error.strerror})") from error
+        raise DataError(f"{folder}: cannot be read as a folder of frames ({error.strerror})") from error
     return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and not name.startswith("."))
 
 
@@ -245,13 +271,25 @@ def _entry(file: Path, metadata: dict[str, str] | None, cameras: tuple[str, ...]
         ) from error
 
 
-def _write(file: Path, data: bytes) -> None:
+def _remote_entry(file: Path, stream: Any) -> FrameEntry:
+    """Of the first bytes of a safetensors file: the length of a JSON header, and the header."""
+    try:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        metadata = header.pop("__metadata__", None)
+        return _entry(file, metadata, tuple(header))
+    except (ValueError, AttributeError, MemoryError) as error:
+        raise DataError(f"{file}: damaged frame of the feature store (its header is none)") from error
+
+
+def _write(file: Path, data: bytes, storage: Storage | None) -> None:
     """Write aside, then rename: a reader sees the whole file or none."""
     aside = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             aside.write_bytes(data)
+            if storage is not None:
+                storage.keep(aside, file)
             aside.replace(file)
         finally:
             aside.unlink(missing_ok=True)

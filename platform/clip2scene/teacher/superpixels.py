@@ -16,6 +16,7 @@ import json
 import logging
 import zipfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from PIL import Image
 from clip2scene.config import ContrastSettings, digest_of
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame, Index
-from clip2scene.storage import StorageError, writing
+from clip2scene.storage import Storage, StorageError
 from clip2scene.teacher import store
 from clip2scene.teacher.extract import BrokenImage, Progress, locked
 
@@ -36,6 +37,8 @@ FORMAT = "clip2scene-superpixels-1"
 _SIGMA = 3.0 / 900
 """SLidR blurs with 3 pixels at nuScenes' 900 rows; the same share of the height at any other size."""
 _ABOUT = "about"
+_FRAMES_AT_A_TIME = 16
+"""Read to see what needs no work; they take their time from an object store."""
 _DAMAGES = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile)
 _log = logging.getLogger(__name__)
 
@@ -47,21 +50,26 @@ class SuperpixelStore:
     path: Path
     height: int
     width: int
+    storage: Storage | None = None
+    """Brings frames that are not here yet."""
 
     @classmethod
-    def open(cls, path: str | Path) -> SuperpixelStore:
+    def open(cls, path: str | Path, storage: Storage | None = None) -> SuperpixelStore:
         """Open a finished store.
 
         Raises:
             DataError: there is none, or its manifest is damaged or of another format.
+            StorageError: the object store cannot be reached or refuses.
         """
         path = Path(path).absolute()
         file = path / "manifest.json"
+        if storage is not None:
+            storage.fetch(file)
         try:
             manifest = json.loads(file.read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT:
                 raise ValueError(f"format {manifest['format']!r}, expected {FORMAT!r}")
-            return cls(path, int(manifest["height"]), int(manifest["width"]))
+            return cls(path, int(manifest["height"]), int(manifest["width"]), storage)
         except FileNotFoundError as error:
             raise DataError(f"{path}: no finished superpixels there (manifest.json is missing)") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -75,8 +83,11 @@ class SuperpixelStore:
 
         Raises:
             DataError: the frame is not in the store, or its file is damaged.
+            StorageError: the object store cannot be reached or refuses.
         """
         file = _file(self.path, frame_id)
+        if self.storage is not None:
+            self.storage.fetch(file)
         with _opened(file) as arrays:
             maps = {camera: arrays[camera] for camera in arrays.files if camera != _ABOUT}
         for camera, map_HW in maps.items():
@@ -102,6 +113,8 @@ def segment_images(
     store_path: str | Path,
     num_workers: int,
     progress: Progress,
+    *,
+    storage: Storage | None = None,
 ) -> tuple[BrokenImage, ...]:
     """Segment every image of the frames that the store does not hold yet, as Ray tasks. Ray must be initialised.
 
@@ -114,33 +127,36 @@ def segment_images(
         store_path: folder of the superpixels.
         num_workers: tasks at a time, one CPU each; 0: in this process, without Ray.
         progress: draws the progress bar.
+        storage: that the store lies in, where that may be an object store.
 
     Returns:
         Images of the frames that cannot be read and have no superpixels, found now or earlier.
 
     Raises:
         DataError: the store is of other settings, a frame id names no file, or the store cannot be written.
+        StorageError: the object store cannot be reached or refuses.
     """
     path, how = Path(store_path).resolve(), _how(settings, height, width)
+    storage = storage or Storage(path)
     wanted = {frame.frame_id: frame for frame in frames}
     for frame_id in wanted:
         _file(path, frame_id)
     with locked(path):
         for aside in (path / "frames").glob(".*"):
             aside.unlink(missing_ok=True)
-        broken = {id_: known for id_, frame in wanted.items() if (known := _known(path, index, frame, how)) is not None}
+        broken = _all_known(path, storage, index, wanted, how)
         pending = [frame for frame_id, frame in wanted.items() if frame_id not in broken]
         images = {frame.frame_id: len(frame.cameras) for frame in pending}
-        if pending or not (path / "manifest.json").is_file():
-            (path / "manifest.json").unlink(missing_ok=True)
+        if pending or not storage.fetch(path / "manifest.json"):
+            storage.remove(path / "manifest.json")
             with progress("superpixels", sum(images.values()), unit="images") as advance:
-                jobs = [(path, index.root.resolve(), frame, how) for frame in pending]
+                jobs = [(path, storage, index.root.resolve(), frame, how) for frame in pending]
                 for frame_id, found, error in _run_all(jobs, num_workers):
                     if error:
                         raise DataError(error)
                     broken[frame_id] = found
                     advance(images[frame_id])
-            _write_manifest(path, how)
+            _write_manifest(path, storage, how)
     return tuple(
         BrokenImage(frame_id, camera, why) for frame_id in wanted for camera, why in sorted(broken[frame_id].items())
     )
@@ -201,7 +217,7 @@ def _how(settings: ContrastSettings, height: int, width: int) -> dict[str, Any]:
     }
 
 
-_Job = tuple[Path, Path, Frame, dict[str, Any]]
+_Job = tuple[Path, Storage, Path, Frame, dict[str, Any]]
 _Done = tuple[str, dict[str, str], str]
 """Frame id, its broken images with their reasons, and why the frame could not be written (empty: it was)."""
 
@@ -221,7 +237,7 @@ def _run_all(jobs: list[_Job], num_workers: int) -> Iterator[_Done]:
         yield ray.get(done)
 
 
-def _segment_frame(path: Path, root: Path, frame: Frame, how: dict[str, Any]) -> _Done:
+def _segment_frame(path: Path, storage: Storage, root: Path, frame: Frame, how: dict[str, Any]) -> _Done:
     """Segment and store one frame; runs on a worker, and tells of errors instead of raising them."""
     maps, broken = {}, {}
     for camera in frame.cameras:
@@ -233,11 +249,27 @@ def _segment_frame(path: Path, root: Path, frame: Frame, how: dict[str, Any]) ->
         maps[camera.name] = slic_segments(image_HW3, how)
     about = json.dumps({"format": FORMAT, "how": how, "broken": broken})
     try:
-        with writing(_file(path, frame.frame_id)) as aside, aside.open("wb") as file:
+        with storage.writing(_file(path, frame.frame_id)) as aside, aside.open("wb") as file:
             np.savez_compressed(file, **{_ABOUT: np.array(about)}, **maps)
     except (StorageError, OSError) as error:
         return frame.frame_id, broken, str(error)
     return frame.frame_id, broken, ""
+
+
+def _all_known(
+    path: Path, storage: Storage, index: Index, wanted: dict[str, Frame], how: dict[str, Any]
+) -> dict[str, dict[str, str]]:
+    """:func:`_known` of the frames that need no work; the others are left out. Brings those of an object store here."""
+    stored = set(storage.names(path / "frames"))
+    there = [frame for frame_id, frame in wanted.items() if _file(path, frame_id).name in stored]
+
+    def known(frame: Frame) -> dict[str, str] | None:
+        storage.fetch(_file(path, frame.frame_id))
+        return _known(path, index, frame, how)
+
+    with ThreadPoolExecutor(_FRAMES_AT_A_TIME) as readers:
+        found = zip(there, readers.map(known, there), strict=True)
+        return {frame.frame_id: broken for frame, broken in found if broken is not None}
 
 
 def _known(path: Path, index: Index, frame: Frame, how: dict[str, Any]) -> dict[str, str] | None:
@@ -265,9 +297,9 @@ def _known(path: Path, index: Index, frame: Frame, how: dict[str, Any]) -> dict[
     return broken
 
 
-def _write_manifest(path: Path, how: dict[str, Any]) -> None:
+def _write_manifest(path: Path, storage: Storage, how: dict[str, Any]) -> None:
     try:
-        with writing(path / "manifest.json") as aside:
+        with storage.writing(path / "manifest.json") as aside:
             aside.write_text(json.dumps({"format": FORMAT, **how}, indent=1) + "\n", encoding="utf-8")
     except (StorageError, OSError) as error:
         raise DataError(str(error)) from error
