@@ -6,17 +6,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from clip2scene.cluster.auth import token_for_this_process, use_token
+from clip2scene.cluster.nodes import ONLY_THIS_MACHINE
 from clip2scene.config import ConfigError, Job
 
 
 @contextmanager
-def ray_session(job: Job, address: str | None = None) -> Iterator[None]:
+def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False) -> Iterator[None]:
     """Connect to a cluster, or start Ray in this process's machine alone and stop it afterwards.
+
+    An embedded Ray listens on 127.0.0.1 only, and wants a token that nobody else has.
 
     Args:
         job: whose workers must fit; an embedded Ray is told that it has as many CPUs as they want, because a small
             machine is better slow than refused.
         address: of a cluster (``auto``, ``host:port``, ``ray://host:port``); None starts an embedded Ray.
+        dashboard: an embedded Ray has one. Ray Tune needs it where trials have workers of their own: without its State
+            API a trial that is stopped early keeps their places, and the next one waits for ever.
 
     Raises:
         ConfigError: no cluster answers at the address.
@@ -24,13 +30,20 @@ def ray_session(job: Job, address: str | None = None) -> Iterator[None]:
     # Without this a report() of a training worker waits one to two seconds for the controller's next look.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is None:
+        token_for_this_process()
+        os.environ |= ONLY_THIS_MACHINE
+    else:
+        use_token()
     import ray
+    from ray._private import ray_constants
 
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
+            ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment once, maybe before this block
             wanted = max(job.resources.num_workers, os.cpu_count() or 1)
-            ray.init(address="local", num_cpus=wanted, include_dashboard=False, **quiet)
+            ray.init(address="local", num_cpus=wanted, include_dashboard=dashboard, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:

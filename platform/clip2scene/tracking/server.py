@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from clip2scene.config import ConfigError
@@ -29,8 +31,18 @@ UI_PAGES = f"http://{HOST}:{UI_PORT}"
 START_TIMEOUT_S = 90.0
 
 
+@dataclass(frozen=True)
+class Login:
+    """Who may use a server that asks: one user, who may do everything."""
+
+    user: str
+    password: str
+    folder: Path
+    """Where the server keeps its users; with another password, another folder."""
+
+
 @contextlib.contextmanager
-def embedded_server(folder: str | Path, port: int | None = None) -> Iterator[str]:
+def embedded_server(folder: str | Path, port: int | None = None, login: Login | None = None) -> Iterator[str]:
     """Serve the runs kept in ``folder`` for as long as the block lasts.
 
     The folder holds ``mlflow.db``, ``artifacts/`` and the server's log ``server.log``. No process of the server
@@ -39,6 +51,7 @@ def embedded_server(folder: str | Path, port: int | None = None) -> Iterator[str
     Args:
         folder: Where the runs are kept; made when it is missing.
         port: TCP port on 127.0.0.1; a free one when not given.
+        login: Whom it answers; when not given, every user of this machine.
 
     Yields:
         The tracking URI, ``http://127.0.0.1:PORT``.
@@ -47,19 +60,21 @@ def embedded_server(folder: str | Path, port: int | None = None) -> Iterator[str
         ConfigError: the port is busy or not allowed, or the folder cannot be written.
         TrackingError: the server did not come up.
     """
-    with _running(Path(folder).resolve(), port) as (_, uri):
+    with _running(Path(folder).resolve(), port, login) as (_, uri):
         yield uri
 
 
 @contextlib.contextmanager
-def _running(folder: Path, port: int | None) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def _running(
+    folder: Path, port: int | None, login: Login | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     if port is not None:
-        _check_port(port)
+        check_port(port)
     try:
         (folder / "artifacts").mkdir(parents=True, exist_ok=True)
         with (folder / ".start.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two servers must not create the same database at once
-            process, port = _start(folder, port)
+            process, port = _start(folder, port, login)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot keep runs there ({error.strerror})") from error
     try:
@@ -106,10 +121,10 @@ def healthy(uri: str, timeout_s: float = 10.0) -> bool:
         return False
 
 
-def _start(folder: Path, port: int | None) -> tuple[subprocess.Popen[bytes], int]:
+def _start(folder: Path, port: int | None, login: Login | None) -> tuple[subprocess.Popen[bytes], int]:
     for attempts_left in (2, 1, 0):
         chosen = port if port is not None else _free_port()
-        process = _launch(folder, chosen)
+        process = _launch(folder, chosen, login)
         try:
             _wait_until_healthy(process, chosen, folder)
         except BaseException as error:
@@ -122,7 +137,7 @@ def _start(folder: Path, port: int | None) -> tuple[subprocess.Popen[bytes], int
     raise AssertionError("unreachable")
 
 
-def _launch(folder: Path, port: int) -> subprocess.Popen[bytes]:
+def _launch(folder: Path, port: int, login: Login | None) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "clip2scene.tracking.watchdog", sys.executable, "-m", "mlflow", "server"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
@@ -130,6 +145,9 @@ def _launch(folder: Path, port: int) -> subprocess.Popen[bytes]:
     command += ["--uvicorn-opts", "--log-level=warning"]  # no line for every request
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "_MLFLOW_"))}
     environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    if login is not None:
+        command += ["--app-name", "basic-auth"]
+        environment |= _login_environment(login)
     log_path = folder / "server.log"
     log_path.unlink(missing_ok=True)  # another server of this folder keeps writing to its own
     with log_path.open("wb") as log:
@@ -142,6 +160,22 @@ def _launch(folder: Path, port: int) -> subprocess.Popen[bytes]:
             env=environment,
             start_new_session=True,
         )
+
+
+def _login_environment(login: Login) -> dict[str, str]:
+    """What MLflow's basic-auth app reads; the password is in no file and in no argument."""
+    login.folder.mkdir(parents=True, exist_ok=True)
+    settings = login.folder / "basic_auth.ini"
+    settings.write_text(
+        f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = sqlite:///{login.folder / 'users.db'}\n",
+        encoding="utf-8",
+    )
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+        "MLFLOW_AUTH_ADMIN_USERNAME": login.user,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": login.password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
+    }
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
@@ -189,7 +223,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _check_port(port: int) -> None:
+def check_port(port: int) -> None:
+    """Refuse a port of 127.0.0.1 that cannot be listened on.
+
+    Raises:
+        ConfigError: it is busy, does not exist, or needs administrator rights.
+    """
     if not 1 <= port <= 65535:
         raise ConfigError(f"port {port} does not exist; allowed: 1 to 65535")
     with socket.socket() as probe:

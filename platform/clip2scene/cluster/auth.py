@@ -1,0 +1,86 @@
+"""Secrets: kept in files that only their owner reads, and handed to Ray by the environment, never by an argument."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from clip2scene.config import ConfigError
+from clip2scene.storage import writing
+
+AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+"""Ray's own environment variables."""
+OPEN_TO_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_SECRET_BYTES = 32
+
+
+def secret_file(path: Path) -> str:
+    """The secret kept in a file of mode 600; a random one is made when the file is missing.
+
+    Raises:
+        ConfigError: the file is empty, cannot be read, or others may read it.
+        StorageError: it cannot be written.
+    """
+    if not path.exists():
+        write_private(path, secrets.token_hex(_SECRET_BYTES))
+    return read_private(path)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner reads, and at no moment anybody else.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with writing(path) as aside:
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IRUSR | stat.S_IWUSR)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def read_private(path: Path) -> str:
+    """The text of a file that only its owner may read, without white space around it.
+
+    Raises:
+        ConfigError: it is empty, cannot be read, or others may read it.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise ConfigError(f"{path}: cannot read the secret ({reason})") from error
+    if mode & OPEN_TO_OTHERS:
+        raise ConfigError(f"{path}: mode {mode:o} lets others read a secret; allowed: 600 (chmod 600 {path})")
+    if not text:
+        raise ConfigError(f"{path}: holds no secret; delete it, or put the token there")
+    return text
+
+
+def use_token() -> None:
+    """Let Ray's clients in this process send the token that the environment or Ray's own file names.
+
+    Ray sends none unless ``RAY_AUTH_MODE`` says so. Call it before ray is imported, which reads the mode once.
+
+    Raises:
+        ConfigError: ``RAY_AUTH_TOKEN_PATH`` names a file that cannot be read or that others may read.
+    """
+    named = os.environ.get(AUTH_TOKEN_PATH)
+    if os.environ.get(AUTH_TOKEN):
+        os.environ.setdefault(AUTH_MODE, "token")
+    elif named:
+        read_private(Path(named).expanduser())
+        os.environ.setdefault(AUTH_MODE, "token")
+    elif (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault(AUTH_MODE, "token")
+
+
+def token_for_this_process() -> None:
+    """Give an embedded Ray a random token in the environment, unless the user has chosen a token or a mode.
+
+    Ray would otherwise write one to ``~/.ray/auth_token``, with a mode that lets others read it.
+    """
+    if not any(os.environ.get(name) for name in (AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH)):
+        os.environ[AUTH_TOKEN] = secrets.token_hex(_SECRET_BYTES)

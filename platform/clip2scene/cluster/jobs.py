@@ -1,0 +1,169 @@
+"""Jobs of a Ray cluster, from outside of it: the one door to Ray's Jobs API, and errors in a sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from clip2scene.cluster.auth import use_token
+from clip2scene.config import Clip2sceneError, ConfigError
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+API_ADDRESS, RAY_ADDRESS = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
+DETACHED = 130
+"""Exit status of a command that stopped following a job which goes on."""
+_POLL_S = 0.5
+_CHATTY = (
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
+
+
+class ClusterError(Clip2sceneError, RuntimeError):
+    """A cluster that does not answer, or does not let us in."""
+
+
+class Jobs:
+    """The jobs of the cluster whose dashboard is at an address.
+
+    Args:
+        address: ``http://HOST:8265``; ``RAY_API_SERVER_ADDRESS``, ``RAY_ADDRESS`` or 127.0.0.1 when not given.
+
+    Raises:
+        ConfigError: the address is no dashboard's, or the token's file is open to others.
+        ClusterError: nothing answers there, or it wants another token.
+    """
+
+    def __init__(self, address: str | None = None):
+        self.address = _dashboard(address)
+        use_token()
+        os.environ[API_ADDRESS] = self.address  # which Ray prefers to the address that it is given
+        from ray.job_submission import JobSubmissionClient
+
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        with self._in_a_sentence():
+            self.client = JobSubmissionClient(self.address)
+
+    def all(self) -> list[Any]:
+        """Every job that was submitted to the cluster, oldest first, as Ray's ``JobDetails``."""
+        with self._in_a_sentence():
+            jobs = [job for job in self.client.list_jobs() if job.submission_id is not None]
+        return sorted(jobs, key=lambda job: job.start_time or 0)
+
+    def one(self, job_id: str) -> Any:
+        """A job.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        found = {job.submission_id: job for job in self.all()}
+        if job_id not in found:
+            known = ", ".join(list(found)[-5:]) or "none"
+            raise ConfigError(f"job {job_id!r}: not known at {self.address}; the latest there: {known}")
+        return found[job_id]
+
+    def submit(self, **words: Any) -> None:
+        """Send a job, with the words of Ray's ``submit_job``."""
+        with self._in_a_sentence():
+            self.client.submit_job(**words)
+
+    def stop(self, job_id: str) -> bool:
+        """End a job with SIGTERM, and wait until it has ended: whether it was running."""
+        if self.one(job_id).status.is_terminal():
+            return False
+        with self._in_a_sentence():
+            self.client.stop_job(job_id)
+        self._ended(job_id)
+        return True
+
+    def log(self, job_id: str) -> str:
+        """What a job has printed so far."""
+        self.one(job_id)
+        with self._in_a_sentence():
+            return str(self.client.get_job_logs(job_id))
+
+    def follow(self, job_id: str) -> int:
+        """Print what a job prints until it ends, and return its exit status; Ctrl-C leaves it running.
+
+        Raises:
+            ClusterError: the connection broke; the job goes on.
+        """
+        try:
+            asyncio.run(self._print(job_id))
+            return exit_status(self._ended(job_id))
+        except KeyboardInterrupt:
+            print(f"\n{job_id} goes on; {self.come_back(job_id)}")
+            return DETACHED
+        except (ClusterError, OSError) as error:
+            raise ClusterError(
+                f"lost {self.address} while following {job_id}, which may well go on; {self.come_back(job_id)}"
+            ) from error
+
+    def come_back(self, job_id: str) -> str:
+        """How to see and end a job that is not followed."""
+        words = f"{job_id} --address {self.address}"
+        return f"follow it with `clip2scene logs --follow {words}`, end it with `clip2scene stop {words}`"
+
+    def nodes(self) -> list[Any]:
+        """The living nodes, as Ray's ``NodeState``."""
+        from ray.util.state import list_nodes
+
+        with self._in_a_sentence():
+            return [node for node in list_nodes(address=self.address) if node.state == "ALIVE"]
+
+    async def _print(self, job_id: str) -> None:
+        with self._in_a_sentence():
+            async for lines in self.client.tail_job_logs(job_id):
+                print(lines, end="", flush=True)
+
+    def _ended(self, job_id: str) -> Any:
+        while not (job := self.one(job_id)).status.is_terminal():
+            time.sleep(_POLL_S)
+        return job
+
+    @contextmanager
+    def _in_a_sentence(self) -> Iterator[None]:
+        import aiohttp
+        from ray.exceptions import AuthenticationError
+        from ray.util.state.exception import RayStateApiException
+        from requests import RequestException
+
+        try:
+            yield
+        except AuthenticationError as error:
+            raise ClusterError(
+                f"{self.address} wants its token; name the file that holds it in RAY_AUTH_TOKEN_PATH "
+                "(`clip2scene up` prints the line that does)"
+            ) from error
+        except (ConnectionError, RequestException, aiohttp.ClientError) as error:
+            raise ClusterError(
+                f"no Ray dashboard answers at {self.address}; give its address with --address"
+            ) from error
+        except (RuntimeError, RayStateApiException) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ClusterError(f"{self.address} refuses: {reason}") from error
+
+
+def exit_status(job: Any) -> int:
+    """Of a command that waited for a job: 0 when it succeeded, else the job's own or 1."""
+    if job.status == "SUCCEEDED":
+        return 0
+    return int(job.driver_exit_code or 1)
+
+
+def _dashboard(given: str | None) -> str:
+    address = given or os.environ.get(API_ADDRESS) or os.environ.get(RAY_ADDRESS) or DEFAULT_ADDRESS
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"--address {address}: must be the address of Ray's dashboard, http://HOST:8265")
+    if parts.username or parts.password:
+        raise ConfigError("--address: holds a password, which others would see; use Ray's token (RAY_AUTH_TOKEN_PATH)")
+    return address.rstrip("/")

@@ -1,0 +1,264 @@
+"""``clip2scene plan``: what a job, a table or a sweep would do, take, want and cost; nothing is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from clip2scene.cluster.plan_machine import Machine, free_bytes
+from clip2scene.cluster.plan_stages import Planner
+from clip2scene.cluster.plan_work import Plan, Work, needs_teacher, seconds_of, source_of
+from clip2scene.cluster.rates import RatedStage, Rates
+from clip2scene.cluster.submit import check_fits
+from clip2scene.config import STAGES, ConfigError, Job
+from clip2scene.jobfile import load_job, read_values
+from clip2scene.sweeps.slots import trial_slots
+from clip2scene.sweeps.space import Scheduler, Sweep, is_space, load_sweep
+from clip2scene.tables.spec import expand, is_table, jobs_of, load_table
+from clip2scene.training.validation import SWEEPS
+
+NO_ROOT = "not-given"
+"""Stands for the data set's folder where a job names none."""
+_ORDER = (
+    "start", "streetworld_clip", "streetworld", "index", "extract", "superpixels", "distill", "verify", "evaluate",
+    "finetune",
+)  # fmt: skip
+_OF_A_JOB = ("distill", "evaluate", "finetune")
+_IN_PROCESS_MEMORY = 0.9
+"""Share of a machine's memory above which a plan warns."""
+
+
+def plan(
+    path: str,
+    overrides: Sequence[str],
+    job_path: str | None,
+    machine: Machine,
+    rates: Rates,
+    num_frames: int | None = None,
+) -> Plan:
+    """Plan what a file asks for.
+
+    Args:
+        path: a job, a table or (with ``job_path``) a search space.
+        overrides: ``key=value`` words, as with the verb that would run it.
+        job_path: of the job that a search space varies.
+        machine: where it would run.
+        rates: what was measured.
+        num_frames: training keyframes of a data set that is not there.
+
+    Raises:
+        ConfigError: a file cannot be read, or a key or value is wrong.
+        DataError: the data set is damaged.
+    """
+    if is_space(path) != (job_path is not None):
+        raise ConfigError(f"{path}: --job JOB belongs to a search space (a file with the key 'sweep'), and only there")
+    planner = Planner(machine, rates, num_frames)
+    words = list(overrides)
+    if job_path is not None:
+        of_job = [word.removeprefix("job.") for word in words if word.startswith("job.")]
+        values = read_values(job_path, of_job, "job")
+        return plan_sweep(load_sweep(path, job_path, [*words, *_no_root(values, "job.")]), planner)
+    if is_table(path):
+        values = read_values(path, words, "table")
+        jobs, dataset = values.get("jobs"), values.get("dataset")
+        base = jobs.get(dataset) if isinstance(jobs, dict) else None
+        table = load_table(path, [*words, *_no_root(base, f"jobs.{dataset}.")])
+        return plan_jobs(list(jobs_of(expand(table, path)).values()), table.table, planner)
+    job = load_job(path, [*words, *_no_root(read_values(path, words, "job"))])
+    return plan_jobs([job], job.name, planner)
+
+
+def plan_jobs(jobs: Sequence[Job], name: str, planner: Planner) -> Plan:
+    """Plan one job, or those of a table, which share what they can."""
+    machine = planner.machine
+    if jobs[0].stage == "streetworld_clip":
+        return _plan_clip(jobs[0], planner)
+    works: dict[str, Work] = {}
+    trainings = 0
+    for job in jobs:
+        for work in planner.works(job):
+            works[work.stage] = works[work.stage].plus(work) if work.stage in works else work
+            trainings += work.stage == "distill"
+    if len(jobs) > 1 and all(not job.resources.num_workers and not job.resources.gpus_per_worker for job in jobs):
+        # One process for all jobs with the same pre-training, as many as there are cores at a time.
+        side_by_side = max(min(int(machine.cpus), trainings), 1)
+        for stage in [stage for stage in works if stage in _OF_A_JOB]:
+            seconds = works[stage].seconds
+            works[stage] = replace(works[stage], seconds=None if seconds is None else seconds / side_by_side)
+    facts = {"jobs": len(jobs), "pretrainings": trainings} if len(jobs) > 1 else {}
+    return _whole(jobs, name, planner, works, _unfit(jobs, machine), facts)
+
+
+def plan_sweep(sweep: Sweep, planner: Planner) -> Plan:
+    """Plan a sweep: its distinct inputs once each, then as many trials at a time as fit."""
+    space, machine = sweep.space, planner.machine
+    # What TPE will choose is not known; its trials count as the job's own settings.
+    jobs = [sweep.job_of(trial) for trial in sweep.trials]
+    first = jobs[0]
+    problems, slots = [], 1
+    try:
+        slots = trial_slots(machine.nodes_for(space.resources.num_workers), space.resources)
+    except ConfigError as error:
+        problems.append(str(error))
+    least, expected = asha_shares(space.scheduler, sweep.epochs)
+    works: dict[str, Work] = {}
+    extractions, checks = 0, 0
+    for job in jobs:
+        for work in planner.works(job.model_copy(update={"stage": "extract"})):
+            works[work.stage] = works[work.stage].plus(work) if work.stage in works else work
+            extractions += work.stage == "extract"
+        data = planner.data(job)
+        train = planner.training("distill", job, job.distill, data.train_frames, job.distill.num_sweeps)
+        clouds = data.eval_frames * SWEEPS * math.ceil(sweep.epochs / space.verify_every_epochs)
+        checks += clouds
+        rated: tuple[tuple[RatedStage, Work], ...] = (("distill", train), ("verify", Work("verify", clouds, "clouds")))
+        for stage, work in rated:
+            rate = planner.rates.find(stage, "gpu" if space.resources.gpus_per_worker else "cpu", job)
+            at_work = slots * max(space.resources.num_workers, 1)
+            timed = replace(
+                work,
+                done=0,
+                seconds=seconds_of(rate, round(expected * work.amount), at_work, runs=0),
+                sources=source_of(rate, space.resources.gpus_per_worker, at_work),
+                gpus=at_work * space.resources.gpus_per_worker,
+            )
+            works[work.stage] = works[work.stage].plus(timed) if work.stage in works else timed
+    epochs = len(jobs) * sweep.epochs
+    facts = {
+        "trials": len(jobs),
+        "trials at a time": slots,
+        "extractions": extractions,
+        "epochs, no trial stopped": epochs,
+        "epochs, at least": round(least * epochs),
+        "epochs, expected": round(expected * epochs),
+    }
+    if space.searcher == "tpe":
+        planner.note("what TPE will choose is not known: its trials count with the job's own settings")
+    if space.budget.hours is not None:
+        planner.note(f"budget.hours={space.budget.hours:g} stops what still runs then")
+    problems += _unfit([first.model_copy(update={"stage": "extract"})], machine)
+    return _whole(jobs, space.sweep, planner, works, problems, facts)
+
+
+def asha_shares(scheduler: Scheduler, epochs: int) -> tuple[float, float]:
+    """Share of all epochs that are trained at least, and that are expected.
+
+    At least: every trial as long as none can be stopped. Expected: of the trials at a rung one in ``reduction_factor``
+    goes on; as ASHA decides before all are there, early ones go on more often than that.
+    """
+    if scheduler.kind == "none":
+        return 1.0, 1.0
+    reached, part, total = min(scheduler.grace_epochs, epochs), 1.0, 0.0
+    total += reached
+    while reached < epochs:
+        following, part = min(reached * scheduler.reduction_factor, epochs), part / scheduler.reduction_factor
+        total, reached = total + part * (following - reached), following
+    return min(scheduler.grace_epochs, epochs) / epochs, total / epochs
+
+
+def _whole(
+    jobs: Sequence[Job],
+    name: str,
+    planner: Planner,
+    works: dict[str, Work],
+    problems: list[str],
+    facts: Mapping[str, float],
+) -> Plan:
+    machine, first = planner.machine, jobs[0]
+    start = planner.rates.find("start", "cpu", first)
+    everything = {
+        "start": Work("start", 1, "commands", seconds=seconds_of(start, 1, 1), sources=source_of(start, 0, 1))
+    }
+    everything |= works
+    memories = [memory for job in _different(jobs) for memory in planner.memory(job)]
+    known = [memory for memory in memories if memory is not None]
+    largest = max(known, key=lambda parts: sum(parts.values()), default=None)
+    result = Plan(
+        name=name,
+        works=tuple(everything[stage] for stage in _ORDER if stage in everything),
+        data=planner.data(first),
+        machine=machine,
+        wanted=tuple(_wanted(first)),
+        memory=largest if len(known) == len(memories) else None,
+        actor_memory=planner.actor_memory(first),
+        facts=facts,
+    )
+    if machine.is_here and result.stored_bytes > (free := free_bytes(first.storage)):
+        problems.append(
+            f"storage={first.storage}: {result.stored_bytes / 1e9:,.1f} GB are to be written and {free / 1e9:,.1f} GB "
+            "are free there; give another storage, or free some space"
+        )
+    _warn(planner, first, result, int(facts.get("trials at a time", 1)))
+    return replace(result, problems=tuple(dict.fromkeys(problems)), notes=tuple(planner.notes))
+
+
+def _warn(planner: Planner, job: Job, result: Plan, at_a_time: int) -> None:
+    machine, resources = planner.machine, job.resources
+    workers = max(resources.num_workers, 1)
+    trains = job.stage not in ("index", "extract")
+    if "://" in job.storage:
+        planner.note(f"storage={job.storage}: what is there already is not looked at; everything counts as to do")
+    if trains and not resources.gpus_per_worker and workers * resources.threads_per_worker > machine.cpus:
+        planner.note(f"{workers} training workers share {machine.cpus:g} CPUs")
+    if machine.gpus > result.gpus and result.gpus:
+        planner.note(
+            f"{machine.gpus - result.gpus:g} of {machine.gpus:g} GPUs stay idle; more resources.num_workers (at most "
+            f"distill.batch_size={job.distill.batch_size} of them find work) and extract.num_actors would use them"
+        )
+    node = machine.memory_bytes
+    if result.memory is not None and node is not None:
+        together = at_a_time * workers * sum(result.memory.values())
+        if together > _IN_PROCESS_MEMORY * node:
+            planner.note(
+                f"memory: the training workers may want {together / 1e9:.1f} GB together and {machine.name} has "
+                f"{node / 1e9:.1f}; resources.cached_frames={resources.cached_frames} or fewer workers take less"
+            )
+
+
+def _plan_clip(job: Job, planner: Planner) -> Plan:
+    """The job that rebuilds the small CLIP; it has no data set of its own."""
+    steps = job.streetworld_clip.steps
+    rate = planner.rates.find("streetworld_clip", "cpu", job)
+    work = Work("streetworld_clip", steps, "steps", seconds=seconds_of(rate, steps, 1), sources=source_of(rate, 0, 1))
+    return Plan(job.name, (work,), None, planner.machine, ("1 process",), None, None)
+
+
+def _wanted(job: Job) -> Iterable[str]:
+    extract, resources = job.extract, job.resources
+    if needs_teacher(job):
+        gpus = f", {extract.gpus_per_actor:g} GPUs" if extract.gpus_per_actor else ""
+        yield f"extract: {extract.num_actors} actors, each {extract.threads_per_actor} CPU{gpus}"
+    if STAGES.index(job.stage) > STAGES.index("extract"):
+        gpus = f", {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
+        who = f"{resources.num_workers} workers, each 1 CPU" if resources.num_workers else "1 process"
+        yield f"trainings: {who}{gpus}"
+
+
+def _unfit(jobs: Sequence[Job], machine: Machine) -> list[str]:
+    problems = []
+    for job in jobs:
+        try:
+            check_fits(job, list(machine.nodes_for(job.resources.num_workers)), machine.name)
+        except ConfigError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _different(jobs: Sequence[Job]) -> list[Job]:
+    """One job for all that differ in nothing that decides memory."""
+    return list(
+        {
+            (job.student, job.distill.num_sweeps, job.stage, job.dataset, job.finetune.label_fraction): job
+            for job in jobs
+        }.values()
+    )
+
+
+def _no_root(values: Any, prefix: str = "") -> list[str]:
+    """An override for a job that names no folder of its data set: official counts are used then."""
+    dataset = values.get("dataset") if isinstance(values, dict) else None
+    if not isinstance(dataset, dict) or dataset.get("kind") == "streetworld" or dataset.get("root") is not None:
+        return []
+    return [f"{prefix}dataset.root={NO_ROOT}"]

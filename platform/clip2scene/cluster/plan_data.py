@@ -1,0 +1,244 @@
+"""How much a job reads, found without making any of it.
+
+In this order: the index that the storage holds; for a street world its settings, which say exactly how many keyframes
+it will have; the data set's folder, whose index is built in memory and not kept; the published counts of the official
+splits. ``--frames`` scales the counts to a data set that is not there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clip2scene.config import ConfigError, DatasetSettings, Job, digest_of
+from clip2scene.data.datasets import build_index, fingerprint
+from clip2scene.data.index import DataError, Frame, Index
+from clip2scene.data.splits import scenes_of_split, split_frames, split_scenes
+from clip2scene.stages import Stages
+from clip2scene.storage import Storage
+from clip2scene.streetworld.generate import world_digest
+from clip2scene.streetworld.tables import scene_names
+from clip2scene.training.finetune import choose_labelled
+
+_NUSCENES = {
+    "train": (28_130, 700),
+    "val": (6_019, 150),
+    "test": (6_008, 150),
+    "mini_train": (323, 8),
+    "mini_val": (81, 2),
+}
+"""Keyframes and scenes of the official splits (Caesar et al., CVPR 2020; v1.0-mini: its tables)."""
+_NUSCENES_DERIVED = {"parametrizing": 600, "verifying": 100}
+"""Scenes of ``train`` in the splits that divide it."""
+_SEMANTICKITTI = dict(
+    zip(
+        (f"{number:02d}" for number in range(22)),
+        # 00 to 10, which have labels, and 11 to 21.
+        (
+            *(4541, 1101, 4661, 801, 271, 2761, 1101, 1101, 4071, 1591, 1201),
+            *(921, 1061, 3281, 631, 1901, 1731, 491, 1801, 4981, 831, 2721),
+        ),
+        strict=True,
+    )
+)
+"""Scans of the sequences (Behley et al., ICCV 2019: 23,201 and 20,351)."""
+_SCANNET = {"train": 1201, "val": 312, "test": 100}
+"""Scans of the official lists, each a frame."""
+_CAMERAS = {"streetworld": 6, "nuscenes": 6, "semantickitti": 1}
+_POINTS = {"nuscenes": 34_688, "semantickitti": 104_452}
+"""Points a sweep: 32 beams x 1,084 steps, as in a real keyframe; 4,549 million points in 43,552 scans."""
+_RETURNS = 0.9
+"""Share of a street world's rays that hit something, in the worlds of jobs/table3_ablation.yaml."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a job reads."""
+
+    frames: int
+    """Of the whole index."""
+    train_frames: int
+    eval_frames: int
+    labelled_frames: int
+    """Of ``train_frames``, whose labels fine-tuning reads."""
+    images: int
+    """Of both splits."""
+    train_images: int
+    points: int | None
+    """Of one sweep; None where nothing says so."""
+    source: str
+    world_is_there: bool = False
+    index_is_there: bool = False
+    stages: Stages | None = None
+    """The job's, where its index is in the storage: what is finished can be looked up."""
+
+
+def look(job: Job, num_frames: int | None = None) -> Data:
+    """Count what a job reads.
+
+    Args:
+        job: nothing of it is made.
+        num_frames: keyframes of the training split of a data set that is not there; the others in proportion.
+
+    Raises:
+        ConfigError: an unknown split, or a data set whose size nothing says.
+        DataError: the data set's folder is damaged.
+    """
+    if num_frames is not None:
+        return _scaled(_counted(job), num_frames)
+    stages = _stages(job)
+    if stages is not None:
+        return replace(
+            _of_index(job, stages.index, f"the index in storage={job.storage}"),
+            world_is_there=True,
+            index_is_there=True,
+            stages=stages,
+        )
+    dataset = job.dataset
+    root = Path(dataset.root or "").expanduser().resolve()
+    if dataset.kind == "streetworld" or not root.is_dir():
+        return replace(_counted(job), world_is_there=_world(job).is_dir())
+    index = build_index(
+        dataset.kind,
+        root,
+        version=dataset.version,
+        max_sweeps=dataset.max_sweeps,
+        images_per_scene=dataset.images_per_scene,
+    )
+    return _of_index(job, index, f"dataset.root={dataset.root}, indexed for this plan and not kept")
+
+
+def _stages(job: Job) -> Stages | None:
+    """The job's stages where world and index are there already, so that asking for them makes nothing."""
+    dataset, root = job.dataset, _world(job)
+    if "://" in job.storage or not Path(job.storage).expanduser().is_dir() or not root.is_dir():
+        return None
+    key = digest_of(fingerprint(dataset.kind, root, dataset.version), dataset.max_sweeps, dataset.images_per_scene)
+    return Stages(job) if Storage(job.storage).path("indexes", f"{key}.parquet").is_file() else None
+
+
+def _world(job: Job) -> Path:
+    """The data set's folder, which may not be there."""
+    dataset = job.dataset
+    if dataset.root is not None or dataset.kind != "streetworld":
+        return Path(dataset.root or "").expanduser().resolve()
+    return Path(job.storage).expanduser().resolve() / "streetworld" / world_digest(dataset.streetworld, job.world_seed)
+
+
+def _of_index(job: Job, index: Index, source: str) -> Data:
+    train = split_frames(index, job.dataset.train_split)
+    held_out = split_frames(index, job.dataset.eval_split)
+    both = {frame.frame_id: frame for frame in (*train, *held_out)}
+    return Data(
+        frames=len(index.frames),
+        train_frames=len(train),
+        eval_frames=len(held_out),
+        labelled_frames=len(choose_labelled(train, job.finetune.protocol, job.finetune.label_fraction)),
+        images=_images(tuple(both.values())),
+        train_images=_images(train),
+        points=_points_of(job, index, train[0]),
+        source=source,
+    )
+
+
+def _images(frames: tuple[Frame, ...]) -> int:
+    return sum(len(frame.cameras) for frame in frames)
+
+
+def _points_of(job: Job, index: Index, frame: Frame) -> int | None:
+    from clip2scene.data.clouds import read_cloud, resolve
+
+    try:
+        return len(read_cloud(resolve(index.root, frame.cloud_path)))
+    except DataError:
+        return _points(job.dataset)  # an index can be there without its files
+
+
+def _points(dataset: DatasetSettings) -> int | None:
+    if dataset.kind == "streetworld":
+        return round(_RETURNS * dataset.streetworld.lidar_beams * dataset.streetworld.lidar_azimuth_steps)
+    return _POINTS.get(dataset.kind)
+
+
+def _counted(job: Job) -> Data:
+    """Counts from settings, or published ones."""
+    dataset = job.dataset
+    cameras = _CAMERAS.get(dataset.kind, dataset.images_per_scene)
+    if cameras is None:
+        raise ConfigError(
+            f"dataset.images_per_scene: not given, and {dataset.kind} at {dataset.root} is not there to count them; "
+            "give it, or dataset.root"
+        )
+    if dataset.kind == "streetworld":
+        world = dataset.streetworld
+        total = (world.train_scenes + world.val_scenes) * world.keyframes_per_scene
+        source = "the settings of the street world"
+    else:
+        total = {"nuscenes": 0, "semantickitti": sum(_SEMANTICKITTI.values())}.get(dataset.kind, 0)
+        source = f"official counts of {dataset.kind} (dataset.root={dataset.root} is not there)"
+    (train, scenes), (held_out, _) = (_split(job, name) for name in (dataset.train_split, dataset.eval_split))
+    different = train + (held_out if dataset.train_split != dataset.eval_split else 0)
+    if dataset.kind == "nuscenes":
+        names = ("mini_train", "mini_val") if dataset.version == "v1.0-mini" else ("train", "val")
+        total = sum(_NUSCENES[name][0] for name in names)
+    return Data(
+        frames=max(total, different),
+        train_frames=train,
+        eval_frames=held_out,
+        labelled_frames=_labelled(job, train, scenes),
+        images=different * cameras,
+        train_images=train * cameras,
+        points=_points(dataset),
+        source=source,
+    )
+
+
+def _split(job: Job, name: str) -> tuple[int, int]:
+    """Keyframes and scenes of a split."""
+    kind = job.dataset.kind
+    if kind == "streetworld":
+        world = job.dataset.streetworld
+        there = split_scenes(name).intersection(scene_names(world.train_scenes, world.val_scenes))
+        if not there:
+            raise ConfigError(f"split {name!r}: this street world will have no scene of it; make it larger")
+        return len(there) * world.keyframes_per_scene, len(there)
+    if kind == "semantickitti":
+        scenes = scenes_of_split(Index(kind, Path(), "", ()), name)
+        return sum(_SEMANTICKITTI[scene] for scene in scenes), len(scenes)
+    if kind == "nuscenes" and name in _NUSCENES_DERIVED:
+        frames, scenes_there = _NUSCENES["train"]
+        scenes_wanted = _NUSCENES_DERIVED[name]
+        return round(frames * scenes_wanted / scenes_there), scenes_wanted
+    known = _NUSCENES if kind == "nuscenes" else {split: (count, count) for split, count in _SCANNET.items()}
+    if name not in known:
+        raise ConfigError(
+            f"split {name!r}: no count of it is known without dataset.root; known for {kind}: {', '.join(known)}"
+        )
+    return known[name]
+
+
+def _labelled(job: Job, frames: int, scenes: int) -> int:
+    """As :func:`clip2scene.training.finetune.choose_labelled` does, with scenes of equal length."""
+    every = max(round(1 / job.finetune.label_fraction), 1)
+    if job.finetune.protocol == "clip2scene_frame":
+        return math.ceil(frames / every)
+    return round(math.ceil(scenes / every) * frames / scenes)
+
+
+def _scaled(data: Data, num_frames: int) -> Data:
+    share = num_frames / data.train_frames
+
+    def times(count: int) -> int:
+        return max(round(count * share), 1)
+
+    return replace(
+        data,
+        frames=times(data.frames),
+        train_frames=num_frames,
+        eval_frames=times(data.eval_frames),
+        labelled_frames=times(data.labelled_frames),
+        images=times(data.images),
+        train_images=times(data.train_images),
+        source=f"--frames {num_frames}, in proportion to {data.source}",
+    )

@@ -1,0 +1,121 @@
+"""A plan as text for people and as JSON for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clip2scene.cluster.plan_work import Plan, Work
+from clip2scene.progress import duration
+
+
+def plan_text(plan: Plan, price_per_gpu_hour: float | None = None) -> str:
+    """Several lines; the last are what speaks against it."""
+    lines = [f"plan of {plan.name}: nothing was run"]
+    if plan.data is not None:
+        data = plan.data
+        lines.append(
+            f"data: {data.frames:,} keyframes, {data.train_frames:,} to train on, {data.eval_frames:,} to score on, "
+            f"{data.images:,} images of both, from {data.source}"
+        )
+    lines += [f"{name}: {count:,g}" for name, count in plan.facts.items()]
+    lines += ["", f"{'stage':17}{'work':>26}{'done':>13}{'steps':>9}{'to store':>11}{'time':>14}"]
+    lines += [_row(work) for work in plan.works]
+    lines += [f"{'all':17}{'':26}{'':13}{'':9}{_bytes(plan.stored_bytes):>11}{_time(plan):>14}", ""]
+    for work in plan.works:
+        lines += [f"{work.stage}: {source}" for source in work.sources]
+    lines.append("")
+    lines += [f"wanted: {sentence}" for sentence in plan.wanted]
+    machine = plan.machine
+    lines.append(
+        f"there: {machine.cpus:g} CPUs and {machine.gpus:g} GPUs, nodes: {len(machine.nodes)} ({machine.name})"
+    )
+    if plan.memory is not None:
+        parts = ", ".join(f"{name} {_bytes(count)}" for name, count in plan.memory.items())
+        lines.append(
+            f"memory of a training worker: {_bytes(sum(plan.memory.values()))} at its peak, estimated ({parts})"
+        )
+    if plan.actor_memory is not None:
+        lines.append(f"memory of an actor that encodes: {_bytes(plan.actor_memory)}, estimated")
+    if price_per_gpu_hour is not None:
+        lines.append(_money(plan, price_per_gpu_hour))
+    lines += [f"note: {sentence}" for sentence in plan.notes]
+    return "\n".join(lines)
+
+
+def plan_json(plan: Plan, price_per_gpu_hour: float | None = None) -> dict[str, Any]:
+    """The same, JSON-able; times that are not known are null."""
+    data, machine = plan.data, plan.machine
+    hours = plan.gpu_hours
+    return {
+        "name": plan.name,
+        "data": None
+        if data is None
+        else {
+            "frames": data.frames,
+            "train_frames": data.train_frames,
+            "eval_frames": data.eval_frames,
+            "labelled_frames": data.labelled_frames,
+            "images": data.images,
+            "source": data.source,
+        },
+        "facts": dict(plan.facts),
+        "stages": [
+            {
+                "stage": work.stage,
+                "amount": work.amount,
+                "unit": work.unit,
+                "done": work.done,
+                "steps": work.steps,
+                "stored_bytes": work.stored_bytes,
+                "seconds": work.seconds,
+                "gpus": work.gpus,
+                "sources": list(work.sources),
+            }
+            for work in plan.works
+        ],
+        "seconds": plan.seconds,
+        "stored_bytes": plan.stored_bytes,
+        "memory": None if plan.memory is None else dict(plan.memory),
+        "actor_memory": plan.actor_memory,
+        "wanted": list(plan.wanted),
+        "machine": {"name": machine.name, "nodes": list(machine.nodes)},
+        "gpu_hours": hours,
+        "price": None if hours is None or price_per_gpu_hour is None else hours * price_per_gpu_hour,
+        "never_schedulable": list(plan.problems),
+        "notes": list(plan.notes),
+    }
+
+
+def _row(work: Work) -> str:
+    amount = f"{work.amount:,} {work.unit}"
+    done = f"{work.done:,}" if work.done else ""
+    steps = f"{work.steps:,}" if work.steps else ""
+    seconds = "no estimate" if work.seconds is None else duration(work.seconds)
+    stored = _bytes(work.stored_bytes) if work.stored_bytes else ""
+    return f"{work.stage:17}{amount:>26}{done:>13}{steps:>9}{stored:>11}{seconds:>14}"
+
+
+def _time(plan: Plan) -> str:
+    if plan.seconds is not None:
+        return duration(plan.seconds)
+    known = sum(work.seconds for work in plan.works if work.seconds is not None)
+    return f"> {duration(known)}"
+
+
+def _money(plan: Plan, price: float) -> str:
+    if not plan.gpus:
+        return "price: no GPU is wanted"
+    if plan.gpu_hours is None:
+        return "price: no estimate, as the time of a stage is not known"
+    return (
+        f"price: {plan.gpu_hours:,.1f} GPU-hours ({plan.gpus:g} GPUs held from beginning to end), "
+        f"{plan.gpu_hours * price:,.2f} at {price:g} an hour"
+    )
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} GB" if count < 1000 else f"{count:,.0f} GB"

@@ -1,0 +1,216 @@
+"""The stages that a job needs and what each has to do, found without doing any of it.
+
+What is found in the storage (world, index, encoded images, distilled student) counts as done; scores and fine-tuned
+students are not looked up.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from clip2scene.cluster.plan_data import Data, look
+from clip2scene.cluster.plan_machine import Machine
+from clip2scene.cluster.plan_memory import actor_bytes, parameters, training_bytes
+from clip2scene.cluster.plan_work import UNITS, Work, asks, needs_teacher, seconds_of, source_of
+from clip2scene.cluster.rates import RatedStage, Rates
+from clip2scene.config import STAGES, TEXT_FREE, ConfigError, Job, TeacherSettings, TrainingSettings, digest_of
+from clip2scene.stages import Stages
+from clip2scene.streetworld.sensors import CAMERA_NAMES
+from clip2scene.teacher import store
+from clip2scene.teacher.clip import DenseClip, load_teacher
+
+POINT_BYTES = 20
+"""Of a cloud's file: x, y, z, intensity and ring, float32."""
+
+
+@functools.lru_cache
+def teacher_of(settings: TeacherSettings) -> DenseClip:
+    """The teacher, loaded once for all jobs of a plan."""
+    return load_teacher(settings)
+
+
+class Planner:
+    """Plans one job after another; what they share counts once, in the first that needs it.
+
+    Args:
+        machine: where it would run.
+        rates: what was measured.
+        num_frames: training keyframes of a data set that is not there.
+    """
+
+    def __init__(self, machine: Machine, rates: Rates, num_frames: int | None = None):
+        self.machine, self.rates, self.notes = machine, rates, list[str]()
+        self._num_frames = num_frames
+        self._data: dict[str, Data] = {}
+        self._seen: set[str] = set()
+
+    def works(self, job: Job) -> Iterator[Work]:
+        """The stages that a job needs and no earlier job of this plan had."""
+        data, key = self.data(job), self._key(job)
+        dataset, last = job.dataset, STAGES.index(job.stage)
+        if dataset.kind == "streetworld" and self._is_new("streetworld", key):
+            yield self._world(job, data)
+        if self._is_new("index", key):
+            size = data.frames * self.rates.bytes_of("keyframe in an index")
+            done = data.frames if data.index_is_there else 0
+            yield self._work("index", job, data.frames, done, stored_bytes=0 if done else size)
+        if not needs_teacher(job):
+            yield from self._finetune(job, data, key)
+            return
+        if self._is_new("extract", key, job.teacher.digest()):
+            yield self._extract(job, data)
+        if last < STAGES.index("distill"):
+            return
+        contrast = job.distill.contrast.digest()
+        if job.distill.method == "slidr" and self._is_new("superpixels", key, contrast):
+            pixels = job.teacher.image_height_px * job.teacher.image_width_px
+            yield self._work("superpixels", job, data.train_images, stored_bytes=2 * data.train_images * pixels)
+        student = digest_of(key, self._student_key(job))
+        if self._is_new("distill", student):
+            yield self.training("distill", job, job.distill, data.train_frames, job.distill.num_sweeps)
+        scored = last >= STAGES.index("evaluate") and job.distill.method not in TEXT_FREE
+        if scored and self._is_new("evaluate", student, list(job.evaluate.methods)):
+            yield self._work("evaluate", job, data.eval_frames)
+        yield from self._finetune(job, data, student)
+
+    def data(self, job: Job) -> Data:
+        """What a job reads, looked up once for all jobs that read the same."""
+        key = digest_of(self._key(job), job.finetune.protocol, job.finetune.label_fraction)
+        if key not in self._data:
+            self._data[key] = look(job, self._num_frames)
+        return self._data[key]
+
+    def training(
+        self, stage: RatedStage, job: Job, settings: TrainingSettings, frames: int, sweeps: int, runs: int = 1
+    ) -> Work:
+        """A training of ``frames`` keyframes, ``runs`` times."""
+        steps = math.ceil(frames / settings.batch_size) * settings.epochs
+        steps = min(steps, settings.max_steps or steps)
+        clouds = steps * settings.batch_size * sweeps * runs
+        size = parameters(job.student, self.shape(job).dim) * 4
+        states = {"sgd": 1, "adamw": 2}[settings.optimiser.kind]
+        there = stage == "distill" and self._student_is_there(job)
+        work = self._work(
+            stage,
+            job,
+            clouds,
+            clouds if there else 0,
+            runs=runs,
+            stored_bytes=0 if there else runs * size * (1 + 2 * (1 + states)),
+        )
+        return replace(work, steps=steps * runs)
+
+    def shape(self, job: Job) -> DenseClip:
+        """The teacher, of random weights where it is only asked what shape its features have."""
+        hub = job.teacher.model.startswith("hf-hub:")
+        return teacher_of(job.teacher if hub else job.teacher.model_copy(update={"pretrained": "random"}))
+
+    def memory(self, job: Job) -> list[Mapping[str, int] | None]:
+        """Of a worker of each of the job's trainings."""
+        shape, data = self.shape(job), self.data(job)
+        last = STAGES.index(job.stage)
+        trainings: list[TrainingSettings] = []
+        if last >= STAGES.index("distill") and needs_teacher(job):
+            trainings.append(job.distill)
+        if job.stage == "finetune":
+            trainings.append(job.finetune)
+        return [training_bytes(job, s, data, self.rates, grid=shape.grid, dim=shape.dim) for s in trainings]
+
+    def actor_memory(self, job: Job) -> int | None:
+        """Of an actor that encodes."""
+        if not needs_teacher(job):
+            return None
+        count = sum(parameter.numel() for parameter in self.shape(job).parameters())
+        data = self.data(job)
+        cameras = math.ceil(data.train_images / data.train_frames)
+        return actor_bytes(job.teacher, count, job.extract.frames_per_batch, cameras, self.rates)
+
+    def note(self, sentence: str) -> None:
+        """Say something, once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def _world(self, job: Job, data: Data) -> Work:
+        world, left = job.dataset.streetworld, not data.world_is_there
+        pixels = world.image_width_px * world.image_height_px
+        images = self.rates.bytes_of("million pixels of a street world's images") * len(CAMERA_NAMES) * pixels // 10**6
+        between = max(data.frames - world.train_scenes - world.val_scenes, 0) * world.sweeps_between_keyframes
+        clouds = (data.frames + between) * POINT_BYTES * (data.points or 0)
+        size = data.frames * images + clouds
+        return self._work("streetworld", job, data.frames, 0 if left else data.frames, stored_bytes=left * size)
+
+    def _extract(self, job: Job, data: Data) -> Work:
+        done, shape = self._encoded(job, data), self.shape(job)
+        an_image = 2 * shape.grid[0] * shape.grid[1] * shape.dim
+        return self._work("extract", job, data.images, done, stored_bytes=(data.images - done) * an_image)
+
+    def _encoded(self, job: Job, data: Data) -> int:
+        """Images in the store, by its files' names; what is in them is checked when it is run."""
+        stages = self._found(job, data)
+        if stages is None:
+            return 0
+        both = {frame.frame_id: frame for frame in (*stages.train_frames, *stages.eval_frames)}
+        return sum(len(both[name].cameras) for name in store.stored_frames(stages.store_path) if name in both)
+
+    def _student_is_there(self, job: Job) -> bool:
+        stages = self._found(job, self.data(job))
+        return stages is not None and stages.storage.path("students", f"{stages.distill_digest}.safetensors").is_file()
+
+    def _found(self, job: Job, data: Data) -> Stages | None:
+        """The job's stages with index and teacher loaded, where the storage has features at all."""
+        if data.stages is None or not (data.stages.storage.root / "features").is_dir():
+            return None
+        try:
+            teacher = teacher_of(job.teacher)
+        except ConfigError as error:
+            self.note(
+                f"everything counts as to encode, as the teacher that says what is there cannot be loaded: {error}"
+            )
+            return None
+        stages = Stages(job)
+        stages.index, stages.teacher = data.stages.index, teacher
+        return stages
+
+    def _finetune(self, job: Job, data: Data, start: str) -> Iterator[Work]:
+        if job.stage != "finetune":
+            return
+        settings, new = job.finetune, []
+        for initialisation in settings.initialisations:
+            own = settings.model_copy(update={"initialisations": (), "checkpoint": None}).digest()
+            origin = (settings.checkpoint or start) if initialisation == "pretrained" else job.seed
+            if self._is_new("finetune", self._key(job), own, job.student.digest(), job.seed, origin):
+                new.append(initialisation)
+        if new:
+            yield self.training("finetune", job, settings, data.labelled_frames, 1, runs=len(new))
+            yield self._work("evaluate", job, data.eval_frames)
+
+    def _work(
+        self, stage: RatedStage, job: Job, amount: int, done: int = 0, *, runs: int = 1, stored_bytes: int = 0
+    ) -> Work:
+        """A stage's work with its time."""
+        workers, threads, gpus = asks(stage, job)
+        rate = self.rates.find(stage, "gpu" if gpus else "cpu", job)
+        at_work = self.machine.at_work(workers, threads, gpus)
+        unit = rate.unit if rate is not None else UNITS[stage]
+        work = Work(stage, amount, unit, done, gpus=gpus * workers, stored_bytes=stored_bytes)
+        if done >= amount:
+            return work
+        return replace(
+            work, seconds=seconds_of(rate, amount - done, at_work, runs), sources=source_of(rate, gpus, at_work)
+        )
+
+    def _key(self, job: Job) -> str:
+        world = job.world_seed if job.dataset.kind == "streetworld" else None
+        return digest_of(job.dataset.digest(), world, job.storage)
+
+    def _student_key(self, job: Job) -> str:
+        parts = (job.teacher, job.prompts, job.student, job.distill)
+        return digest_of([part.digest() for part in parts], job.seed, job.resources.num_workers)
+
+    def _is_new(self, *parts: object) -> bool:
+        key = digest_of(*parts)
+        self._seen, before = self._seen | {key}, self._seen
+        return key not in before

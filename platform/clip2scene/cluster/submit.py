@@ -1,0 +1,248 @@
+"""Send a job, a table or a sweep to a cluster: its file, the code that runs here, and no secret.
+
+The cluster's machines have the dependencies and, in their own environment, what MLflow asks for
+(``MLFLOW_TRACKING_USERNAME``, ``MLFLOW_TRACKING_PASSWORD``). A job's environment, entry point and metadata are shown in
+Ray's dashboard, so none of them holds a secret.
+"""
+
+from __future__ import annotations
+
+import getpass
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import clip2scene
+from clip2scene.cluster.jobs import Jobs
+from clip2scene.config import ConfigError, Job, digest_of
+from clip2scene.jobfile import load_job
+
+FILES = "files"
+"""Folder of the package that holds the job's files."""
+_CPUS_PER_WORKER = 1
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is to run on a cluster."""
+
+    verb: str
+    """``run`` or ``sweep``."""
+    files: tuple[Path, ...]
+    """The job's or the table's; the search space and the job's."""
+    overrides: tuple[str, ...]
+    name: str
+    settings: Any
+    """All of them, JSON-able."""
+    jobs: tuple[Job, ...]
+    """What it runs, for their resources and paths."""
+    prefixes: tuple[str, str]
+    """Of ``storage`` and of all other keys of a job, in overrides."""
+
+    @property
+    def digest(self) -> str:
+        """What makes it the same submission."""
+        return digest_of(self.verb, self.settings)
+
+    @property
+    def job_id(self) -> str:
+        """Its name on the cluster."""
+        return f"clip2scene-{self.name}-{self.digest}"
+
+
+def read_submission(path: str, overrides: Sequence[str] = (), job_path: str | None = None) -> Submission:
+    """What a job file, a table or (with ``job_path``) a search space asks for.
+
+    Raises:
+        ConfigError: a file cannot be read, or a key or value is wrong.
+    """
+    from clip2scene.sweeps.space import is_space, load_sweep
+    from clip2scene.tables.spec import expand, is_table, jobs_of, load_table
+
+    words = tuple(overrides)
+    settings: Any
+    if is_space(path) != (job_path is not None):
+        raise ConfigError(f"{path}: --job JOB belongs to a search space (a file with the key 'sweep'), and only there")
+    if job_path is not None:
+        sweep = load_sweep(path, job_path, words)
+        space = sweep.space.model_dump(mode="json", by_alias=True)
+        job = sweep.job_of(sweep.trials[0])
+        settings = [space, sweep.base.model_dump(mode="json", by_alias=True)]
+        files = (Path(path), Path(job_path))
+        return Submission("sweep", files, words, sweep.space.sweep, settings, (job,), ("job.", "job."))
+    if is_table(path):
+        table = load_table(path, words)
+        jobs = tuple(jobs_of(expand(table, path)).values())
+        prefixes = ("", f"jobs.{table.dataset}.")
+        settings = table.model_dump(mode="json", by_alias=True)
+        return Submission("run", (Path(path),), words, table.table, settings, jobs, prefixes)
+    job = load_job(path, words)
+    settings = job.model_dump(mode="json", by_alias=True)
+    return Submission("run", (Path(path),), words, job.name, settings, (job,), ("", ""))
+
+
+def submit(submission: Submission, jobs: Jobs, tracking_uri: str, *, again: bool = False) -> tuple[str, bool]:
+    """Send a submission, unless the same one runs already: its id, and whether it was sent.
+
+    Args:
+        submission: what to run.
+        jobs: the cluster's.
+        tracking_uri: MLflow server, as the cluster reaches it.
+        again: send it even if it runs already.
+
+    Raises:
+        ConfigError: the cluster can never run it, a path is relative and the cluster elsewhere, or the tracking URI is
+            none or holds a password.
+        ClusterError: the cluster does not take it.
+    """
+    check_tracking_uri(tracking_uri)
+    nodes = jobs.nodes()
+    for job in submission.jobs:
+        check_fits(job, [node.resources_total for node in nodes], jobs.address)
+    paths = absolute_paths(submission, here=_is_here([node.node_ip for node in nodes]))
+    if paths:
+        submission = read_submission(
+            str(submission.files[0]),
+            (*submission.overrides, *paths),
+            str(submission.files[1]) if submission.verb == "sweep" else None,
+        )
+    earlier = {job.submission_id: job for job in jobs.all()}
+    ids = [submission.job_id, *(f"{submission.job_id}-{number}" for number in range(2, len(earlier) + 2))]
+    running = [job_id for job_id in ids if job_id in earlier and not earlier[job_id].status.is_terminal()]
+    if running and not again:
+        return running[-1], False
+    job_id = next(job_id for job_id in ids if job_id not in earlier)
+    command = [submission.verb, *_words(submission), "--address", "auto", "--tracking-uri", tracking_uri]
+    with package(submission) as folder:
+        jobs.submit(
+            entrypoint=shlex.join(["python", "-m", "clip2scene.cli", *command]),
+            submission_id=job_id,
+            runtime_env={"working_dir": str(folder)},
+            metadata={
+                "name": submission.name,
+                "digest": submission.digest,
+                "user": getpass.getuser(),
+                "tracking_uri": tracking_uri,
+            },
+        )
+    return job_id, True
+
+
+@contextmanager
+def package(submission: Submission) -> Iterator[Path]:
+    """A folder with this program's code and the submission's files, and nothing else; gone with the block.
+
+    Ray puts it on the path of the job and of its workers, before what their machines have installed.
+    """
+    with tempfile.TemporaryDirectory(prefix="clip2scene-package-") as name:
+        folder = Path(name)
+        code = Path(clip2scene.__file__).parent
+        shutil.copytree(code, folder / code.name, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in submission.files:
+            target = folder / FILES / path.name
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+        yield folder
+
+
+def check_fits(job: Job, nodes: Sequence[dict[str, float]], address: str) -> None:
+    """Refuse what could never be scheduled: Ray would wait for it for ever.
+
+    Args:
+        job: what asks.
+        nodes: what each node has (``{"CPU": 8.0, "GPU": 1.0}``).
+        address: for the sentence.
+
+    Raises:
+        ConfigError: the workers of a training, or the actors that encode, do not fit.
+    """
+    trains = job.stage not in ("index", "extract")
+    asked = [("extract.num_actors", job.extract.num_actors, "extract.gpus_per_actor", job.extract.gpus_per_actor, 0)]
+    if trains:
+        resources = job.resources
+        workers, gpus = resources.num_workers, resources.gpus_per_worker
+        asked.append(("resources.num_workers", workers, "resources.gpus_per_worker", gpus, _CPUS_PER_WORKER))
+    for key, count, gpu_key, gpus, cpus in asked:
+        room = sum(_room(node, cpus, gpus, count) for node in nodes)
+        if room < count:
+            each = " and ".join([*([f"{cpus:g} CPU"] if cpus else []), *([f"{gpus:g} GPUs"] if gpus else [])])
+            has = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+            raise ConfigError(
+                f"{key}={count} with {gpu_key}={gpus:g}: {each} each is wanted and there is room for {room}; the nodes "
+                f"at {address} have: {has}"
+            )
+
+
+def _room(node: dict[str, float], cpus: float, gpus: float, enough: int) -> int:
+    """How many workers a node takes, up to ``enough``."""
+    wanted = [(amount, node.get(name, 0)) for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount]
+    return min([enough, *(int(has / amount + 1e-9) for amount, has in wanted)])
+
+
+def check_tracking_uri(uri: str) -> None:
+    """Refuse what is no server, or would show a password to everybody who may look at the job.
+
+    Raises:
+        ConfigError: it is either.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"--tracking-uri {uri}: must be the address of an MLflow server, http://HOST:PORT")
+    if parts.username or parts.password:
+        raise ConfigError(
+            "--tracking-uri: holds a password, which Ray's dashboard would show; the cluster's machines have it in "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+
+
+def _is_here(addresses: Sequence[str]) -> bool:
+    """Whether all nodes are on this machine; a port that is forwarded is on 127.0.0.1 too, but its nodes are not."""
+    import psutil
+
+    ours = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+    return all(address in ours for address in addresses)
+
+
+def absolute_paths(submission: Submission, *, here: bool) -> tuple[str, ...]:
+    """Overrides that make a job's relative paths absolute, for a process that starts in another folder.
+
+    Raises:
+        ConfigError: a path is relative, and the cluster is not ``here``.
+    """
+    from clip2scene.teacher.weights import absolute
+
+    job, (of_storage, of_others) = submission.jobs[0], submission.prefixes
+    teacher = absolute(job.teacher)
+    paths = {
+        f"{of_storage}storage": (job.storage, None),
+        f"{of_others}dataset.root": (job.dataset.root, None),
+        f"{of_others}finetune.checkpoint": (job.finetune.checkpoint, None),
+        f"{of_others}teacher.model": (job.teacher.model, teacher.model),
+        f"{of_others}teacher.pretrained": (job.teacher.pretrained, teacher.pretrained),
+    }
+    overrides = []
+    for key, (given, resolved) in paths.items():
+        if given is None or given == resolved or (resolved is None and _is_absolute(given)):
+            continue
+        if not here:
+            raise ConfigError(
+                f"{key}={given}: a relative path, and the cluster is not on this machine; give an absolute one"
+            )
+        overrides.append(f"{key}={resolved or Path(given).expanduser().resolve()}")
+    return tuple(overrides)
+
+
+def _is_absolute(path: str) -> bool:
+    return path.startswith(("/", "~")) or "://" in path
+
+
+def _words(submission: Submission) -> list[str]:
+    names = [f"{FILES}/{path.name}" for path in submission.files]
+    job = ["--job", names[1]] if submission.verb == "sweep" else []
+    return [names[0], *submission.overrides, *job]

@@ -1,0 +1,195 @@
+"""A cluster for this machine: several Ray nodes and an MLflow server, on 127.0.0.1, each asking who is there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clip2scene.cluster.auth import AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH, secret_file, write_private
+from clip2scene.cluster.jobs import API_ADDRESS, RAY_ADDRESS, ClusterError
+from clip2scene.cluster.nodes import ONLY_THIS_MACHINE
+from clip2scene.config import ConfigError
+from clip2scene.tracking.server import Login, check_port, embedded_server
+
+USER = "clip2scene"
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 30.0
+MAX_NODES, MAX_CPUS = 16, 1024
+MIN_CPUS = 2
+"""A node counts with so many even on a smaller machine, which is better slow than refused."""
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """Where everything answers."""
+
+    nodes: int
+    cpus_per_node: int
+    dashboard: str
+    """Ray's dashboard and jobs, ``http://127.0.0.1:PORT``."""
+    address: str
+    """For ``clip2scene run --address``."""
+    tracking_uri: str
+    """MLflow."""
+    environment: Path
+    """File of mode 600 with the lines that a shell needs, secrets included."""
+    token: Path
+    process: subprocess.Popen[str]
+    """Of the nodes."""
+
+
+@contextlib.contextmanager
+def local_cluster(
+    storage: str | Path, nodes: int, cpus_per_node: int | None, dashboard_port: int, tracking_port: int
+) -> Iterator[LocalCluster]:
+    """Run a cluster for as long as the block lasts. None of its processes outlives this one, however it ends.
+
+    ``storage`` gets ``mlflow/`` with the runs (``clip2scene ui --storage`` shows them later), and ``cluster/`` with the
+    token, MLflow's password and the log of Ray's start.
+
+    Raises:
+        ConfigError: a number is not allowed, a port is busy, or a secret is open to others.
+        ClusterError: Ray did not come up.
+        TrackingError: MLflow did not come up.
+    """
+    _check_count("--nodes", nodes, MAX_NODES)
+    cpus = max(MIN_CPUS, (os.cpu_count() or 1) // nodes) if cpus_per_node is None else cpus_per_node
+    _check_count("--cpus-per-node", cpus, MAX_CPUS)
+    check_port(dashboard_port)
+    root = Path(storage).expanduser().resolve()
+    folder = root / "cluster"
+    token, password = folder / "token", folder / "mlflow_password"
+    secret_file(token)
+    client = {
+        AUTH_MODE: "token",
+        AUTH_TOKEN_PATH: str(token),
+        "MLFLOW_TRACKING_USERNAME": USER,
+        "MLFLOW_TRACKING_PASSWORD": secret_file(password),
+        **ONLY_THIS_MACHINE,
+    }
+    login = Login(USER, client["MLFLOW_TRACKING_PASSWORD"], folder / "mlflow_users")
+    with contextlib.ExitStack() as stack:
+        tracking_uri = stack.enter_context(embedded_server(root / "mlflow", tracking_port, login))
+        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="clip2scene-", ignore_cleanup_errors=True))
+        command = ["--nodes", str(nodes), "--cpus-per-node", str(cpus)]
+        command += ["--dashboard-port", str(dashboard_port), "--folder", temporary]
+        process = stack.enter_context(_nodes(command, _environment(client), folder / "ray.log"))
+        started = _wait_until_started(process, folder / "ray.log")
+        client |= {API_ADDRESS: started["dashboard"], "MLFLOW_TRACKING_URI": tracking_uri}
+        environment = folder / "environment"
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in client.items()]
+        write_private(environment, "".join(lines))
+        yield LocalCluster(
+            nodes, cpus, started["dashboard"], started["address"], tracking_uri, environment, token, process
+        )
+
+
+def serve(storage: str, nodes: int, cpus_per_node: int | None, dashboard_port: int, tracking_port: int) -> None:
+    """Run a cluster until Ctrl-C (or SIGTERM), and say where it is; ``clip2scene up``.
+
+    Raises:
+        ClusterError: it ended by itself, or as in :func:`local_cluster`.
+    """
+    # SIGINT too: a shell that starts a command in the background has it ignored.
+    before = {kind: signal.signal(kind, signal.default_int_handler) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with local_cluster(storage, nodes, cpus_per_node, dashboard_port, tracking_port) as cluster:
+            print(
+                f"Ray:     {cluster.dashboard} (dashboard, jobs), {cluster.address} (clip2scene run --address); "
+                f"{cluster.nodes} nodes of {cluster.cpus_per_node} CPUs\n"
+                f"MLflow:  {cluster.tracking_uri}\n"
+                f"token:   {cluster.token} (mode 600)\n"
+                f"In another shell:  . {shlex.quote(str(cluster.environment))}\n"
+                "then, for example:  clip2scene submit jobs/demo.yaml\n"
+                "Ctrl-C ends it.",
+                flush=True,
+            )
+            cluster.process.wait()
+            raise ClusterError(f"Ray ended ({_last_line(cluster.token.parent / 'ray.log')})")
+    except KeyboardInterrupt:
+        return
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _check_count(option: str, count: int, most: int) -> None:
+    if not 1 <= count <= most:
+        raise ConfigError(f"{option} {count}: not possible; allowed: 1 to {most}")
+
+
+def _environment(client: dict[str, str]) -> dict[str, str]:
+    """What the nodes, and so every job on them, have in their environment."""
+    ours = {name: value for name, value in os.environ.items() if name not in (AUTH_TOKEN, API_ADDRESS, RAY_ADDRESS)}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**ours, **client, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@contextlib.contextmanager
+def _nodes(arguments: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[str]]:
+    """The nodes' process under the watchdog; at the end, nothing of it is left."""
+    import psutil
+
+    command = [sys.executable, "-m", "clip2scene.tracking.watchdog", sys.executable, "-m", "clip2scene.cluster.nodes"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+            text=True,
+        )
+    try:
+        yield process
+    finally:
+        family = _family(process.pid)
+        assert process.stdin is not None
+        process.stdin.close()  # the watchdog ends the nodes; their workers and jobs end with them
+        _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
+        for left in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+        process.wait()
+
+
+def _family(pid: int) -> list[Any]:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return [*process.children(recursive=True), process]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _wait_until_started(process: subprocess.Popen[str], log: Path) -> dict[str, str]:
+    assert process.stdout is not None
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        if select.select([process.stdout], [], [], 0.5)[0]:
+            line = process.stdout.readline()
+            if line.startswith("{"):
+                started: dict[str, str] = json.loads(line)
+                return started
+            if not line:
+                break
+    raise ClusterError(f"Ray did not start: {_last_line(log)} (log: {log})")
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "its log is empty"

@@ -1,0 +1,121 @@
+"""What is sent to a cluster, and what is refused before anything is sent; test_up.py sends to a real one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import clip2scene
+from clip2scene.cluster import submit
+from clip2scene.cluster.jobs import Jobs
+from clip2scene.config import ConfigError
+from clip2scene.jobfile import load_job
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DEMO, TABLE, SPACE = (
+    str(REPOSITORY / path)
+    for path in ("jobs/demo.yaml", "jobs/table3_ablation.yaml", "search_spaces/temperatures.yaml")
+)
+
+
+def test_the_same_settings_have_the_same_name():
+    first = submit.read_submission(DEMO, ["seed=1", "distill.epochs=3"])
+    assert re.fullmatch(r"clip2scene-demo-[0-9a-f]{16}", first.job_id)
+    assert submit.read_submission(DEMO, ["distill.epochs=3", "seed=1"]).job_id == first.job_id
+    assert submit.read_submission(DEMO, ["seed=2", "distill.epochs=3"]).job_id != first.job_id
+    assert submit.read_submission(DEMO, ["seed=1", "distill.epochs=3", "storage=/x"]).job_id != first.job_id
+
+
+def test_tables_and_sweeps_are_submitted_too():
+    table = submit.read_submission(TABLE, ["seeds=[2]"])
+    assert (table.verb, table.name) == ("run", "table3")
+    assert len(table.jobs) > 10
+    sweep = submit.read_submission(SPACE, ["job.seed=1"], DEMO)
+    assert (sweep.verb, [path.name for path in sweep.files]) == ("sweep", ["temperatures.yaml", "demo.yaml"])
+    with pytest.raises(ConfigError, match="--job JOB belongs to a search space"):
+        submit.read_submission(SPACE)
+    with pytest.raises(ConfigError, match="--job JOB belongs to a search space"):
+        submit.read_submission(DEMO, (), DEMO)
+
+
+def test_the_package_is_the_code_and_the_files():
+    with submit.package(submit.read_submission(SPACE, (), DEMO)) as folder:
+        inside = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    code = Path(clip2scene.__file__).parent
+    sources = {f"clip2scene/{path.relative_to(code)}" for path in code.rglob("*.py")}
+    weights = {f"clip2scene/streetworld/clip/{path.name}" for path in (code / "streetworld" / "clip").iterdir()}
+    assert inside == sources | weights | {"files/temperatures.yaml", "files/demo.yaml"}
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nodes", "sentence"),
+    [
+        ([], [{"CPU": 1.0}, {"CPU": 1.0}], None),
+        ([], [{"CPU": 1.5}, {"CPU": 0.5}], r"resources.num_workers=2 with resources.gpus_per_worker=0: 1 CPU each"),
+        (["resources.num_workers=0"], [{"CPU": 0.0}], None),
+        (["stage=extract"], [{"CPU": 1.0}], None),
+        (["resources.gpus_per_worker=0.5"], [{"CPU": 4.0, "GPU": 1.0}], None),
+        (
+            ["resources.gpus_per_worker=0.6"],
+            [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 0.0, "GPU": 1.0}],
+            r"1 CPU and 0.6 GPUs each is wanted and there is room for 1; .* have: 4 CPUs and 1 GPUs, 0 CPUs and 1 GPUs",
+        ),
+        (["extract.gpus_per_actor=1"], [{"CPU": 8.0, "GPU": 1.0}], r"extract.num_actors=2 .*room for 1; "),
+    ],
+)
+def test_what_can_never_run_is_refused(overrides, nodes, sentence):
+    job = load_job(DEMO, overrides)
+    if sentence is None:
+        submit.check_fits(job, nodes, "here")
+    else:
+        with pytest.raises(ConfigError, match=sentence) as caught:
+            submit.check_fits(job, nodes, "here")
+        assert "\n" not in str(caught.value)
+
+
+def test_relative_paths_are_for_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teacher.safetensors").write_bytes(b"")
+    words = ["dataset.root=world", "finetune.checkpoint=/other/student.safetensors", "storage=~/out"]
+    words += ["teacher.model=ViT-B-16", "teacher.pretrained=teacher.safetensors"]
+    job = submit.read_submission(DEMO, words)
+    assert submit.absolute_paths(job, here=True) == (
+        f"dataset.root={tmp_path}/world",
+        f"teacher.pretrained={tmp_path}/teacher.safetensors",
+    )
+    with pytest.raises(ConfigError, match=r"^dataset\.root=world: a relative path, and the cluster is not on this"):
+        submit.absolute_paths(job, here=False)
+    anywhere = submit.read_submission(DEMO, ["storage=s3://bucket/runs"])
+    assert submit.absolute_paths(anywhere, here=False) == ()
+    assert submit.absolute_paths(submit.read_submission(TABLE), here=True) == (f"storage={tmp_path}/tables-output",)
+    sweep = submit.read_submission(SPACE, (), DEMO)
+    assert submit.absolute_paths(sweep, here=True) == (f"job.storage={tmp_path}/demo-output",)
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("sqlite:///mlflow.db", "must be the address of an MLflow server"),
+        ("http://ann:pa55@mlflow:5000", "--tracking-uri: holds a password"),
+    ],
+)
+def test_a_tracking_uri_that_the_dashboard_must_not_show(uri, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        submit.check_tracking_uri(uri)
+    assert "pa55" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("127.0.0.1:6379", "must be the address of Ray's dashboard"),
+        ("http://ann:pa55@127.0.0.1:8265", "holds a password"),
+    ],
+)
+def test_an_address_that_is_no_dashboard(address, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        Jobs(address)
+    assert "pa55" not in str(caught.value)

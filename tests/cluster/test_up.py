@@ -1,0 +1,374 @@
+"""A cluster of several nodes on this machine as a user brings it up, a job on it, and strangers at every open port."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import importlib
+import json
+import os
+import pkgutil
+import shlex
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+START_TIMEOUT_S = 300.0
+TINY = [
+    "stage=evaluate",
+    "dataset.streetworld={train_scenes: 2, val_scenes: 1, keyframes_per_scene: 2, sweeps_between_keyframes: 1, "
+    "lidar_beams: 16, lidar_azimuth_steps: 180}",
+    "student={voxel_size_m: 1.0, channels: [8, 8, 16]}",
+    "distill.epochs=1",
+]
+NOBODY = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("RAY_", "MLFLOW_")) or name == "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+}
+"""The environment of somebody who knows no secret."""
+
+
+class Up(NamedTuple):
+    process: subprocess.Popen[str]
+    storage: Path
+    environment: dict[str, str]
+    printed: str
+
+    @property
+    def secrets(self) -> tuple[str, str]:
+        folder = self.storage / "cluster"
+        return (folder / "token").read_text(), (folder / "mlflow_password").read_text()
+
+    def family(self) -> list[psutil.Process]:
+        return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+
+
+def clip2scene(environment: dict[str, str], *words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "clip2scene.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=REPOSITORY, env=environment)
+
+
+def begin(log: Path, environment: dict[str, str], *words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "clip2scene.cli", *map(str, words)]
+    with log.open("w") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, text=True, cwd=REPOSITORY, env=environment)
+
+
+def wait_for(text: str, log: Path, process: subprocess.Popen[str]) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline_s, log.read_text()[-3000:]
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def up(storage: Path, log: Path, nodes: int) -> Iterator[Up]:
+    ports = ["--port", free_port(), "--tracking-port", free_port()]
+    process = begin(log, NOBODY, "up", "--nodes", nodes, "--storage", storage, *ports)
+    try:
+        wait_for("Ctrl-C ends it.", log, process)
+        lines = (storage / "cluster" / "environment").read_text().splitlines()
+        exported = dict(word.split("=", 1) for line in lines for word in shlex.split(line.removeprefix("export ")))
+        yield Up(process, storage, NOBODY | exported, log.read_text())
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        process.wait(100)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("up")
+
+
+@pytest.fixture(scope="module")
+def local(folder) -> Iterator[subprocess.Popen[str]]:
+    """The job that is submitted later, on an embedded Ray with another storage; it also renders the world of both."""
+    process = begin(folder / "local.log", NOBODY, "run", "jobs/demo.yaml", *job(folder), f"storage={folder / 'local'}")
+    yield process
+    process.kill()
+
+
+@pytest.fixture(scope="module")
+def cluster(folder, local) -> Iterator[Up]:
+    with up(folder / "cluster", folder / "up.log", nodes=3) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def submitted(folder, local, cluster) -> Iterator[subprocess.Popen[str]]:
+    """The job on the cluster, sent when its world is there."""
+    wait_for("index:", folder / "local.log", local)
+    process = begin(folder / "submitted.log", cluster.environment, *submission(folder))
+    wait_for("Running entrypoint", folder / "submitted.log", process)
+    yield process
+    process.kill()
+
+
+def job(folder: Path) -> list[str]:
+    return ["seed=3", f"dataset.root={folder / 'world'}", *TINY]
+
+
+def submission(folder: Path) -> list[object]:
+    return ["submit", "jobs/demo.yaml", *job(folder), f"storage={folder / 'remote'}"]
+
+
+def test_a_stranger_is_told_that_a_token_is_wanted(cluster):
+    address = cluster.environment["RAY_API_SERVER_ADDRESS"]
+    for stranger in (NOBODY | {"HOME": "/nowhere"}, NOBODY | {"RAY_AUTH_TOKEN": "guessed"}):
+        done = clip2scene(stranger, "list", "--address", address)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"clip2scene: {address} wants its token; ")
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_job_that_never_fits_is_not_sent(cluster):
+    words = ["resources.num_workers=8", "distill.batch_size=8", "finetune.batch_size=8"]
+    done = clip2scene(cluster.environment, "submit", "jobs/demo.yaml", *words)
+    assert done.returncode == 1
+    assert "resources.num_workers=8" in done.stderr
+    assert "there is room for 6" in done.stderr
+    assert "resources.num_workers=8" not in clip2scene(cluster.environment, "list").stdout
+
+
+# --- strangers at the ports ---
+
+GRPC_OF_CPP_ONLY = ("/ray.rpc.ObjectManagerService/Pull", "/ray.rpc.ObjectManagerService/Push")
+"""The object manager's, whose definition does not come with Ray's Python package."""
+DANGEROUS = ("Shutdown", "Kill", "Drain", "Exit", "Unregister")
+"""Were one of these answered, the cluster would end in the middle of the test."""
+OPEN_PAGES = {"/": b"<!doctype html>", "/api/local_raylet_healthz": b"success", "/health": b"OK"}
+"""All that anybody gets: the dashboard's empty page, which asks for the token, and the word of two health checks."""
+PATHS = (
+    *OPEN_PAGES,
+    "/api/version",
+    "/api/jobs/",
+    "/api/job_agent/jobs/",
+    "/api/v0/nodes",
+    "/logs",
+    "/metrics",
+    "/get_or_create_runtime_env",
+    "/api/2.0/mlflow/experiments/get?experiment_id=0",
+    "/ajax-api/2.0/mlflow/experiments/get?experiment_id=0",
+    "/graphql",
+)
+
+
+def listening(processes: list[psutil.Process]) -> dict[int, tuple[str, str]]:
+    """Address and process by port."""
+    found = {}
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    name = " ".join(process.cmdline())
+                    found[connection.laddr.port] = (connection.laddr.ip, name)
+    return found
+
+
+def grpc_methods() -> list[str]:
+    """A unary method of every service of Ray's; who is let in is decided for a whole port."""
+    import ray.core.generated as generated
+
+    methods = list(GRPC_OF_CPP_ONLY)
+    for module in pkgutil.iter_modules(generated.__path__):
+        if module.name.endswith("_pb2"):
+            services = importlib.import_module(f"ray.core.generated.{module.name}").DESCRIPTOR.services_by_name
+            for service in services.values():
+                names = [method.name for method in service.methods if not method.client_streaming]
+                methods += [f"/{service.full_name}/{name}" for name in names if not name.startswith(DANGEROUS)][:1]
+    return methods
+
+
+def http_answers(port: int) -> dict[str, tuple[int, bytes]] | None:
+    """Status and body of every path for somebody without a token; None if the port does not speak HTTP/1."""
+    answers = {}
+    for path in PATHS:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            answers[path] = (answer.status, answer.read())
+        except (http.client.HTTPException, OSError):
+            return None
+        finally:
+            connection.close()
+    return answers
+
+
+def grpc_answers(port: int, methods: list[str]) -> set[str]:
+    """Status codes for somebody without a token, of the methods that the port knows."""
+    import grpc
+
+    codes = set()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for method in methods:
+            try:
+                channel.unary_unary(method)(b"", timeout=20)
+                codes.add(f"{method} was answered")
+            except grpc.RpcError as error:
+                codes.add(error.code().name)
+                if error.code().name == "UNAVAILABLE":
+                    break
+    return codes - {"UNIMPLEMENTED"}
+
+
+def is_rendezvous(address: str, name: str) -> bool:
+    """torch.distributed's store, of a training's first worker: it listens everywhere and asks nobody."""
+    return name.startswith("ray::RayTrainWorker") and address in ("::", "0.0.0.0")
+
+
+def test_every_open_port_is_of_this_machine_and_refuses_strangers(cluster, submitted, folder):
+    wait_for("extract:", folder / "submitted.log", submitted)
+    processes = cluster.family()
+    ports = listening(processes)
+    everywhere = {
+        port: name
+        for port, (address, name) in ports.items()
+        if address not in ("127.0.0.1", "::ffff:127.0.0.1") and not is_rendezvous(address, name)
+    }
+    assert everywhere == {}
+    methods = grpc_methods()
+    kinds: dict[str, set[int]] = {"http": set(), "grpc": set()}
+    for port, (address, name) in ports.items():
+        if is_rendezvous(address, name):
+            continue
+        pages = http_answers(port)
+        if pages is not None:
+            kinds["http"].add(port)
+            for path, (status, body) in pages.items():
+                is_open = status == 200 and path in OPEN_PAGES and body.lower().startswith(OPEN_PAGES[path].lower())
+                assert is_open or status in (401, 403, 404), f"{name} on {port}: {path} got {status} {body[:200]!r}"
+            assert {status for path, (status, _) in pages.items() if path not in OPEN_PAGES} <= {401, 403}, name
+            continue
+        codes = grpc_answers(port, methods)
+        if codes == {"UNAVAILABLE"} and port not in listening(cluster.family()):
+            continue  # its process has ended: workers come and go while the job runs
+        kinds["grpc"].add(port)
+        if name.startswith("ray::RayTrainWorker") and codes == {"UNAVAILABLE"}:
+            continue  # gloo's connections between the workers of a training, which speak neither
+        assert codes == {"UNAUTHENTICATED"}, f"{name} on {port}: {codes}"
+    # Three nodes: an agent's and a runtime environment's HTTP server each, the dashboard and MLflow; and by gRPC the
+    # GCS, and of each node the raylet, the object manager and the agent.
+    assert len(kinds["http"]) >= 8
+    assert len(kinds["grpc"]) >= 10
+
+
+def test_mlflow_lets_its_user_in(cluster):
+    address = cluster.environment["MLFLOW_TRACKING_URI"].removeprefix("http://")
+    login = base64.b64encode(f"clip2scene:{cluster.secrets[1]}".encode()).decode()
+    connection = http.client.HTTPConnection(address, timeout=20)
+    headers = {"Authorization": f"Basic {login}"}
+    connection.request("GET", "/api/2.0/mlflow/experiments/get?experiment_id=0", headers=headers)
+    assert connection.getresponse().status == 200
+
+
+# --- jobs ---
+
+
+def test_the_same_job_is_joined_and_scores_as_it_does_here(cluster, submitted, local, folder):
+    joined = clip2scene(cluster.environment, *submission(folder))
+    assert submitted.wait(500) == 0, (folder / "submitted.log").read_text()[-3000:]
+    assert local.wait(500) == 0, (folder / "local.log").read_text()[-3000:]
+    assert joined.returncode == 0, joined.stderr
+    assert "is already running at" in joined.stdout
+    printed = (folder / "submitted.log").read_text()
+    assert "mIoU" in printed
+    assert "submitted to" in printed
+    here, there = (json.loads((folder / name / "report.json").read_text()) for name in ("local", "remote"))
+    for key in ("teacher_2d_miou", "student_3d_miou", "per_class", "images_encoded"):
+        assert here[key] == there[key]
+    assert here["digests"] | {"job": there["digests"]["job"]} == there["digests"]  # a job's covers its storage
+    assert clip2scene(cluster.environment, "list").stdout.count("SUCCEEDED") == 1
+
+
+def test_ctrl_c_detaches_and_stop_ends(cluster, folder):
+    words = [*submission(folder), "distill.epochs=500", f"storage={folder / 'long'}", "--again"]
+    follower = begin(folder / "long.log", cluster.environment, *words)
+    wait_for("index:", folder / "long.log", follower)
+    follower.send_signal(signal.SIGINT)
+    assert follower.wait(60) == 130
+    printed = (folder / "long.log").read_text()
+    job_id = printed.split(":", 1)[0]
+    assert f"{job_id} goes on; follow it with `clip2scene logs --follow {job_id}" in printed
+    assert "RUNNING" in clip2scene(cluster.environment, "status", job_id).stdout
+    assert clip2scene(cluster.environment, "stop", job_id).stdout == f"{job_id}: stopped\n"
+    followed = clip2scene(cluster.environment, "logs", "--follow", job_id)
+    assert followed.returncode != 0
+    assert "index:" in followed.stdout
+    assert not [p for p in cluster.family() if f"storage={folder / 'long'}" in " ".join(p.cmdline())]
+
+
+# --- secrets, and the end ---
+
+
+def test_no_secret_is_where_others_may_read(cluster, submitted, folder):
+    commands = [process.cmdline() for process in cluster.family()]
+    temporary = {Path(words[words.index("--folder") + 1]) for words in commands if "--folder" in words}
+    assert len(temporary) == 1
+    shown = [cluster.printed, *(" ".join(words) for words in commands)]
+    places = [folder / "cluster", folder / "remote", folder / "submitted.log", *temporary]
+    files = [
+        path for place in places for path in [place, *place.rglob("*")] if path.is_file() and not path.is_symlink()
+    ]
+    assert [path for path in files if path.name.startswith("job-driver")]
+    for secret in cluster.secrets:
+        assert len(secret) == 64
+        assert not [text for text in shown if secret in text]
+        holding = {path for path in files if secret.encode() in path.read_bytes()}
+        assert holding <= {
+            folder / "cluster" / "cluster" / name for name in ("token", "mlflow_password", "environment")
+        }
+        assert {stat.S_IMODE(path.stat().st_mode) for path in holding} == {0o600}
+    assert stat.S_IMODE(temporary.pop().stat().st_mode) == 0o700
+
+
+def test_ctrl_c_takes_everything_down(cluster):
+    family = cluster.family()
+    (temporary,) = {words[words.index("--folder") + 1] for p in family if "--folder" in (words := p.cmdline())}
+    cluster.process.send_signal(signal.SIGINT)
+    assert cluster.process.wait(100) == 0
+    assert psutil.wait_procs(family, timeout=20)[1] == []
+    assert not Path(temporary).exists()
+
+
+def test_a_killed_cluster_leaves_no_process_and_the_secrets_stay(cluster, folder):
+    before = cluster.secrets
+    with up(folder / "cluster", folder / "again.log", nodes=1) as again:
+        assert again.secrets == before
+        words = [*submission(folder), "distill.epochs=500", f"storage={folder / 'killed'}", "--detach"]
+        sent = clip2scene(again.environment, *words)
+        assert sent.returncode == 0, sent.stderr
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not (folder / "killed").is_dir():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+        family = again.family()
+        assert [p for p in family if f"storage={folder / 'killed'}" in " ".join(p.cmdline())]
+        again.process.kill()
+        assert psutil.wait_procs(family, timeout=60)[1] == []
+
+
+def test_a_wrong_number_is_one_sentence(tmp_path):
+    done = clip2scene(NOBODY, "up", "--nodes", "0", "--storage", tmp_path / "none")
+    assert (done.returncode, done.stderr) == (1, "clip2scene: --nodes 0: not possible; allowed: 1 to 16\n")
+    assert not (tmp_path / "none").exists()
