@@ -5,6 +5,7 @@ The sentence names the key's path, the value and what is allowed.
 
 from __future__ import annotations
 
+import copy
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,6 +72,21 @@ def parse(model: type[Model], values: dict[str, Any], source: str) -> Model:
     raise ConfigError(f"{source}: {key}={problem['input']!r}: {message[0].lower()}{message[1:]}")
 
 
+def put(values: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Set a dotted key in nested values.
+
+    Raises:
+        ConfigError: a part of the key is a value already.
+    """
+    *parents, last = key.split(".")
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"{source}: {key}: {parent} is a value, not a group of keys")
+    node[last] = copy.deepcopy(value)
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
@@ -90,8 +106,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _model_at(model: type[BaseModel], location: list[str]) -> type[BaseModel]:
-    for name in location:
+    names = iter(location)
+    for name in names:
         annotation = _fields(model)[name].annotation
+        if typing.get_origin(annotation) is dict:
+            next(names, None)  # a key of the user's own
         candidates = (annotation, *typing.get_args(annotation))
         model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
     return model

@@ -8,17 +8,18 @@ import errno
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clip2scene import __version__
+from clip2scene.cli import cluster, plan, sweep
 from clip2scene.config import Clip2sceneError, ConfigError, Job
 from clip2scene.jobfile import load_job
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; a mistake of the user's is one sentence on stderr and exit status 1 (2: of the command's words)."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     try:
         status: int = options.verb(options)
     except KeyboardInterrupt:
@@ -35,6 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     return status
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The words, with ``key=value`` allowed after options too, which argparse alone does not."""
+    parser = _parser()
+    options, left = parser.parse_known_args(arguments)
+    if left and ("overrides" not in options or any(word.startswith("-") for word in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        options.overrides = [*options.overrides, *left]
+    return options
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -59,10 +71,10 @@ def _run(options: argparse.Namespace) -> int:
     from clip2scene.tracking.tracker import connect
 
     pipeline = Pipeline(job)
-    folder = pipeline.stages.storage.root / "mlflow"
+    root = pipeline.stages.storage.root
     with contextlib.ExitStack() as stack:
-        uri = options.tracking_uri or stack.enter_context(embedded_server(folder))
-        tracker = connect(uri, job.experiment)
+        uri = options.tracking_uri or stack.enter_context(embedded_server(root / "mlflow"))
+        tracker = connect(uri, job.experiment, root / "outbox")
         stack.enter_context(ray_session(job, options.address))
         report = pipeline.run(tracker)
     print(summary_text(report))
@@ -83,10 +95,10 @@ def _run_table(options: argparse.Namespace) -> int:
     from clip2scene.tracking.tracker import connect
 
     command = shlex.join(["clip2scene", "run", options.job, *options.overrides])
-    folder = Storage(table.storage).root / "mlflow"
+    root = Storage(table.storage).root
     with contextlib.ExitStack() as stack:
-        uri = options.tracking_uri or stack.enter_context(embedded_server(folder))
-        tracker = connect(uri, table.experiment)
+        uri = options.tracking_uri or stack.enter_context(embedded_server(root / "mlflow"))
+        tracker = connect(uri, table.experiment, root / "outbox")
         stack.enter_context(ray_session(expand(table, options.job)[0].job, options.address))
         pages_at = None if options.tracking_uri else UI_PAGES
         record = run_table(table, tracker, options.job, command, pages_at)
@@ -171,9 +183,6 @@ def _report_table(options: argparse.Namespace) -> int:
         raise ConfigError(f"report {options.table}: give either --storage DIR or --tracking-uri URI")
     from clip2scene.storage import writing
     from clip2scene.tracking.server import UI_PAGES, embedded_server
-    from clip2scene.tracking.table_html import table_html
-    from clip2scene.tracking.table_record import read_table
-    from clip2scene.tracking.table_report import table_text
 
     with contextlib.ExitStack() as stack:
         if options.storage is not None:
@@ -183,15 +192,33 @@ def _report_table(options: argparse.Namespace) -> int:
             uri = stack.enter_context(embedded_server(folder))
         else:
             uri = options.tracking_uri
-        record = read_table(uri, options.table)
+        text, page = _text_and_page(uri, options.table, UI_PAGES if options.storage is not None else None)
         if options.html:
-            page = table_html(record, UI_PAGES if options.storage is not None else None)
             with writing(Path(options.html)) as aside:
-                aside.write_text(page, encoding="utf-8")
-    print(table_text(record))
+                aside.write_text(page(), encoding="utf-8")
+    print(text)
     if options.html:
         print(f"page: {options.html}")
     return 0
+
+
+def _text_and_page(uri: str, name: str, pages_at: str | None) -> tuple[str, Callable[[], str]]:
+    """A table or a sweep as text, and what makes its page."""
+    from clip2scene.tracking.sweep_runs import is_sweep
+
+    if is_sweep(uri, name):
+        from clip2scene.tracking.sweep_html import sweep_html
+        from clip2scene.tracking.sweep_record import read_sweep
+        from clip2scene.tracking.sweep_report import sweep_text
+
+        sweep = read_sweep(uri, name)
+        return sweep_text(sweep), lambda: sweep_html(sweep, pages_at)
+    from clip2scene.tracking.table_html import table_html
+    from clip2scene.tracking.table_record import read_table
+    from clip2scene.tracking.table_report import table_text
+
+    table = read_table(uri, name)
+    return table_text(table), lambda: table_html(table, pages_at)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -216,6 +243,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--tracking-uri", help="MLflow server to use; an embedded one when not given")
     run.set_defaults(verb=_run)
 
+    sweep.register(verbs)
+    plan.register(verbs)
+    cluster.register(verbs)
+
     index = verbs.add_parser("index", help="build the index of a dataset")
     index.add_argument("dataset", choices=["nuscenes", "semantickitti", "scannet"])
     index.add_argument("--root", required=True, help="the dataset's folder")
@@ -239,8 +270,10 @@ def _parser() -> argparse.ArgumentParser:
     ui.add_argument("--port", type=int, default=5000)
     ui.set_defaults(verb=_ui)
 
-    report = verbs.add_parser("report", help="a table, rebuilt from MLflow; without TABLE the last job's scores")
-    report.add_argument("table", nargs="?", metavar="TABLE", help="name of a table, such as table3")
+    report = verbs.add_parser(
+        "report", help="a table or a sweep, rebuilt from MLflow; without NAME the last job's scores"
+    )
+    report.add_argument("table", nargs="?", metavar="NAME", help="of a table or a sweep, such as table3")
     report.add_argument("--storage", help="storage folder whose runs to read")
     report.add_argument("--tracking-uri", help="MLflow server to read instead")
     report.add_argument("--html", metavar="FILE", help="write the table with its figures as one HTML file too")

@@ -1,0 +1,101 @@
+"""What Ray Tune tells the driver of its trials, kept in MLflow and shown to the user."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ray import tune
+
+from clip2scene.config import Job
+from clip2scene.sweeps.space import Sweep
+from clip2scene.sweeps.trial import trial_of
+from clip2scene.sweeps.watch import Watch
+from clip2scene.tracking.sweep_runs import OBJECTIVES, TrialRun
+from clip2scene.tracking.tracker import Run, Tracker
+from clip2scene.training.validation import PREFIX
+
+
+class Journal:
+    """One sweep's trials as they start, report and end. Only the driver has it."""
+
+    def __init__(self, sweep: Sweep, tracker: Tracker, parent: Run, watch: Watch):
+        self._sweep, self._tracker, self._parent, self._watch = sweep, tracker, parent, watch
+        self._runs: dict[int, TrialRun] = {}
+        self._results: dict[int, dict[str, Any]] = {}
+        self._epochs: dict[int, int] = {}
+
+    def started(self, number: int, config: dict[str, Any]) -> None:
+        """A trial starts, or starts again after a failure."""
+        trial = trial_of(self._sweep, config)
+        job: Job = self._sweep.job_of(trial, f"trial {number}")
+        shown = dict(trial.values) | ({"variant": trial.variant} if trial.variant else {})
+        self._watch.started(number, shown | ({"seed": trial.seed} if len(self._sweep.seeds) > 1 else {}))
+        if number not in self._runs:
+            name = self._sweep.space.sweep
+            self._runs[number] = TrialRun(self._tracker, self._parent, name, number, job, trial.variant)
+
+    def reported(self, number: int, result: dict[str, Any]) -> None:
+        """A trial tells of an epoch, or that it diverged."""
+        self._results[number] = result
+        if "diverged" not in result:
+            self._epochs[number] = result["epoch"]
+            self._runs[number].log_epoch(result["epoch"], result["metrics"])
+            self._watch.reported(number, result["epoch"], result["objective"])
+
+    def ended(self, number: int, error: BaseException | None = None) -> None:
+        """A trial is over, for whatever reason."""
+        result = self._results.get(number, {})
+        finals = {"epochs": self._epochs.get(number, 0), "seconds": float(result.get("time_total_s", math.nan))}
+        if error is not None:
+            state, reason = "failed", _sentence(error)
+        elif "diverged" in result:
+            state, reason = "diverged", result["diverged"]
+        else:
+            state, reason = "finished" if finals["epochs"] == self._sweep.epochs else "stopped", ""
+            metrics = result.get("metrics", {})
+            finals |= {name: metrics[PREFIX + name] for name in OBJECTIVES if PREFIX + name in metrics}
+        self._watch.ended(number, state, reason)
+        self._runs.pop(number).end(state, finals, reason)
+
+    def abandon(self) -> None:
+        """The driver ends before its trials do."""
+        while self._runs:
+            self._runs.popitem()[1].abandon()
+
+
+_current: list[Journal] = []
+"""The journal of the sweep that runs in this process. Tune pickles its callbacks and brings back the pickled ones when
+it restores an experiment, so a callback cannot hold a server's address itself."""
+
+
+class Relay(tune.Callback):
+    """Hands what Ray Tune tells on to this process's journal."""
+
+    def __init__(self, journal: Journal | None = None):
+        if journal is not None:
+            _current[:] = [journal]
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune's word for a start, or for another one after a failure."""
+        _current[0].started(trials.index(trial), trial.config)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Tune's word for a report."""
+        _current[0].reported(trials.index(trial), result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune's word for an end, also of a trial that the scheduler stopped."""
+        _current[0].ended(trials.index(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune's word for a trial that is not tried again."""
+        _current[0].ended(trials.index(trial), trial.get_pickled_error())
+
+
+def _sentence(error: BaseException) -> str:
+    """Of what a trial raised, the line that says most: its last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,117 @@
+"""A sweep while it runs: a live table of its trials on a terminal, a line an event everywhere else."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from clip2scene.progress import console, duration
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_ROWS = 30
+"""Trials that the table shows: the running ones, then the latest."""
+
+
+@dataclass
+class TrialState:
+    """What is known of a trial."""
+
+    values: Mapping[str, Any]
+    state: str = "running"
+    epoch: int = 0
+    score: float = math.nan
+    started_s: float = field(default_factory=time.monotonic)
+
+
+class Watch:
+    """Shows how far a sweep has come; call it from the driver as trials report."""
+
+    def __init__(self, name: str, metric: str, num_trials: int, epochs: int):
+        self._name, self._metric, self._num_trials, self._epochs = name, metric, num_trials, epochs
+        self._trials: dict[int, TrialState] = {}
+        self._started_s = time.monotonic()
+        self._epochs_seen = 0
+        self._live: Any = None
+
+    def __enter__(self) -> Watch:
+        if console().is_interactive and sys.stderr.isatty():
+            from rich.live import Live
+
+            self._live = Live(console=console(), get_renderable=self._table, refresh_per_second=2)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def started(self, number: int, values: Mapping[str, Any]) -> None:
+        """A trial starts, or starts again."""
+        self._trials[number] = TrialState(values)
+        self._say(number, f"starts: {_settings(values)}")
+
+    def reported(self, number: int, epoch: int, score: float) -> None:
+        """A trial has come to an epoch."""
+        trial = self._trials[number]
+        self._epochs_seen += max(epoch - trial.epoch, 0)
+        trial.epoch, trial.score = epoch, score
+        self._say(number, f"epoch {epoch}/{self._epochs}, {self._metric} {100 * score:.1f}, {self._left()}")
+
+    def ended(self, number: int, state: str, reason: str = "") -> None:
+        """A trial has ended."""
+        trial = self._trials[number]
+        trial.state = state
+        scored = f", {self._metric} {100 * trial.score:.1f}" if math.isfinite(trial.score) else ""
+        self._say(number, f"{state} after epoch {trial.epoch}{scored}{f': {reason}' if reason else ''}")
+
+    def _say(self, number: int, words: str) -> None:
+        if self._live is None:
+            console().print(f"{self._name}: trial {number:02d}: {words}", markup=False, soft_wrap=True)
+
+    def _left(self) -> str:
+        """An upper bound: what the scheduler will stop is not known."""
+        ended = sum(trial.state != "running" for trial in self._trials.values())
+        running = [trial.epoch for trial in self._trials.values() if trial.state == "running"]
+        left = (self._num_trials - ended) * self._epochs - sum(running)
+        elapsed_s = time.monotonic() - self._started_s
+        if not self._epochs_seen:
+            return "time left not known yet"
+        return f"at most {duration(left * elapsed_s / self._epochs_seen)} left"
+
+    def _table(self) -> Table:
+        from rich import box
+        from rich.table import Table
+
+        done = sum(trial.state != "running" for trial in self._trials.values())
+        table = Table(
+            title=f"{self._name}: {done}/{self._num_trials} trials ended, {self._left()}",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        for heading in ("trial", "settings", "epoch", f"{self._metric}, %", "state"):
+            table.add_column(heading, justify="right" if heading in ("epoch", f"{self._metric}, %") else "left")
+        running = [number for number, trial in self._trials.items() if trial.state == "running"]
+        others = [number for number in self._trials if number not in running]
+        for number in sorted((running + others[::-1])[:_ROWS]):
+            trial = self._trials[number]
+            score = f"{100 * trial.score:.1f}" if math.isfinite(trial.score) else "–"
+            style = "bold" if trial.state == "running" else ""
+            cells = (f"{number:02d}", _settings(trial.values), f"{trial.epoch}/{self._epochs}", score, trial.state)
+            table.add_row(*cells, style=style)
+        return table
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    """``tau 0.31, lambda 2.0``: the last word of every key."""
+    parts = [
+        f"{key.rpartition('.')[2]} {f'{value:.3g}' if isinstance(value, float) else value}"
+        for key, value in values.items()
+    ]
+    return ", ".join(parts) or "as the job has it"

@@ -1,0 +1,124 @@
+"""A sweep's runs in MLflow while it goes on: its own run, and one below it a trial, continued and never doubled.
+
+The driver alone writes them, from what Ray Tune hands it, so a trial's process needs no MLflow and two writers never
+meet. What a run already holds is read once, when it is continued.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from clip2scene.config import Job
+from clip2scene.tracking.tracker import Run, Tracker, client_of
+
+FORMAT = "clip2scene-sweep-1"
+OBJECTIVES = ("miou", "agreement", "consistency", "label_free")
+"""Scores on the verifying scenes."""
+_TRAIN = "train/"
+_FINAL = "final/"
+
+
+@contextmanager
+def sweep_run(tracker: Tracker, name: str, digest: str, tags: Mapping[str, str]) -> Iterator[Run]:
+    """The parent run of a sweep: the one of the same ``digest`` goes on, otherwise a new one begins.
+
+    When the block ends, no run below it stays open: a driver that was killed could not close its trials'.
+    """
+    given = {"stage": "sweep", "sweep": name, "sweep_digest": digest, **tags}
+    known = tracker.find_run({"stage": "sweep", "sweep": name, "sweep_digest": digest})
+    with tracker.run(name, run_id=known, tags=given, system_metrics=False) as run:
+        try:
+            yield run
+        finally:
+            client = client_of(tracker.uri)
+            below = f"tags.`mlflow.parentRunId` = '{run.run_id}' and attributes.status = 'RUNNING'"
+            for left in client.search_runs([tracker.experiment_id], below, max_results=1000):
+                client.set_terminated(left.info.run_id, "KILLED")
+
+
+def is_recorded(run: Run) -> bool:
+    """Whether a sweep's run holds its final figures, so that there is nothing left to run."""
+    return "trials" in client_of(run.uri).get_run(run.run_id).data.metrics
+
+
+def is_sweep(uri: str, name: str) -> bool:
+    """Whether a server has a sweep of that name."""
+    client = client_of(uri.rstrip("/"))
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    condition = f"tags.stage = 'sweep' and tags.sweep = '{name}'"
+    return bool(client.search_runs(experiments, condition, max_results=1))
+
+
+class TrialRun:
+    """One trial's run: opened or continued when the trial starts, closed when it ends."""
+
+    def __init__(self, tracker: Tracker, parent: Run, sweep: str, number: int, job: Job, variant: str | None):
+        identity = {"mlflow.parentRunId": parent.run_id, "stage": "trial", "sweep": sweep, "trial": str(number)}
+        known = tracker.find_run(identity)
+        tags = {**identity, "seed": str(job.seed), "state": "running"} | ({"variant": variant} if variant else {})
+        self._stack = ExitStack()
+        self.run = self._stack.enter_context(
+            tracker.run(
+                f"trial {number:02d}",
+                parent=parent,
+                run_id=known,
+                tags=tags,
+                params=_compared(job),
+                system_metrics=False,
+            )
+        )
+        data = client_of(tracker.uri).get_run(self.run.run_id).data if known else None
+        self._epoch = _last_epoch(self.run) if data is not None else 0
+        self._ended = data is not None and f"{_FINAL}epochs" in data.metrics
+
+    def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Keep an epoch's metrics, once: a trial that goes on from a checkpoint tells of its first epochs again.
+
+        Args:
+            epoch: from 1.
+            metrics: as the training has them; those of :data:`OBJECTIVES` with the prefix ``verifying/``.
+        """
+        if epoch <= self._epoch:
+            return
+        scores = {name: metrics[f"verifying/{name}"] for name in OBJECTIVES if f"verifying/{name}" in metrics}
+        others = {_TRAIN + name: value for name, value in metrics.items() if not name.startswith("verifying/")}
+        self.run.log_metrics(scores | others, step=epoch)
+        self._epoch = epoch
+
+    def end(self, state: str, finals: Mapping[str, float], reason: str = "") -> None:
+        """Close the run.
+
+        Args:
+            state: ``finished``, ``stopped`` (by the scheduler or the clock), ``diverged`` or ``failed``.
+            finals: scores, ``epochs`` and ``seconds`` of the end; kept once.
+            reason: a sentence, where it did not end well.
+        """
+        if finals and not self._ended:
+            self.run.log_metrics({_FINAL + name: value for name, value in finals.items()})
+        self.run.set_tags({"state": state} | ({"reason": reason[:500]} if reason else {}))
+        if state == "failed":
+            error = RuntimeError(reason)
+            with contextlib.suppress(RuntimeError):
+                self._stack.__exit__(RuntimeError, error, None)
+        else:
+            self._stack.close()
+
+    def abandon(self) -> None:
+        """Close the run of a trial that is to be continued later."""
+        with contextlib.suppress(KeyboardInterrupt):
+            self._stack.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+
+
+def _compared(job: Job) -> dict[str, Any]:
+    """The settings that trials can differ in."""
+    settings = job.model_dump(mode="json", by_alias=True)
+    groups = ("dataset", "teacher", "prompts", "student", "distill", "resources")
+    return {"seed": job.seed} | {group: settings[group] for group in groups}
+
+
+def _last_epoch(run: Run) -> int:
+    history = client_of(run.uri).get_metric_history(run.run_id, f"{_TRAIN}loss")
+    return max((metric.step for metric in history), default=0)

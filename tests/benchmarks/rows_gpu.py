@@ -1,0 +1,101 @@
+"""Rows of a GPU: absolute times with its name, and whether half precision says the same."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+from bench import Bench
+from harness import RUNS, Measured, Skipped, at_least, paired, row, seconds
+from rows_student import batch_of, distillation
+from torch import Tensor
+
+from clip2scene.config import TeacherSettings
+from clip2scene.teacher.clip import DenseClip, load_teacher
+
+_IMAGES = 24
+_CLASSES = 16
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        raise Skipped("no GPU here")
+    return torch.device("cuda")
+
+
+def _teacher(precision: Any) -> DenseClip:
+    settings = TeacherSettings(pretrained="random", precision=precision)
+    return load_teacher(settings).to(_device())
+
+
+def _images(settings: TeacherSettings) -> Tensor:
+    """Smooth noise, so that patches differ as in a photograph."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(_IMAGES, 3, 14, 26, generator=generator)
+    size = (settings.image_height_px, settings.image_width_px)
+    return torch.nn.functional.interpolate(coarse, size=size, mode="bicubic").to(_device())
+
+
+def _synchronised(work: Any) -> None:
+    work()
+    torch.cuda.synchronize()
+
+
+@row(
+    "gpu-bf16-labels",
+    "teacher in bf16: share of patches with fp32's label",
+    baseline="none: the share itself",
+    goal=at_least(0.995),
+    compare="ours",
+)
+def bf16_labels(bench: Bench) -> Measured:
+    exact, half = _teacher("fp32"), _teacher("bf16")
+    images = _images(exact.settings)
+    features = exact(images)
+    # Random weights have no texts: prototypes are the means of random patches, which are as far apart as patches are.
+    flat_ND = torch.nn.functional.normalize(features.flatten(0, 2), dim=1)
+    chosen = torch.randperm(len(flat_ND), generator=torch.Generator().manual_seed(0))[:_CLASSES].to(flat_ND.device)
+    text_CD = torch.nn.functional.normalize(flat_ND[chosen] - flat_ND.mean(0), dim=1)
+    labels = [(teacher(images) @ text_CD.T).argmax(-1) for teacher in (exact, half)]
+    shares = (labels[0] == labels[1]).float().flatten(1).mean(1).tolist()
+    return Measured(f"ViT-B-16, random weights, {_IMAGES} images, {torch.cuda.get_device_name()}", shares, unit="")
+
+
+@row(
+    "gpu-teacher",
+    "teacher's dense forward on the GPU, bf16",
+    baseline="the same in fp32",
+    goal=None,
+    compare="baseline / ours",
+)
+def gpu_teacher(bench: Bench) -> Measured:
+    exact, half = _teacher("fp32"), _teacher("bf16")
+    images = _images(exact.settings)
+    ours, baseline = paired(lambda: _synchronised(lambda: half(images)), lambda: _synchronised(lambda: exact(images)))
+    rate = _IMAGES / statistics.median(ours)
+    work = f"ViT-B-16, {_IMAGES} images of 224 x 416, {rate:.0f} images/s, {torch.cuda.get_device_name()}"
+    return Measured(work, ours, baseline)
+
+
+@row(
+    "gpu-student-step",
+    "student step on the GPU, fp32",
+    baseline="none: the seconds themselves",
+    goal=None,
+    compare="ours",
+)
+def gpu_student_step(bench: Bench) -> Measured:
+    device = _device()
+    training = distillation(bench, num_workers=0)
+    torch.manual_seed(0)
+    model = training.build().to(device)
+    batch = batch_of(training).to(device)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        training.loss(model, batch, 0, 0)["loss"].backward()
+
+    _synchronised(step)
+    samples = [seconds(lambda: _synchronised(step)) for _ in range(2 * RUNS)]
+    return Measured(f"{len(batch.points_N4)} points, {torch.cuda.get_device_name()}", samples)

@@ -1,0 +1,175 @@
+"""Search spaces: what they may vary, which trials they mean, and the sentence that a mistake gets."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import yaml
+
+from clip2scene.config import ConfigError
+from clip2scene.sweeps.slots import trial_slots
+from clip2scene.sweeps.space import TrialResources, load_sweep
+from commands import REPOSITORY
+
+JOB = {"name": "job", "seed": 5, "dataset": {"kind": "streetworld"}, "teacher": {"model": "streetworld"}}
+TAU, LAMBDA, GRID = "distill.scr.tau", "distill.stcr.lambda", "distill.stcr.grid_size_m"
+
+
+@pytest.fixture
+def load(tmp_path):
+    """A sweep of a space given as keys."""
+
+    def made(*overrides: str, job=JOB, **space):
+        for name, values in (("space", {"sweep": "test", **space}), ("job", job)):
+            (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
+        return load_sweep(tmp_path / "space.yaml", tmp_path / "job.yaml", overrides)
+
+    return made
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("job", ["demo", "nuscenes"])
+def test_every_space_of_the_repository_fits_the_jobs(path, job):
+    overrides = ["job.dataset.root=/data/nuscenes"] if job == "nuscenes" else []
+    sweep = load_sweep(path, REPOSITORY / "jobs" / f"{job}.yaml", overrides)
+    assert sweep.space.sweep == path.stem
+    assert len({sweep.job_of(trial).digest() for trial in sweep.trials}) == (
+        1 if sweep.space.searcher == "tpe" else len(sweep.trials)
+    )
+
+
+def test_draws_are_in_bounds_and_the_same_every_time(load):
+    keys = {
+        TAU: {"loguniform": [0.1, 2.0]},
+        GRID: {"uniform": [0.5, 1.0]},
+        "distill.num_sweeps": {"randint": [1, 3]},
+        "distill.scr.form": {"choice": ["equation", "cross_entropy"]},
+    }
+    trials = load(parameters=keys, num_trials=200).trials
+    assert trials == load(parameters=keys, num_trials=200).trials
+    assert trials != load(parameters=keys, num_trials=200, seed=1).trials
+    assert all(0.1 <= trial.values[TAU] <= 2.0 and 0.5 <= trial.values[GRID] <= 1.0 for trial in trials)
+    assert {trial.values["distill.num_sweeps"] for trial in trials} == {1, 2, 3}
+    assert {trial.values["distill.scr.form"] for trial in trials} == {"equation", "cross_entropy"}
+    below_the_middle = sum(trial.values[TAU] < math.sqrt(0.1 * 2.0) for trial in trials)
+    assert 70 < below_the_middle < 130
+
+
+def test_a_grid_is_crossed_with_draws_variants_and_seeds(load):
+    sweep = load(
+        parameters={GRID: {"grid": [0.25, 0.5, 1.0]}, TAU: {"uniform": [0.1, 1.0]}},
+        variants={"plain": {}, "no S3": {"distill.s3.probability": 0}},
+        num_trials=2,
+        seeds=[0, 1],
+    )
+    assert len(sweep.trials) == 3 * 2 * 2 * 2
+    assert [trial.number for trial in sweep.trials] == list(range(24))
+    configurations = {(trial.variant, trial.values[GRID], trial.values[TAU]) for trial in sweep.trials}
+    assert len(configurations) == 12  # the seeds of a configuration share its draw
+
+
+def test_a_trial_is_the_job_with_its_settings_on_scenes_of_the_training_split(load):
+    sweep = load(
+        parameters={TAU: {"grid": [0.3]}},
+        set={"distill.batch_size": 2},
+        seeds=[7],
+        budget={"epochs": 3},
+        resources={"num_workers": 2},
+        job=JOB | {"distill": {"stcr": {"lambda": 2.0}}},
+    )
+    job = sweep.job_of(sweep.trials[0])
+    assert (job.distill.scr.tau, job.distill.stcr.lambda_, job.distill.batch_size, job.distill.epochs) == (
+        0.3,
+        2.0,
+        2,
+        3,
+    )
+    assert (job.seed, job.resources.num_workers, job.stage) == (7, 2, "distill")
+    assert (job.dataset.train_split, job.dataset.eval_split) == ("parametrizing", "verifying")
+    assert job.world_seed == 5  # other seeds train in the same world, so its images are encoded once
+
+
+def test_the_digest_is_of_what_decides_the_trials(load):
+    space = {"parameters": {TAU: {"uniform": [0.1, 1.0]}}, "num_trials": 3}
+    digest = load(**space).digest
+    assert load(**space, title="other", budget={"hours": 1}).digest == digest
+    assert load(**space, job=JOB | {"storage": "elsewhere"}).digest == digest
+    for changed in ({"seed": 1}, {"metric": "label_free"}, {"budget": {"epochs": 4}}, {"num_trials": 4}):
+        assert load(**(space | changed)).digest != digest
+    assert load(**space, job=JOB | {"seed": 6}).digest != digest
+
+
+@pytest.mark.parametrize(
+    ("space", "sentence"),
+    [
+        ({}, "parameters: empty"),
+        ({"parameters": {TAU: {"uniform": [1.0, 1.0]}}}, r"uniform=\[1.0, 1.0\]: empty"),
+        ({"parameters": {TAU: {"loguniform": [0.0, 1.0]}}}, "both numbers must be above 0"),
+        ({"parameters": {TAU: {"grid": [0.5, 0.5]}}}, "a value is there twice"),
+        ({"parameters": {TAU: {"grid": [0.5], "choice": [0.5]}}}, "exactly one of grid, choice"),
+        ({"parameters": {TAU: {"normal": [0, 1]}}}, "normal: unknown key; allowed here: choice, grid"),
+        ({"parameters": {"distill.scr.taau": {"grid": [1]}}}, "distill.scr.taau: unknown key; allowed here: form, tau"),
+        ({"parameters": {TAU: {"grid": [0.5, -1.0]}}}, "distill.scr.tau=-1.0: input should be greater than 0"),
+        ({"parameters": {TAU: {"uniform": [-1.0, 1.0]}}}, "distill.scr.tau=-1.0: input should be greater than 0"),
+        ({"parameters": {"finetune.epochs": {"grid": [1]}}}, "changes nothing that a sweep measures"),
+        ({"parameters": {"distill.epochs": {"grid": [1]}}}, "give budget.epochs"),
+        ({"parameters": {"dataset.eval_split": {"grid": ["val"]}}}, "compares on verifying, always"),
+        ({"parameters": {"teacher.precision": {"grid": ["bf16"]}}}, "say touches_features: true"),
+        ({"variants": {"old": {"variant": "released"}}}, "say touches_features: true"),
+        (
+            {"parameters": {"teacher.image_height_px": {"randint": [32, 64]}}, "touches_features": True},
+            "only grid and choice are allowed",
+        ),
+        ({"parameters": {TAU: {"grid": [1.0]}}, "num_trials": 5}, "a grid is run once"),
+        ({"parameters": {TAU: {"grid": [1.0]}}, "searcher": "tpe"}, "no grid, no variants and one seed"),
+        ({"parameters": {TAU: {"grid": [1.0]}}, "set": {TAU: 1.0}}, "both in parameters and in set"),
+        ({"parameters": {TAU: {"grid": [1.0]}}, "labels": False}, "metric=miou reads labels"),
+        (
+            {"parameters": {TAU: {"grid": [1.0]}}, "budget": {"epochs": 2}},
+            "scheduler.grace_epochs=3 is above the 2 epochs",
+        ),
+        ({"parameters": {TAU: {"grid": [1.0]}}, "resources": {"gpus_per_worker": 1}}, "needs resources.num_workers"),
+        ({"parameters": {"distill.method": {"grid": ["pointcontrast"]}}}, "cannot be scored without fine-tuning"),
+        ({"variants": {"bad": {"distill.scr": 1}}}, "distill.scr=1"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(load, space, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        load(**space)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_go_to_the_space_or_to_the_job(load):
+    sweep = load("num_trials=4", "job.distill.batch_size=8", parameters={TAU: {"uniform": [0.1, 1.0]}})
+    assert len(sweep.trials) == 4
+    assert sweep.job_of(sweep.trials[0]).distill.batch_size == 8
+    with pytest.raises(ConfigError, match="num_trails: unknown key"):
+        load("num_trails=4", parameters={TAU: {"uniform": [0.1, 1.0]}})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "slots"),
+    [
+        ([{"CPU": 4}], {}, 4),
+        ([{"CPU": 4}], {"threads_per_worker": 3}, 1),
+        ([{"CPU": 3}, {"CPU": 3}], {"threads_per_worker": 2}, 2),
+        ([{"CPU": 4}], {"num_workers": 2}, 2),
+        ([{"CPU": 3}, {"CPU": 2}], {"num_workers": 2}, 2),
+        ([{"CPU": 8, "GPU": 2}], {"num_workers": 1, "gpus_per_worker": 1}, 2),
+        ([{"CPU": 8, "GPU": 2}], {"num_workers": 1, "gpus_per_worker": 0.5}, 4),
+        ([{"CPU": 8, "GPU": 1}], {"num_workers": 1, "gpus_per_worker": 0.4}, 2),  # not 2.5: a worker sits on one GPU
+        ([{"CPU": 3, "GPU": 2}], {"num_workers": 1, "gpus_per_worker": 0.25}, 3),
+        ([{"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": 1}], {"num_workers": 2, "gpus_per_worker": 1}, 1),
+    ],
+)
+def test_slots_are_what_the_workers_of_trials_fit_into(nodes, resources, slots):
+    assert trial_slots(nodes, TrialResources(**resources)) == slots
+
+
+@pytest.mark.parametrize(
+    "resources", [{"threads_per_worker": 5}, {"num_workers": 5}, {"num_workers": 1, "gpus_per_worker": 1}]
+)
+def test_a_trial_that_fits_nowhere_is_refused(resources):
+    with pytest.raises(ConfigError, match="Ray has 4 CPUs and 0 GPUs on 2 nodes"):
+        trial_slots([{"CPU": 2}, {"CPU": 2}], TrialResources(**resources))

@@ -1,0 +1,204 @@
+"""``clip2scene sweep`` as a user types it: one extraction, early stopping, retries, and a driver that is killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from commands import REPOSITORY, fail, succeed
+
+WORLD = (
+    "{train_scenes: 9, val_scenes: 1, keyframes_per_scene: 2, sweeps_between_keyframes: 2, lidar_beams: 16, "
+    "lidar_azimuth_steps: 180}"
+)
+IMAGES = 9 * 2 * 6
+"""Of the training scenes: those of ``val`` have no part in a sweep."""
+JOB = {
+    "name": "tiny",
+    "dataset": {"kind": "streetworld", "streetworld": yaml.safe_load(WORLD)},
+    "teacher": {"model": "streetworld", "image_height_px": 112, "image_width_px": 208},
+    "student": {"voxel_size_m": 1.0, "channels": [8, 8, 16]},
+    "distill": {"num_sweeps": 2, "optimiser": {"kind": "adamw", "learning_rate": 0.01}},
+    "resources": {"checkpoint_every_epochs": 1},
+}
+SPACE = {
+    "sweep": "tiny",
+    "parameters": {"distill.scr.tau": {"loguniform": [0.1, 2.0]}, "distill.stcr.lambda": {"loguniform": [0.1, 10.0]}},
+    "num_trials": 4,
+    "seed": 3,
+    "scheduler": {"grace_epochs": 1},
+    "budget": {"epochs": 3},
+    # All cores: one trial after another, so that what the scheduler sees is the same every time.
+    "resources": {"threads_per_worker": os.cpu_count()},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of MLflow's table of runs."""
+
+    run_id: str
+    name: str
+    status: str
+    tags: dict[str, str]
+    metrics: dict[tuple[str, int], list[float]]
+
+    def final(self, name: str) -> float:
+        (value,) = self.metrics[f"final/{name}", 0]
+        return value
+
+
+def runs_of(storage: Path) -> tuple[Run, list[Run]]:
+    """The sweep's run and its trials', by number."""
+    with sqlite3.connect(storage / "mlflow" / "mlflow.db") as database:
+        runs = []
+        for run_id, name, status in database.execute("select run_uuid, name, status from runs").fetchall():
+            tags = dict(database.execute("select key, value from tags where run_uuid = ?", (run_id,)))
+            metrics: dict[tuple[str, int], list[float]] = {}
+            query = "select key, step, value from metrics where run_uuid = ?"
+            for key, step, value in database.execute(query, (run_id,)):
+                metrics.setdefault((key, step), []).append(value)
+            runs.append(Run(run_id, name, status, tags, metrics))
+    (parent,) = (run for run in runs if run.tags.get("stage") == "sweep")
+    trials = [run for run in runs if run.tags.get("mlflow.parentRunId") == parent.run_id]
+    return parent, sorted(trials, key=lambda run: int(run.tags["trial"]))
+
+
+def written(folder: Path, **space: object) -> list[object]:
+    """Words of a command on a space and a job that are written there."""
+    for name, values in (("space", SPACE | space), ("job", JOB | {"storage": str(folder / "storage")})):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    return ["sweep", folder / "space.yaml", "--job", folder / "job.yaml"]
+
+
+def begin(words: list[object], log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "clip2scene.cli", *map(str, words)]
+    with log.open("wb") as file:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, cwd=REPOSITORY)
+
+
+def wait_for(text: str, log: Path, process: subprocess.Popen[bytes], timeout_s: float = 240) -> None:
+    deadline = time.monotonic() + timeout_s
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A finished sweep: its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, succeed(*written(folder))
+
+
+def test_every_image_is_encoded_once_however_many_trials(undisturbed):
+    parent, trials = runs_of(undisturbed[0] / "storage")
+    assert parent.metrics["images_encoded", 0] == [IMAGES]
+    assert parent.metrics["images_wanted", 0] == [IMAGES]
+    assert len(trials) == 4
+    stores = list((undisturbed[0] / "storage" / "features").iterdir())
+    assert [len(list((store / "frames").iterdir())) for store in stores] == [IMAGES / 6]
+
+
+def test_trials_are_children_with_their_settings_and_an_objective_per_epoch(undisturbed):
+    parent, trials = runs_of(undisturbed[0] / "storage")
+    assert parent.status == "FINISHED"
+    assert parent.tags["selection"] == "labels of the verifying scenes"
+    assert {trial.status for trial in trials} == {"FINISHED"}
+    assert {trial.tags["state"] for trial in trials} == {"finished", "stopped"}
+    for trial in trials:
+        epochs = int(trial.final("epochs"))
+        assert [step for key, step in sorted(trial.metrics) if key == "miou"] == list(range(1, epochs + 1))
+        assert trial.metrics["miou", epochs] == [trial.final("miou")]
+        assert {("train/loss", 1), ("label_free", 1), ("agreement", 1), ("consistency", 1)} <= set(trial.metrics)
+    assert sum(trial.final("epochs") for trial in trials) == parent.metrics["epochs_run", 0][0] < 4 * 3
+
+
+def test_the_best_job_runs_as_it_is(undisturbed):
+    folder, printed = undisturbed
+    best = folder / "storage" / "sweeps" / "tiny" / "best.yaml"
+    assert f"clip2scene run {best}" in printed
+    job = yaml.safe_load(best.read_text())
+    _, trials = runs_of(folder / "storage")
+    finished = max((t for t in trials if t.tags["state"] == "finished"), key=lambda trial: trial.final("miou"))
+    assert f"trial {int(finished.tags['trial']):02d}" in best.read_text()
+    assert job["distill"]["scr"]["tau"] != 0.5
+    succeed("run", best, "stage=index")
+
+
+def test_a_finished_sweep_is_not_run_again_and_another_of_its_name_is_refused(undisturbed):
+    folder, printed = undisturbed
+    before = runs_of(folder / "storage")
+    again = succeed(*written(folder))
+    assert runs_of(folder / "storage")[1] == before[1]
+    assert again.splitlines()[:8] == printed.splitlines()[:8]
+    assert "another sweep of this name" in fail(*written(folder, num_trials=5))
+    assert succeed("report", "tiny", "--storage", folder / "storage").splitlines()[:8] == printed.splitlines()[:8]
+
+
+def test_a_driver_killed_with_sigkill_is_resumed_to_the_same_end(undisturbed, tmp_path):
+    storage = tmp_path / "storage"
+    shutil.copytree(
+        undisturbed[0] / "storage", storage, ignore=shutil.ignore_patterns("mlflow", "sweeps", "train", "students")
+    )
+    driver = begin(written(tmp_path), log := tmp_path / "log")
+    wait_for("trial 01: epoch 1/3", log, driver)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
+    succeed("sweep", "--resume", "tiny", "--storage", storage)
+    (_, expected), (parent, trials) = runs_of(undisturbed[0] / "storage"), runs_of(storage)
+    assert parent.metrics["images_encoded", 0] == [0]
+    assert [trial.tags["trial"] for trial in trials] == ["0", "1", "2", "3"]
+    assert [trial.tags["state"] for trial in trials] == [trial.tags["state"] for trial in expected]
+    # One value a metric and step, and the same to the last bit: one thread order, one seed, a checkpoint every epoch.
+    assert all(len(values) == 1 for run in (parent, *trials) for values in run.metrics.values())
+    assert [trial.final("miou") for trial in trials] == [trial.final("miou") for trial in expected]
+    best, best_expected = (
+        (folder / "sweeps" / "tiny" / "best.yaml").read_text().splitlines()[2:]
+        for folder in (storage, undisturbed[0] / "storage")
+    )
+    assert [line for line in best if "storage" not in line] == [line for line in best_expected if "storage" not in line]
+
+
+def test_a_trial_that_dies_is_tried_again_and_one_that_diverges_is_no_failure(undisturbed, tmp_path):
+    storage = tmp_path / "storage"
+    shutil.copytree(
+        undisturbed[0] / "storage", storage, ignore=shutil.ignore_patterns("mlflow", "sweeps", "train", "students")
+    )
+    variants = {"as it is": {}, "wild": {"distill.optimiser.learning_rate": 1e30}}
+    words = written(
+        tmp_path,
+        parameters={},
+        variants=variants,
+        num_trials=1,
+        scheduler={"kind": "none"},
+        metric="label_free",
+        labels=False,
+    )
+    driver = begin(words, log := tmp_path / "log")
+    wait_for("trial 00: epoch 1/3", log, driver)
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        if process.is_running() and process.name().startswith("ray::ImplicitFunc"):
+            process.kill()
+    assert driver.wait(240) == 0, log.read_text()[-3000:]
+    assert log.read_text().count("trial 00: starts") == 2
+    parent, (kept, diverged) = runs_of(storage)
+    assert (kept.tags["state"], diverged.tags["state"]) == ("finished", "diverged")
+    assert [step for key, step in sorted(kept.metrics) if key == "label_free"] == [1, 2, 3]
+    assert all(len(values) == 1 for values in kept.metrics.values())
+    assert "the loss is not finite after epoch 1" in diverged.tags["reason"]
+    assert ("final/label_free", 0) not in diverged.metrics
+    assert parent.tags["selection"] == "no labels"
+    assert not any(key == "miou" for run in (kept, diverged) for key, _ in run.metrics)

@@ -1,0 +1,399 @@
+"""Sweeps rebuilt from a real MLflow server: the trials, the best of them as a job, what is drawn, and the page."""
+
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+import yaml
+from synthetic_sweeps import JOB, LAMBDA, TAU, interval, listed, write_sweep
+
+from clip2scene.config import ConfigError
+from clip2scene.jobfile import load_job
+from clip2scene.tracking.errors import TrackingError
+from clip2scene.tracking.server import embedded_server
+from clip2scene.tracking.sweep_axes import axes_of
+from clip2scene.tracking.sweep_best import best_job, best_yaml
+from clip2scene.tracking.sweep_charts import Point, surface
+from clip2scene.tracking.sweep_figures import importances, sweep_figures
+from clip2scene.tracking.sweep_html import sweep_html
+from clip2scene.tracking.sweep_record import read_sweep
+from clip2scene.tracking.sweep_report import compare_url, keep_sweep, short_names, sweep_text
+from clip2scene.tracking.sweep_runs import sweep_run
+from clip2scene.tracking.tracker import connect
+
+COUNTS = {
+    "images_encoded": 48,
+    "images_cached": 336,
+    "images_wanted": 384,
+    "epochs_run": 59,
+    "epochs_full": 72,
+    "trials": 12,
+    "seconds": 613.0,
+}
+GRIDS = [
+    listed("distill.stcr.grid_size_m", "grid", 0.25, 0.5, 1),
+    listed("distill.stcr.grid", "grid", "metres", "voxel"),
+]
+VARIANTS = {
+    "full": {},
+    "without StCR": {"distill.stcr.weight": 0},
+    "released code": {"variant": "released"},
+}
+
+
+def scores(miou, label_free):
+    return {"miou": miou, "agreement": label_free + 0.02, "consistency": 0.9 - miou / 10, "label_free": label_free}
+
+
+def temperatures():
+    """Twelve trials: eight that ran all epochs, two that were stopped, one that diverged, one that failed."""
+    rng = np.random.default_rng(4)
+    trials = []
+    for number in range(12):
+        tau, weight = math.exp(rng.uniform(math.log(0.1), math.log(2))), math.exp(rng.uniform(-2.3, 2.3))
+        miou = 0.5 - 0.05 * math.log(tau / 0.5) ** 2 - 0.02 * math.log(weight) ** 2
+        trial = {"values": {TAU: tau, LAMBDA: weight}, "state": "finished", "epochs": 6}
+        trials.append(trial | {"scores": scores(miou, 0.9 * miou + 0.01 * (number % 3))})
+    for number in (8, 9):  # better than all, but after two epochs only
+        trials[number] |= {"state": "stopped", "epochs": 2, "scores": scores(0.6, 0.1 * number)}
+    trials[10] |= {"state": "diverged", "epochs": 1, "reason": "the loss is NaN in epoch 2"}
+    trials[11] |= {"state": "failed", "epochs": 1, "reason": "out of memory"}
+    return trials
+
+
+def seeded():
+    """A grid of six configurations, two seeds each; the last has lost one seed, whose sister is best of all."""
+    trials = []
+    for place, (size, grid) in enumerate((s, g) for s in (0.25, 0.5, 1) for g in ("metres", "voxel")):
+        for seed in (0, 1):
+            score = {"label_free": 0.40 + 0.01 * place + 0.02 * seed}
+            values = {"distill.stcr.grid_size_m": size, "distill.stcr.grid": grid}
+            trials.append({"values": values, "state": "finished", "epochs": 6, "scores": score, "seed": seed})
+    trials[10] |= {"state": "stopped", "epochs": 3}
+    trials[11] |= {"scores": {"label_free": 0.9}}
+    return trials
+
+
+def variants():
+    miou = {"full": (0.50, 0.54), "without StCR": (0.51, 0.52), "released code": (0.30, 0.28)}
+    return [
+        {"values": {}, "state": "finished", "epochs": 6, "scores": scores(value, value), "seed": seed, "variant": name}
+        for name, values in miou.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory):
+    with embedded_server(tmp_path_factory.mktemp("storage") / "mlflow") as uri:
+        yield connect(uri, "sweeps")
+
+
+@pytest.fixture(scope="module")
+def record(tracker):
+    parameters = [interval(TAU, "loguniform", 0.1, 2.0), interval(LAMBDA, "loguniform", 0.1, 10.0)]
+    shared = {"distill.sweep_window_s": 0.2}
+    write_sweep(tracker, "temperatures", parameters, temperatures(), metrics=COUNTS, set=shared)
+    return read_sweep(tracker.uri, "temperatures")
+
+
+@pytest.fixture(scope="module")
+def drawn(record):
+    return list(sweep_figures(record))
+
+
+@pytest.fixture(scope="module")
+def grid(tracker):
+    about = {"seeds": [0, 1], "metric": "label_free", "has_labels": False}
+    write_sweep(tracker, "grid", GRIDS, seeded(), **about)
+    return read_sweep(tracker.uri, "grid")
+
+
+@pytest.fixture(scope="module")
+def ablation(tracker):
+    write_sweep(tracker, "ablation", [], variants(), seeds=[0, 1], variants=VARIANTS, scheduler="none")
+    return read_sweep(tracker.uri, "ablation")
+
+
+def small(tracker, name, trials, **about):
+    """A sweep of one parameter; trials are (value, state, epochs, scores)."""
+    made = [{"values": {TAU: value}, "state": s, "epochs": e, "scores": found} for value, s, e, found in trials]
+    write_sweep(tracker, name, [interval(TAU, "uniform", 0, 1)], made, **about)
+    return read_sweep(tracker.uri, name)
+
+
+def test_trials_are_read_back_from_their_runs(record):
+    assert [trial.number for trial in record.trials] == list(range(12))
+    for trial, written in zip(record.trials, temperatures(), strict=True):
+        assert trial.values == pytest.approx(written["values"])
+        assert trial.state == written["state"]
+        assert trial.reason == written.get("reason", "")
+    assert record.trials[9].finals == pytest.approx(scores(0.6, 0.9) | {"epochs": 2, "seconds": 16.0})
+    assert record.trials[10].finals == {"seconds": 8.0}
+    assert record.trials[11].finals == {}
+    assert record.metrics == COUNTS
+    assert record.selection == "labels of the verifying scenes"
+    assert record.curve(record.trials[9], "miou") == pytest.approx({1: 0.48, 2: 0.6})
+
+
+def test_the_best_ran_all_epochs(record):
+    finished = [trial for trial in record.trials if trial.state == "finished"]
+    best = max(finished, key=lambda trial: trial.finals["miou"])
+    assert record.best_trial == best
+    assert record.best.trials == (best,)
+    states = [trial.state for trial in sorted(record.trials, key=record.order)]
+    assert states == ["finished"] * 8 + ["stopped"] * 2 + ["diverged", "failed"]
+
+
+def test_stopped_trials_compete_only_when_none_finished(tracker):
+    two = (0.5, "stopped", 2, {"label_free": 0.9})
+    four = [(0.1, "stopped", 4, {"label_free": 0.3}), (0.2, "stopped", 4, {"label_free": 0.4})]
+    record = small(tracker, "stopped", [two, *four, (0.7, "running", 1, {"label_free": 0.95})], metric="label_free")
+    assert record.best_trial.number == 2
+    assert [trial.state for trial in record.trials] == ["stopped"] * 3 + ["interrupted"]
+
+
+def test_a_score_may_be_minimised(tracker):
+    trials = [(value, "finished", 6, {"label_free": value}) for value in (0.5, 0.2, 0.4)]
+    record = small(tracker, "least", trials, metric="label_free", mode="min", searcher="tpe", has_labels=False)
+    assert record.best_trial.values == {TAU: 0.2}
+    assert record.ranking() is None
+
+
+def test_configurations_are_compared_by_their_mean_over_seeds(grid):
+    best = grid.best
+    assert best.values == {"distill.stcr.grid_size_m": 1, "distill.stcr.grid": "metres"}
+    assert best.score("label_free") == (pytest.approx(45.0), pytest.approx(math.sqrt(2)))
+    assert grid.best_trial.seed == 1
+    last = grid.configurations[-1]  # one seed is left, and is better than any mean
+    assert last.score("label_free") == (pytest.approx(90.0), None)
+    assert [len(last.trials), len(last.compared)] == [2, 1]
+
+
+def test_listed_values_come_back_as_the_space_writes_them(tracker):
+    channels = listed("student.channels", "choice", None, [32, 48])
+    settings = listed("distill.scr", "choice", {"tau": 0.5}, {"tau": 0.5, "weight": 2})
+    wanted = [
+        {"student.channels": None, "distill.scr": {"tau": 0.5, "weight": 2}},
+        {"student.channels": [32, 48], "distill.scr": {"tau": 0.5}},
+    ]
+    trials = [{"values": v, "state": "finished", "epochs": 6, "scores": scores(0.4, 0.4)} for v in wanted]
+    write_sweep(tracker, "lists", [channels, settings], trials)
+    record = read_sweep(tracker.uri, "lists")
+    assert [trial.values for trial in record.trials] == wanted
+    assert "[32, 48]" in sweep_text(record)
+    assert [name for name, _, _ in sweep_figures(record)][:2] == ["curve_student.channels", "curve_distill.scr"]
+    assert load_best(record).distill.scr.weight == 2
+
+
+def test_rank_correlation_is_over_trials_that_ran_all_epochs(record, grid, tracker):
+    ranking = record.ranking()
+    assert ranking.full
+    assert [trial.number for trial in ranking.trials] == list(range(8))
+    miou, label_free = ([trial.finals[name] for trial in ranking.trials] for name in ("miou", "label_free"))
+    places = [np.argsort(np.argsort(values)) for values in (miou, label_free)]
+    assert ranking.spearman == pytest.approx(np.corrcoef(*places)[0, 1])
+    assert record.ranking("consistency").spearman == pytest.approx(-1.0)
+    assert grid.ranking() is None
+    trials = [(0.1, "finished", 6, scores(0.1, 0.1)), (0.2, "stopped", 2, scores(0.2, 0.2))]
+    assert small(tracker, "two", trials).ranking() is None
+    three = small(tracker, "three", [*trials, (0.3, "stopped", 2, scores(0.3, 0.3))]).ranking()
+    assert (three.spearman, len(three.trials), three.full) == (pytest.approx(1.0), 3, False)
+
+
+def test_text(record):
+    text = sweep_text(record)
+    lines = text.splitlines()
+    best = record.best_trial
+    row = rf" \* +{best.number:02d} +{best.values[TAU]:.3g} +{best.values[LAMBDA]:.3g} +6 +{best.score('miou'):.1f} "
+    assert any(re.match(row, line) for line in lines)
+    assert re.search(r"10 .* diverged +8\.0 s", text)
+    assert "trial 10 diverged: the loss is NaN in epoch 2" in lines
+    assert "trial 11 failed: out of memory" in lines
+    assert "images encoded: 48 of the 384 that the trials read; 336 were in the feature store" in lines
+    assert "epochs run: 59 of 72 (82%) that 12 full trials have; 10 min 13 s" in lines
+    assert "selected by mIoU (labels of the verifying scenes)" in lines
+    found = record.ranking().spearman
+    assert f"with mIoU over the 8 trials that ran all epochs: label-free {found:.2f}, agreement" in text
+    assert "command: clip2scene sweep temperatures.yaml --job jobs/demo.yaml" in lines
+    assert "in all trials: distill.sweep_window_s=0.2" in lines
+
+
+def test_text_over_seeds_and_without_labels(grid):
+    text = sweep_text(grid)
+    assert re.search(r"\* +1 +metres +2 of 2 +6 +45\.0 ± 1\.4 +08, 09", text)
+    assert re.search(r"  +1 +voxel +1 of 2 +6 +90\.0 ± – +10, 11", text)
+    assert "selected by label-free (no labels)" in text
+    assert "Spearman" not in text
+    assert "mIoU" not in text
+    assert "images" not in text  # nothing was counted
+
+
+def test_text_of_variants(ablation):
+    assert re.search(r"\* +full +2 of 2 +6 +52\.0 ± 2\.8 ", sweep_text(ablation))
+    assert re.search(r"released code +2 of 2 +6 +29\.0 ± 1\.4 ", sweep_text(ablation))
+
+
+def load_best(record):
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "best.yaml"
+        path.write_text(best_yaml(record))
+        return load_job(path)
+
+
+def test_the_best_job_can_be_run(record, ablation):
+    job, own = load_best(record), record.best.values
+    assert job.name == "demo-best"
+    assert job.distill.scr.tau == pytest.approx(own[TAU])
+    assert job.distill.stcr.lambda_ == pytest.approx(own[LAMBDA])
+    assert job.distill.epochs == JOB["distill"]["epochs"]
+    assert job.distill.sweep_window_s == 0.2 != JOB["distill"]["sweep_window_s"]  # the space sets it in all trials
+    unchanged = yaml.safe_load(best_yaml(record))
+    unchanged["distill"]["sweep_window_s"] = JOB["distill"]["sweep_window_s"]
+    unchanged["name"], unchanged["distill"]["scr"], unchanged["distill"]["stcr"]["lambda"] = "demo", {"tau": 0.5}, 1.0
+    assert unchanged == JOB
+    comments = [line for line in best_yaml(record).splitlines() if line.startswith("#")]
+    trial, run = record.best_trial, record.run_id
+    assert comments == [
+        f"# The best configuration of sweep temperatures (MLflow run {run}): trial {trial.number:02d} (seed 0).",
+        f"# mIoU {trial.score('miou'):.2f}% on verifying scenes after 6 epochs.",
+    ]
+    assert "52.00 ± 2.83% on verifying" in best_yaml(ablation)
+
+
+def test_the_changes_of_the_best_variant_are_in_the_job(tracker):
+    trials = [trial for trial in variants() if trial["variant"] != "full"]
+    write_sweep(tracker, "rest", [], trials, seeds=[0, 1], variants=VARIANTS)
+    assert load_best(read_sweep(tracker.uri, "rest")).distill.stcr.weight == 0
+
+
+def test_a_sweep_without_a_score_has_no_best(tracker):
+    record = small(tracker, "none", [(0.5, "running", 1, {}), (0.4, "diverged", 1, {})])
+    assert record.best is None
+    assert [name for name, _, _ in sweep_figures(record)] == []
+    assert "No trial ended with a score." in sweep_html(record)
+    assert "interrupted" in sweep_text(record)
+    with pytest.raises(ConfigError, match=r"^sweep 'none': no trial ended with a score, so none is the best$"):
+        best_job(record)
+
+
+def test_figures(record, drawn, grid, ablation):
+    figures = {name: figure for name, _, figure in drawn}
+    curves = [f"curve_{TAU}", f"curve_{LAMBDA}"]
+    assert list(figures) == ["surface", *curves, "parallel", "importance", "learning", "ranking"]
+    axes = figures["surface"].axes[0]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert [len(points.get_offsets()) for points in axes.collections[1:]] == [2, 8, 1]  # stopped, all epochs, best
+    assert len(figures["learning"].axes[0].lines) == 2 * 12
+    assert figures["ranking"].axes[0].get_title() == f"Spearman {record.ranking().spearman:.2f}, 8 trials"
+    names = [name for name, _, _ in sweep_figures(grid)]
+    expected = ["curve_distill.stcr.grid_size_m", "curve_distill.stcr.grid", "parallel", "importance", "learning"]
+    assert names == expected
+    figures = {name: figure for name, _, figure in sweep_figures(ablation)}
+    assert list(figures) == ["curve_variant", "learning", "ranking"]
+    assert [bar.get_width() for bar in figures["curve_variant"].axes[0].patches] == pytest.approx([52.0, 51.5, 29.0])
+
+
+def test_the_surface_ends_at_the_hull_of_the_points(record):
+    across, up = axes_of(record)
+    corners = [(0.1, 0.1), (2.0, 0.1), (0.1, 10.0), (0.2, 0.2), (0.15, 0.15), (0.12, 0.3)]  # a triangle and its inside
+
+    def mesh(points, full=True, smooth=True):
+        made = [Point({TAU: tau, LAMBDA: weight}, 40.0 + tau, None, full, False) for tau, weight in points]
+        shown = surface(made, across, up, "mIoU (%)", smooth).axes[0].collections
+        return [found for found in shown if type(found).__name__ == "QuadMesh"]
+
+    heights = mesh(corners)[0].get_array().reshape(400, 400)
+    assert not heights.mask[1, 1]
+    assert heights.mask[-2, -2]
+    assert heights.min() >= 40.1 - 1e-6
+    assert heights.max() <= 42.0 + 1e-6
+    assert mesh(corners[:5]) == []
+    assert mesh(corners, full=False) == []
+    assert mesh(corners, smooth=False) == []
+    assert mesh([(0.1 * step, 0.1 * step) for step in range(1, 8)]) == []
+
+
+def test_importance_is_of_what_matters(tracker):
+    values = [(tau, weight) for tau in (0.1, 0.4, 0.7, 1.0) for weight in (0.1, 0.4, 0.7, 1.0)]
+    trials = [
+        {"values": {TAU: tau, LAMBDA: weight}, "state": "finished", "epochs": 1, "scores": scores(0.3 + 0.2 * tau, 0.1)}
+        for tau, weight in values
+    ]
+    parameters = [listed(TAU, "grid", 0.1, 0.4, 0.7, 1.0), listed(LAMBDA, "grid", 0.1, 0.4, 0.7, 1.0)]
+    write_sweep(tracker, "importance", parameters, trials, epochs=1)
+    record = read_sweep(tracker.uri, "importance")
+    chosen, shares = importances(record, axes_of(record))
+    assert len(chosen) == 16
+    assert shares["tau"] > 0.9
+    assert shares["lambda"] < 0.1
+    assert record.ranking() is None  # all label-free scores are the same
+
+
+def test_names_are_as_short_as_they_can_be():
+    keys = ("distill.scr.tau", "distill.scr.weight", "distill.stcr.weight")
+    assert short_names(keys) == dict(zip(keys, ("tau", "scr.weight", "stcr.weight"), strict=True))
+
+
+class Page(HTMLParser):
+    """What a page refers to, and the text of its table cells."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.sources, self.links, self.tags = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.tags.append(tag)
+        if "src" in values:
+            self.sources.append(values["src"])
+        if tag == "a":
+            self.links.append(values["href"])
+
+
+def test_the_page_needs_nothing_else(record, drawn):
+    page = Page(sweep_html(record, figures=drawn))
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert len(page.sources) == 7
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    *trials, compare, own = page.links
+    assert {link.split("/runs/")[1].split("?")[0] for link in trials} == {trial.run_id for trial in record.trials}
+    assert compare == compare_url(record)
+    assert record.run_id in own
+
+
+def test_links_can_go_to_the_ui(grid):
+    page = Page(sweep_html(grid, "http://127.0.0.1:5000", figures=()))
+    assert {link.split("/#")[0] for link in page.links} == {"http://127.0.0.1:5000"}
+
+
+def test_everything_is_kept_in_the_sweeps_run(tracker, ablation):
+    from mlflow import MlflowClient
+
+    with sweep_run(tracker, "ablation", "digest-ablation", {}) as parent:
+        assert parent.run_id == ablation.run_id
+        keep_sweep(ablation, parent)
+    client = MlflowClient(tracker.uri)
+    kept = {item.path for item in client.list_artifacts(parent.run_id)}
+    assert kept == {"sweep.json", "trials.json", "trials.txt", "best.yaml", "sweep.html", "figures"}
+    figures = {item.path for item in client.list_artifacts(parent.run_id, "figures")}
+    assert figures == {f"figures/{name}.png" for name in ("curve_variant", "learning", "ranking")}
+
+
+def test_an_unknown_sweep_names_the_known_ones(tracker, record, grid):
+    with pytest.raises(ConfigError, match=r"^sweep 'sweep9': not in MLflow; known: .*grid.*temperatures"):
+        read_sweep(tracker.uri, "sweep9")
+
+
+def test_another_format_is_refused(tracker):
+    with sweep_run(tracker, "newer", "d", {"selection": "no labels"}) as parent:
+        parent.log_dict({"format": "clip2scene-sweep-9"}, "sweep.json")
+    with pytest.raises(TrackingError, match=rf"^run {parent.run_id}: its sweep\.json is not in the format"):
+        read_sweep(tracker.uri, "newer")
