@@ -36,7 +36,8 @@ def sweep_figures(record: SweepRecord) -> Iterator[tuple[str, str, Figure]]:
     numeric = [axis for axis in axes if axis.numeric]
     if len(numeric) == 2:
         alone = len(axes) == 2
-        caption = "Between the points: linear interpolation, inside their hull only." if alone else ""
+        caption = "Colour between points: linear interpolation inside the hull of six or more that ran all epochs."
+        caption = caption if alone else ""
         yield "surface", caption, surface(points, numeric[0], numeric[1], score, smooth=alone)
     for axis in axes:
         about = f"{axis.key}; the points differ in {_listed(axes, axis)} too." if len(axes) > 1 else f"{axis.key}."
