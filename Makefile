@@ -1,10 +1,11 @@
 # `make help` lists what there is. Everything runs in .venv, which is made on first use.
 PYTHON ?= python3.11
 SEED ?= 0
+BENCH ?= quick
 VENV := .venv
 READY := $(VENV)/.installed
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test bench lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -22,6 +23,9 @@ demo: $(READY)  ## run the whole pipeline on a synthetic street world (SEED=0) i
 
 test: $(READY)  ## run every test that this machine can run
 	$(VENV)/bin/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
+
+bench: $(READY)  ## one table of ratios against the best alternatives (BENCH=full also writes BENCHMARKS.md)
+	$(VENV)/bin/python tests/benchmarks/run.py --mode $(BENCH) --json build/bench.json
 
 lint: $(READY)  ## style and types
 	$(VENV)/bin/ruff check platform tests cluster

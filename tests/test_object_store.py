@@ -135,11 +135,11 @@ def run(world: Path, *words: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def first(server, tmp_path_factory) -> tuple[Path, Path, str]:
-    """A job that has run on two workers: its data set, its machine's cache, and what it printed."""
+    """A job that has run: its data set, its machine's cache, and what it printed."""
     folder = tmp_path_factory.mktemp("first")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE, str(folder / "cache"))
-        printed = succeed(*run(folder / "world"))
+        printed = succeed(*run(folder / "world", "resources.num_workers=0"))
         return folder / "world", folder_of("s3://bucket/runs"), printed
 
 
@@ -187,7 +187,7 @@ def test_another_machine_repeats_nothing_but_a_frame_that_was_removed(first, mac
     lost = frames / sorted(before)[0]
     storage.remove(lost)
 
-    succeed(*run(world))
+    succeed(*run(world, "resources.num_workers=0"))
     report = json.loads((storage.root / "report.json").read_text())
     assert (report["images_encoded"], report["images_cached"]) == (CAMERAS, (FRAMES - 1) * CAMERAS)
     assert storage.remote.filesystem.get_file_info(written.path).mtime == written.mtime

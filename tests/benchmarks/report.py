@@ -98,7 +98,8 @@ def show(outcomes: list[Outcome], about: dict[str, Any], profile: Profile | None
 def counts(outcomes: list[Outcome]) -> str:
     """``14 ok, 2 short, 3 skipped``; ``failed`` only where something did."""
     found = Counter(outcome.status for outcome in outcomes)
-    return ", ".join(f"{found[status]} {status}" for status in ("ok", "short", "skipped", "failed") if status != "failed" or found[status])
+    named = ["ok", "short", "skipped"] + ["failed"] * bool(found["failed"])
+    return ", ".join(f"{found[status]} {status}" for status in named)
 
 
 def write_json(path: Path, outcomes: list[Outcome], about: dict[str, Any], profile: Profile | None) -> None:
@@ -127,6 +128,7 @@ def write_json(path: Path, outcomes: list[Outcome], about: dict[str, Any], profi
             }
         rows.append(values)
     steps = None if profile is None else [{"part": n, "ms": ms, "share": share} for n, ms, share in profile]
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**about, "rows": rows, "profile": steps, "counts": counts(outcomes)}, indent=1) + "\n")
 
 
@@ -135,8 +137,8 @@ def write_markdown(path: Path, outcomes: list[Outcome], about: dict[str, Any], p
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench BENCH=full`. Every ratio is of runs made in turn beside its baseline in the same run (A B A "
-        "B ...), the median of at least five, with its smallest and largest value as spread. Times are of this machine:",
+        "Written by `make bench BENCH=full`. A ratio is the median of at least five runs, each made beside its baseline in "
+        "the same run (A B A B ...); the spread is its smallest and largest value. Times are of this machine:",
         "",
         _machine(about),
         "",
@@ -150,7 +152,7 @@ def write_markdown(path: Path, outcomes: list[Outcome], about: dict[str, Any], p
             "",
             "## Where a distillation step's time goes",
             "",
-            "The demo's job, two keyframes of K = 2 sweeps, nothing cached, one worker with one thread; medians of five.",
+            "The demo's job, two keyframes of K = 2 sweeps, nothing cached, one worker, one thread; medians of five.",
             "",
             *_table(("part", "ms", "share"), cells),
         ]

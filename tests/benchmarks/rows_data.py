@@ -77,8 +77,8 @@ def pairing(bench: Bench) -> Measured:
     # Every point is read once a camera and its two homogeneous coordinates and depth are written, in float64.
     floor = bench.moved(points * len(images) * 3 * 8 * 2)
     return Measured(
-        f"{points} points x {len(images)} cameras, {count} pairs, one thread; ours {points / statistics.median(mine):.3g} "
-        "points/s, clouds in memory",
+        f"{points} points x {len(images)} cameras, {count} pairs, one thread; ours with clouds in memory, "
+        f"{points / statistics.median(mine):.3g} points/s",
         mine,
         baseline,
         limit=f"{floor}; {1e3 * reading:.0f} ms of the devkit's time are its reading of each cloud per camera",

@@ -45,7 +45,7 @@ _DEVKIT = _MEASURE.format(
 )
 _OURS = _MEASURE.format(
     imports="from clip2scene.data.index import read_index",
-    load="loaded = read_index(sys.argv[1]); frame = loaded.frames[len(loaded.frames) // 2]; frame.cameras, frame.sweeps",
+    load="loaded = read_index(sys.argv[1]); frame = loaded.frames[-1]; frame.cameras, frame.sweeps",
 )
 
 
@@ -60,9 +60,7 @@ def _loads(bench: Bench) -> tuple[list[list[float]], list[list[float]], str]:
     )
     file = bench.folder / "copied.parquet"
     write_index(Index(index.dataset, index.root, VERSION, frames), file)
-    runs = [
-        (_load(_OURS, str(file)), _load(_DEVKIT, str(index.root), VERSION)) for _ in range(RUNS)
-    ]
+    runs = [(_load(_OURS, str(file)), _load(_DEVKIT, str(index.root), VERSION)) for _ in range(RUNS)]
     shutil.rmtree(index.root / VERSION)
     size = file.stat().st_size / 1e6
     ours, devkit = ([list(pair) for pair in side] for side in zip(*runs, strict=True))

@@ -68,9 +68,7 @@ def _backward(loss: Tensor, given: Input) -> float:
 
 
 def _stcr(given: Input) -> float:
-    loss = spatial_temporal_consistency(
-        given.points_ND, given.pixels_ND, given.labels_N, given.cells_N, given.text_CD
-    )
+    loss = spatial_temporal_consistency(given.points_ND, given.pixels_ND, given.labels_N, given.cells_N, given.text_CD)
     return _backward(loss, given)
 
 

@@ -93,7 +93,8 @@ def step_waiting(bench: Bench) -> Measured:
         now = waits[epoch * per_epoch : (epoch + 1) * per_epoch]
         begun = now[0][0] - now[0][1]
         shares.append(sum(wait for _, wait in now[1:]) / (now[-1][0] - begun))
-    work = f"{per_epoch} steps of {BATCH} keyframes an epoch, K = {training.source.num_sweeps}, no keyframe cached, one thread"
+    sweeps = training.source.num_sweeps
+    work = f"{per_epoch} steps of {BATCH} keyframes an epoch, K = {sweeps}, no keyframe cached, one thread"
     return Measured(work, shares, unit="", limit="a keyframe that is cached (resources.cached_frames) costs no reading")
 
 
@@ -256,7 +257,8 @@ def _profiled(training: Distillation, model: Student, optimiser: torch.optim.Opt
     source, took = training.source, dict[str, float]()
     samples: list[Sample] = []
     reading = seconds(lambda: samples.extend(source.read(frame) for frame in frames))
-    clouds = [(read_cloud(resolve(source.root, p))[:, :3], pose, f) for f in frames for p, pose in source._sweeps(f, None)]
+    chosen = [(path, pose, frame) for frame in frames for path, pose in source._sweeps(frame, None)]
+    clouds = [(read_cloud(resolve(source.root, path))[:, :3], pose, frame) for path, pose, frame in chosen]
     took["pair"] = seconds(lambda: [pair(points, pose, frame.cameras) for points, pose, frame in clouds])
     took["read"] = reading - took["pair"]
     rng, batches = np.random.default_rng(step), list[Sample]()

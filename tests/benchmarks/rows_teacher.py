@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -56,7 +57,7 @@ def _rates(stamps: list[tuple[float, int]]) -> list[float]:
     """Images per second of equal windows between the first and the last time stamp."""
     edges = [round(i * (len(stamps) - 1) / WINDOWS) for i in range(WINDOWS + 1)]
     rates = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         images = sum(count for _, count in stamps[low + 1 : high + 1])
         rates.append(images / (stamps[high][0] - stamps[low][0]))
     return rates

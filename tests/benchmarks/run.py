@@ -13,7 +13,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
 import dataclasses
-import json
 import sys
 import tempfile
 import time
@@ -75,7 +74,7 @@ def _run(row: Row, bench: Bench) -> report.Outcome:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mode", choices=("quick", "full"), default="quick")
-    parser.add_argument("--json", metavar="FILE", help="write every sample, the machine, the date and the revision there")
+    parser.add_argument("--json", metavar="FILE", help="write all samples, machine, date and revision there")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help=f"only these: {', '.join(row.name for row in ROWS)}")
     parser.add_argument("--goal", nargs="+", default=[], metavar="NAME=NUMBER", help="judge a row by another goal")
     return parser.parse_args()

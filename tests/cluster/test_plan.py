@@ -133,7 +133,11 @@ def test_time_and_money_on_more_gpus():
 @pytest.mark.parametrize(
     ("overrides", "gpus", "sentence"),
     [
-        ((), 1, r"resources\.num_workers=2 with resources\.gpus_per_worker=1: .* room for 1"),
+        (
+            ("extract.gpus_per_actor=0",),
+            1,
+            r"resources\.num_workers=2 with resources\.gpus_per_worker=1: .* room for 1",
+        ),
         (("extract.num_actors=9",), 8, r"extract\.num_actors=9 with extract\.gpus_per_actor=1: .* room for 8"),
     ],
 )
@@ -257,7 +261,7 @@ print(before, peak())
 def test_memory_of_a_worker_is_near_what_is_measured(streetworld_root, tmp_path):
     root, version = streetworld_root
     words = ["dataset.kind=nuscenes", f"dataset.root={root}", f"dataset.version={version}", f"storage={tmp_path}"]
-    words += ["resources.num_workers=0", "distill.max_steps=1", "distill.num_sweeps=3", "distill.batch_size=8"]
+    words += ["resources.num_workers=0", "distill.max_steps=1", "distill.num_sweeps=2", "distill.batch_size=4"]
     stages = Stages(load_job(DEMO, words))
     rng, shape = np.random.default_rng(0), (*stages.teacher.grid, stages.teacher.dim)
     frames = (*stages.train_frames, *stages.eval_frames)
@@ -273,5 +277,5 @@ def test_memory_of_a_worker_is_near_what_is_measured(streetworld_root, tmp_path)
     done = subprocess.run([sys.executable, "-c", MEASURE, DEMO, *words], capture_output=True, text=True, check=True)
     before, peak = map(int, done.stdout.split()[-2:])
     beyond = sum(estimate.values()) - estimate["process"]
-    assert peak - before > 200e6, "too small a job to say anything"
+    assert peak - before > 150e6, "too small a job to say anything"
     assert beyond / WITHIN < peak - before < beyond * WITHIN

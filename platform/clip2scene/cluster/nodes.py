@@ -7,20 +7,32 @@ prints one line of JSON when all nodes are there, and lives until SIGTERM.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
+import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 HOST = "127.0.0.1"
-ONLY_THIS_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_enable_metrics_collection": "0"}
-"""The first is Ray's switch for laptops, against questions of their firewalls: a node's address is 127.0.0.1, and with
-that Ray's servers listen nowhere else. Without it they listen on every interface, whatever address they are given. The
-second closes the ports for Prometheus, the only ones that answer everybody."""
+ONLY_THIS_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray's switch for laptops, against questions of their firewalls: a node's address is 127.0.0.1, and with that Ray's
+servers listen nowhere else. Without it they listen on every interface, whatever address they are given."""
+NO_METRICS_PORTS = {
+    "RAY_enable_metrics_collection": "0",
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
+}
+"""Closes what Prometheus would read, which answers everybody. There is no switch for the autoscaler's and the dashboard's:
+with a port that does not exist, each notes an error in its log and goes on without."""
 _OBJECT_STORE_SHARE = 0.3
+_BURIAL_S = 1.0
+_PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,19 +43,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dashboard-port", type=int, required=True)
     parser.add_argument("--folder", required=True)
     options = parser.parse_args(arguments)
-    os.environ |= ONLY_THIS_MACHINE
+    os.environ |= ONLY_THIS_MACHINE | NO_METRICS_PORTS
     os.environ["RAY_TMPDIR"] = options.folder  # where Cluster notes its address, for nobody but its own jobs
     (Path(options.folder) / "ray").mkdir(exist_ok=True)
-    cluster = _start(options)
+    _start(options)
+    # Jobs have sessions of their own and outlive their node; now they become children of this process when it dies.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # Ray's own would wait for jobs to end
     try:
-        signal.pause()
+        _bury_orphans()
     finally:
-        cluster.shutdown()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _end_everything()
+        shutil.rmtree(options.folder, ignore_errors=True)  # whoever made it may have been killed
     return 0
 
 
-def _start(options: argparse.Namespace) -> Any:
+def _bury_orphans() -> NoReturn:
+    """Wait for those who become children of this process; who started them is gone. Ray waits for its own."""
+    import psutil
+
+    this = psutil.Process()
+    own = set(this.children())
+    while True:
+        time.sleep(_BURIAL_S)
+        for process in set(this.children()) - own:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process.pid, os.WNOHANG)
+
+
+def _end_everything() -> None:
+    import psutil
+
+    while family := psutil.Process().children(recursive=True):
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family)
+
+
+def _start(options: argparse.Namespace) -> None:
     import psutil
     import torch
     from ray._private.utils import write_ray_address
@@ -72,7 +111,6 @@ def _start(options: argparse.Namespace) -> Any:
     for folder in folders:
         write_ray_address(cluster.address, folder)  # else a job is sent to whichever Ray runs on this machine
     print(json.dumps({"address": cluster.address, "dashboard": f"http://{cluster.webui_url}"}), flush=True)
-    return cluster
 
 
 if __name__ == "__main__":

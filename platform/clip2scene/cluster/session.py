@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from clip2scene.cluster.auth import token_for_this_process, use_token
-from clip2scene.cluster.nodes import ONLY_THIS_MACHINE
+from clip2scene.cluster.nodes import NO_METRICS_PORTS, ONLY_THIS_MACHINE
 from clip2scene.config import ConfigError, Job
 
 
@@ -32,7 +32,7 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
         token_for_this_process()
-        os.environ |= ONLY_THIS_MACHINE
+        os.environ |= ONLY_THIS_MACHINE | NO_METRICS_PORTS
     else:
         use_token()
     import ray

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,15 @@ class Frame:
     sweeps: tuple[Sweep, ...]
     cameras: tuple[Camera, ...]
     label_path: str | None
+
+    def __getattr__(self, name: str) -> Any:
+        """Of a frame from :func:`read_index`, whatever is not in memory as Python objects: they are ten times larger.
+
+        Nothing is kept, so that a worker's memory does not grow with the keyframes that it has seen.
+        """
+        if name not in _LAZY or "_table" not in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return _LAZY[name](vars(self)["_table"].column(name)[vars(self)["_row"]])
 
 
 @dataclass(frozen=True)
@@ -167,9 +177,8 @@ def read_index(path: str | Path, root: str | Path | None = None) -> Index:
         raise DataError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error
     if about.get("format") != FORMAT:
         raise DataError(f"{path}: not an index of this version (format {about.get('format')!r}, expected {FORMAT!r})")
-    frames = tuple(_frame(row) for row in table.to_pylist())
     root = Path(root if root is not None else about["root"])
-    return Index(about["dataset"], root, about["version"], frames, tuple(about.get("left_out", ())))
+    return Index(about["dataset"], root, about["version"], _frames(table), tuple(about.get("left_out", ())))
 
 
 def _row(frame: Frame) -> dict[str, Any]:
@@ -200,34 +209,56 @@ def _row(frame: Frame) -> dict[str, Any]:
     }
 
 
-def _frame(row: dict[str, Any]) -> Frame:
-    return Frame(
-        frame_id=row["frame_id"],
-        scene=row["scene"],
-        timestamp_us=row["timestamp_us"],
-        cloud_path=row["cloud_path"],
-        world_from_lidar=_square(row["world_from_lidar"], 4),
-        sweeps=tuple(Sweep(s["path"], _square(s["world_from_lidar"], 4), s["timestamp_us"]) for s in row["sweeps"]),
-        cameras=tuple(
-            Camera(
-                name=c["name"],
-                image_path=c["image_path"],
-                width=c["width"],
-                height=c["height"],
-                intrinsics=_square(c["intrinsics"], 3),
-                camera_from_world=_square(c["camera_from_world"], 4),
-                timestamp_us=c["timestamp_us"],
-                depth_path=c["depth_path"],
-            )
-            for c in row["cameras"]
-        ),
-        label_path=row["label_path"],
-    )
+def _frames(table: pa.Table) -> tuple[Frame, ...]:
+    """A frame a row. All share the table, and are sent to a worker with one copy of it."""
+    names: dict[str, str] = {}
+    frames = []
+    ids, scenes = (table.column(name).to_pylist() for name in ("frame_id", "scene"))
+    for row, (frame_id, scene) in enumerate(zip(ids, scenes, strict=True)):
+        frame = object.__new__(Frame)
+        vars(frame).update(frame_id=frame_id, scene=names.setdefault(scene, scene), _table=table, _row=row)
+        frames.append(frame)
+    return tuple(frames)
+
+
+def _value(cell: pa.Scalar) -> Any:
+    return cell.as_py()
+
+
+def _pose(cell: pa.Scalar) -> np.ndarray:
+    return _matrices(cell.values, 4)[0]
+
+
+def _matrices(numbers: pa.Array, size: int) -> np.ndarray:
+    """(M, size, size) float64 copies, so that no frame keeps the table alive by its poses."""
+    return np.array(numbers, dtype=np.float64).reshape(-1, size, size)
+
+
+def _sweeps(cell: pa.Scalar) -> tuple[Sweep, ...]:
+    paths, poses, times = (cell.values.field(name) for name in ("path", "world_from_lidar", "timestamp_us"))
+    return tuple(map(Sweep, paths.to_pylist(), _matrices(poses.flatten(), 4), times.to_pylist()))
+
+
+def _cameras(cell: pa.Scalar) -> tuple[Camera, ...]:
+    columns = {field.name: cell.values.field(field.name) for field in cell.values.type}
+    columns = {
+        "intrinsics": list(_matrices(columns.pop("intrinsics").flatten(), 3)),
+        "camera_from_world": list(_matrices(columns.pop("camera_from_world").flatten(), 4)),
+        **{name: column.to_pylist() for name, column in columns.items()},
+    }
+    return tuple(Camera(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
+
+
+_LAZY: dict[str, Callable[[pa.Scalar], Any]] = {
+    "timestamp_us": _value,
+    "cloud_path": _value,
+    "world_from_lidar": _pose,
+    "sweeps": _sweeps,
+    "cameras": _cameras,
+    "label_path": _value,
+}
+"""Fields of a frame that are made when they are asked for, from their cells in the table."""
 
 
 def _flat(matrix: np.ndarray) -> list[float]:
     return [float(value) for value in np.asarray(matrix).ravel()]
-
-
-def _square(values: list[float], size: int) -> np.ndarray:
-    return np.asarray(values, dtype=np.float64).reshape(size, size)

@@ -19,6 +19,9 @@ DEPTH_TOLERANCE_M = 0.05
 OpenScene allows a quarter of the depth instead. Against the mesh of scene0000_00 itself, 5 cm keep 75% of the visible
 vertices that have a measurement, and 97% of what is kept is visible; a quarter keeps 94%, and 74% of it is visible."""
 
+_SLACK = 1e-3
+"""Pixels times metres: what rounding cannot reach, so that :func:`project` alone decides what is visible."""
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -65,26 +68,45 @@ def pair(
         >>> pairs.point_P, pairs.camera_P, pairs.pixel_P2
         (array([1]), array([0]), array([[60., 40.]], dtype=float32))
     """
-    points_N3 = np.asarray(points_N3, dtype=np.float64)
-    point, which, pixel = [], [], []
-    for position, (camera, depth_hw) in enumerate(zip(cameras, depths or [None] * len(cameras), strict=True)):
-        if depth_hw is None:
-            visible_N, pixels_N2, _ = project(points_N3, world_from_lidar, camera)
-            rows = np.flatnonzero(visible_N)
-        else:
-            visible_N, pixels_N2, depth_N = project(points_N3, world_from_lidar, camera, min_depth_m=0, border_px=0)
-            rows = np.flatnonzero(visible_N)
-            rows = rows[_unhidden(pixels_N2[rows], depth_N[rows], camera, depth_hw)]
-        point.append(rows)
-        which.append(np.full(len(rows), position))
-        pixel.append(pixels_N2[rows])
     if not cameras:
         return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 2), np.float32))
+    points_N3 = np.asarray(points_N3, dtype=np.float64)
+    between = _between_sides(points_N3, world_from_lidar, cameras)
+    point, which, pixel = [], [], []
+    for position, (camera, depth_hw) in enumerate(zip(cameras, depths or [None] * len(cameras), strict=True)):
+        near = between[position]
+        points_V3 = points_N3.take(near, axis=0)
+        if depth_hw is None:
+            visible_V, pixels_V2, _ = project(points_V3, world_from_lidar, camera)
+            rows = np.flatnonzero(visible_V)
+        else:
+            visible_V, pixels_V2, depth_V = project(points_V3, world_from_lidar, camera, min_depth_m=0, border_px=0)
+            rows = np.flatnonzero(visible_V)
+            rows = rows[_unhidden(pixels_V2[rows], depth_V[rows], camera, depth_hw)]
+        point.append(near[rows])
+        which.append(np.full(len(rows), position))
+        pixel.append(pixels_V2[rows])
     return Pairs(
         np.concatenate(point).astype(np.int64, copy=False),
         np.concatenate(which).astype(np.int64, copy=False),
         np.concatenate(pixel),
     )
+
+
+def _between_sides(points_N3: np.ndarray, world_from_lidar: np.ndarray, cameras: Sequence[Camera]) -> list[np.ndarray]:
+    """Per camera, rows of the points between the planes through the left and the right side of its image.
+
+    A camera sees a sixth of a scan or less, so leaving out the others first makes pairing twice as fast. In front of
+    the camera, ``0 < u < width`` is ``0 < u * depth < width * depth``, which is linear in the point; a point that
+    passes both is in front.
+    """
+    sides: list[np.ndarray] = []
+    for camera in cameras:
+        u_4, _, depth_4 = camera.intrinsics @ (camera.camera_from_world @ world_from_lidar)[:3]
+        sides += [u_4, camera.width * depth_4 - u_4]
+    planes_S4 = np.array(sides)
+    inside_SN = planes_S4[:, :3] @ points_N3.T > -planes_S4[:, 3:] - _SLACK
+    return [np.flatnonzero(left_N & right_N) for left_N, right_N in zip(inside_SN[::2], inside_SN[1::2], strict=True)]
 
 
 def _unhidden(pixels_V2: np.ndarray, depth_V: np.ndarray, camera: Camera, depth_hw: np.ndarray) -> np.ndarray:

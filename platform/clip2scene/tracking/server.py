@@ -28,7 +28,7 @@ HOST = "127.0.0.1"
 UI_PORT = 5000
 UI_PAGES = f"http://{HOST}:{UI_PORT}"
 """Where ``clip2scene ui`` shows runs, which an embedded server does not outlive."""
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
