@@ -96,6 +96,12 @@ def wait_for(text: str, log: Path, process: subprocess.Popen[bytes], timeout_s: 
         time.sleep(0.05)
 
 
+def take_inputs(source: Path, storage: Path) -> None:
+    """What trials read, from another sweep's storage."""
+    for name in ("streetworld", "indexes", "texts", "features"):
+        shutil.copytree(source / name, storage / name)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """A finished sweep: its folder, and what it printed."""
@@ -150,9 +156,7 @@ def test_a_finished_sweep_is_not_run_again_and_another_of_its_name_is_refused(un
 
 def test_a_driver_killed_with_sigkill_is_resumed_to_the_same_end(undisturbed, tmp_path):
     storage = tmp_path / "storage"
-    shutil.copytree(
-        undisturbed[0] / "storage", storage, ignore=shutil.ignore_patterns("mlflow", "sweeps", "train", "students")
-    )
+    take_inputs(undisturbed[0] / "storage", storage)
     driver = begin(written(tmp_path), log := tmp_path / "log")
     wait_for("trial 01: epoch 1/3", log, driver)
     driver.kill()
@@ -174,9 +178,7 @@ def test_a_driver_killed_with_sigkill_is_resumed_to_the_same_end(undisturbed, tm
 
 def test_a_trial_that_dies_is_tried_again_and_one_that_diverges_is_no_failure(undisturbed, tmp_path):
     storage = tmp_path / "storage"
-    shutil.copytree(
-        undisturbed[0] / "storage", storage, ignore=shutil.ignore_patterns("mlflow", "sweeps", "train", "students")
-    )
+    take_inputs(undisturbed[0] / "storage", storage)
     variants = {"as it is": {}, "wild": {"distill.optimiser.learning_rate": 1e30}}
     words = written(
         tmp_path,
