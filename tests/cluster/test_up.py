@@ -114,17 +114,20 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local(folder) -> Iterator[subprocess.Popen[str]]:
-    """The job that is submitted later, on an embedded Ray with another storage; it also renders the world of both."""
-    process = begin(folder / "local.log", NOBODY, "run", "jobs/demo.yaml", *job(folder), f"storage={folder / 'local'}")
-    yield process
-    process.kill()
+def cluster(folder) -> Iterator[Up]:
+    with up(folder / "cluster", folder / "up.log", nodes=3) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
-def cluster(folder, local) -> Iterator[Up]:
-    with up(folder / "cluster", folder / "up.log", nodes=3) as cluster:
-        yield cluster
+def local(folder, cluster) -> Iterator[subprocess.Popen[str]]:
+    """The job that is submitted later, on an embedded Ray with another storage; it also renders the world of both.
+
+    After the cluster, because Ray gives a node half a minute to come up, however busy the machine is.
+    """
+    process = begin(folder / "local.log", NOBODY, "run", "jobs/demo.yaml", *job(folder), f"storage={folder / 'local'}")
+    yield process
+    process.kill()
 
 
 @pytest.fixture(scope="module")
