@@ -5,11 +5,11 @@ BENCH ?= quick
 VENV := .venv
 READY := $(VENV)/.installed
 
-.PHONY: help install demo test bench lint format clean
+.PHONY: help install demo test test-long bench lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(READY)  ## make .venv with the pinned dependencies (about 7 GB)
 
@@ -21,8 +21,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## run the whole pipeline on a synthetic street world (SEED=0) into demo-output/
 	$(VENV)/bin/clip2scene run jobs/demo.yaml seed=$(SEED)
 
-test: $(READY)  ## run every test that this machine can run
-	$(VENV)/bin/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
+test: $(READY)  ## run every test that this machine can run, but for the long ones
+	$(VENV)/bin/python -m pytest -n logical --dist loadfile --no-loadscope-reorder -m "not long"
+
+test-long: $(READY)  ## run the tests that kill clusters, servers and workers
+	$(VENV)/bin/python -m pytest -m long
 
 bench: $(READY)  ## one table of ratios against the best alternatives (BENCH=full also writes BENCHMARKS.md)
 	$(VENV)/bin/python tests/benchmarks/run.py --mode $(BENCH) --json build/bench.json

@@ -18,9 +18,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SLOW_FIRST = (
     "test_cli.py",
     "test_sweep.py",
-    "test_up.py",
-    "test_training_faults.py",
-    "test_tracking_faults.py",
     "test_real_data.py",
     "test_mistakes.py",
     "test_tables.py",

@@ -29,6 +29,8 @@ from clip2scene.teacher import superpixels
 from clip2scene.teacher.store import FeatureStore, frame_file, read_entry
 from commands import REPOSITORY, succeed
 
+pytestmark = pytest.mark.long
+
 KEY, SECRET = "writer", "not-to-be-seen"
 PORTS = ("master.port", "volume.port", "filer.port", "s3.port")
 TINY = (

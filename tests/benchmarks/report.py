@@ -137,7 +137,8 @@ def write_markdown(path: Path, outcomes: list[Outcome], about: dict[str, Any], p
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench BENCH=full`. A ratio is the median of at least five runs, each made beside its baseline in "
+        "Written by `make bench BENCH=full`. A ratio is the median of at least five runs, each made beside its "
+        "baseline in "
         "the same run (A B A B ...); the spread is its smallest and largest value. Times are of this machine:",
         "",
         _machine(about),

@@ -23,6 +23,8 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 300.0
 TINY = [

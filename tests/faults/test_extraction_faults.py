@@ -31,6 +31,8 @@ from clip2scene.config import ExtractSettings
 from clip2scene.data.index import DataError
 from clip2scene.teacher.extract import extract
 
+pytestmark = pytest.mark.long
+
 root, store, model, name = (Path(word) for word in sys.argv[2:6])
 
 class Waits(logging.Handler):

@@ -25,6 +25,8 @@ from clip2scene.tracking.outbox import Outbox
 from clip2scene.tracking.tracker import Tracker, client_of, connect
 from commands import REPOSITORY
 
+pytestmark = pytest.mark.long
+
 WRITERS, STEPS, NAMES = 8, 40, ("loss", "scr", "stcr")
 
 

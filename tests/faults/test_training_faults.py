@@ -24,6 +24,8 @@ from clip2scene.config import ResourceSettings
 from clip2scene.training.fit import fit
 from clip2scene.training.launch import SEAL, newest_whole, seal
 
+pytestmark = pytest.mark.long
+
 EPOCHS = 4
 HERE, TWO = ResourceSettings(num_workers=0), ResourceSettings(num_workers=2, max_failures=1)
 

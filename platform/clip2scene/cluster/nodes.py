@@ -28,8 +28,8 @@ NO_METRICS_PORTS = {
     "AUTOSCALER_METRIC_PORT": "-1",
     "DASHBOARD_METRIC_PORT": "-1",
 }
-"""Closes what Prometheus would read, which answers everybody. The autoscaler's and the dashboard's have no switch: with a
-port that does not exist, each notes an error in its log and goes on without."""
+"""Closes what Prometheus would read, which answers everybody. The autoscaler's and the dashboard's have no switch: with
+a port that does not exist, each notes an error in its log and goes on without."""
 _OBJECT_STORE_SHARE = 0.3
 _BURIAL_S = 1.0
 _PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
