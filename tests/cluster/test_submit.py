@@ -46,7 +46,7 @@ def test_the_package_is_the_code_and_the_files():
     code = Path(clip2scene.__file__).parent
     sources = {f"clip2scene/{path.relative_to(code)}" for path in code.rglob("*.py")}
     weights = {f"clip2scene/streetworld/clip/{path.name}" for path in (code / "streetworld" / "clip").iterdir()}
-    assert inside == sources | weights | {"files/temperatures.yaml", "files/demo.yaml"}
+    assert inside == sources | weights | {"clip2scene/cluster/rates.json", "files/temperatures.yaml", "files/demo.yaml"}
     assert not folder.exists()
 
 
