@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +9,11 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def clip2scene(*words: object, timeout_s: int = 400) -> subprocess.CompletedProcess[str]:
+def clip2scene(
+    *words: object, timeout_s: int = 400, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "clip2scene.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=REPOSITORY, env=os.environ)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=REPOSITORY, env=environment)
 
 
 def succeed(*words: object) -> str:

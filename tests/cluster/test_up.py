@@ -7,26 +7,22 @@ import contextlib
 import http.client
 import importlib
 import json
-import os
 import pkgutil
-import shlex
 import signal
-import socket
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 import pytest
 
+from clusters import NOBODY, START_TIMEOUT_S, Up, begin, up, wait_for, words_of
+from commands import clip2scene
+
 pytestmark = pytest.mark.long
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S = 300.0
 TINY = [
     "stage=evaluate",
     "dataset.streetworld={train_scenes: 2, val_scenes: 1, keyframes_per_scene: 2, sweeps_between_keyframes: 1, "
@@ -34,80 +30,6 @@ TINY = [
     "student={voxel_size_m: 1.0, channels: [8, 8, 16]}",
     "distill.epochs=1",
 ]
-NOBODY = {
-    name: value
-    for name, value in os.environ.items()
-    if not name.startswith(("RAY_", "MLFLOW_")) or name == "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
-}
-"""The environment of somebody who knows no secret."""
-
-
-class Up(NamedTuple):
-    process: subprocess.Popen[str]
-    storage: Path
-    environment: dict[str, str]
-    printed: str
-
-    @property
-    def secrets(self) -> tuple[str, str]:
-        folder = self.storage / "cluster"
-        return (folder / "token").read_text(), (folder / "mlflow_password").read_text()
-
-    def folder(self) -> Path:
-        """Ray's, for sockets and logs."""
-        (found,) = {words[words.index("--folder") + 1] for words in map(words_of, self.family()) if "--folder" in words}
-        return Path(found)
-
-    def family(self) -> list[psutil.Process]:
-        return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-
-
-def words_of(process: psutil.Process) -> list[str]:
-    """Its command line; nothing if it has just ended."""
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def clip2scene(environment: dict[str, str], *words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "clip2scene.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=REPOSITORY, env=environment)
-
-
-def begin(log: Path, environment: dict[str, str], *words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "clip2scene.cli", *map(str, words)]
-    with log.open("w") as output:
-        return subprocess.Popen(command, stdout=output, stderr=output, text=True, cwd=REPOSITORY, env=environment)
-
-
-def wait_for(text: str, log: Path, process: subprocess.Popen[str]) -> None:
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while text not in log.read_text():
-        assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline_s, log.read_text()[-3000:]
-        time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def up(storage: Path, log: Path, nodes: int) -> Iterator[Up]:
-    ports = ["--port", free_port(), "--tracking-port", free_port()]
-    process = begin(log, NOBODY, "up", "--nodes", nodes, "--storage", storage, *ports)
-    try:
-        wait_for("Ctrl-C ends it.", log, process)
-        lines = (storage / "cluster" / "environment").read_text().splitlines()
-        exported = dict(word.split("=", 1) for line in lines for word in shlex.split(line.removeprefix("export ")))
-        yield Up(process, storage, NOBODY | exported, log.read_text())
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        process.wait(100)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +75,7 @@ def submission(folder: Path) -> list[object]:
 def test_a_stranger_is_told_that_a_token_is_wanted(cluster):
     address = cluster.environment["RAY_API_SERVER_ADDRESS"]
     for stranger in (NOBODY | {"HOME": "/nowhere"}, NOBODY | {"RAY_AUTH_TOKEN": "guessed"}):
-        done = clip2scene(stranger, "list", "--address", address)
+        done = clip2scene("list", "--address", address, environment=stranger)
         assert done.returncode == 1
         assert done.stderr.startswith(f"clip2scene: {address} wants its token; ")
         assert done.stderr.count("\n") == 1
@@ -161,11 +83,11 @@ def test_a_stranger_is_told_that_a_token_is_wanted(cluster):
 
 def test_a_job_that_never_fits_is_not_sent(cluster):
     words = ["resources.num_workers=8", "distill.batch_size=8", "finetune.batch_size=8"]
-    done = clip2scene(cluster.environment, "submit", "jobs/demo.yaml", *words)
+    done = clip2scene("submit", "jobs/demo.yaml", *words, environment=cluster.environment)
     assert done.returncode == 1
     assert "resources.num_workers=8" in done.stderr
     assert "there is room for 6" in done.stderr
-    assert "resources.num_workers=8" not in clip2scene(cluster.environment, "list").stdout
+    assert "resources.num_workers=8" not in clip2scene("list", environment=cluster.environment).stdout
 
 
 # --- strangers at the ports ---
@@ -304,7 +226,7 @@ def test_mlflow_lets_its_user_in(cluster):
 
 
 def test_the_same_job_is_joined_and_scores_as_it_does_here(cluster, submitted, local, folder):
-    joined = clip2scene(cluster.environment, *submission(folder))
+    joined = clip2scene(*submission(folder), environment=cluster.environment)
     assert submitted.wait(500) == 0, (folder / "submitted.log").read_text()[-3000:]
     assert local.wait(500) == 0, (folder / "local.log").read_text()[-3000:]
     assert joined.returncode == 0, joined.stderr
@@ -316,7 +238,7 @@ def test_the_same_job_is_joined_and_scores_as_it_does_here(cluster, submitted, l
     for key in ("teacher_2d_miou", "student_3d_miou", "per_class", "images_encoded"):
         assert here[key] == there[key]
     assert here["digests"] | {"job": there["digests"]["job"]} == there["digests"]  # a job's covers its storage
-    assert clip2scene(cluster.environment, "list").stdout.count("SUCCEEDED") == 1
+    assert clip2scene("list", environment=cluster.environment).stdout.count("SUCCEEDED") == 1
 
 
 def test_ctrl_c_detaches_and_stop_ends(cluster, folder):
@@ -328,9 +250,9 @@ def test_ctrl_c_detaches_and_stop_ends(cluster, folder):
     printed = (folder / "long.log").read_text()
     job_id = printed.split(":", 1)[0]
     assert f"{job_id} goes on; follow it with `clip2scene logs --follow {job_id}" in printed
-    assert "RUNNING" in clip2scene(cluster.environment, "status", job_id).stdout
-    assert clip2scene(cluster.environment, "stop", job_id).stdout == f"{job_id}: stopped\n"
-    followed = clip2scene(cluster.environment, "logs", "--follow", job_id)
+    assert "RUNNING" in clip2scene("status", job_id, environment=cluster.environment).stdout
+    assert clip2scene("stop", job_id, environment=cluster.environment).stdout == f"{job_id}: stopped\n"
+    followed = clip2scene("logs", "--follow", job_id, environment=cluster.environment)
     assert followed.returncode != 0
     assert "index:" in followed.stdout
     assert not [p for p in cluster.family() if f"storage={folder / 'long'}" in " ".join(words_of(p))]
@@ -370,7 +292,7 @@ def test_ctrl_c_takes_everything_down(cluster):
 def test_a_killed_cluster_leaves_no_process(folder):
     with up(folder / "killed", folder / "killed.log", nodes=1) as killed:
         words = [*submission(folder), "distill.epochs=500", f"storage={folder / 'job'}", "--detach"]
-        sent = clip2scene(killed.environment, *words)
+        sent = clip2scene(*words, environment=killed.environment)
         assert sent.returncode == 0, sent.stderr
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not (folder / "job").is_dir():
@@ -385,6 +307,6 @@ def test_a_killed_cluster_leaves_no_process(folder):
 
 
 def test_a_wrong_number_is_one_sentence(tmp_path):
-    done = clip2scene(NOBODY, "up", "--nodes", "0", "--storage", tmp_path / "none")
+    done = clip2scene("up", "--nodes", "0", "--storage", tmp_path / "none", environment=NOBODY)
     assert (done.returncode, done.stderr) == (1, "clip2scene: --nodes 0: not possible; allowed: 1 to 16\n")
     assert not (tmp_path / "none").exists()

@@ -18,6 +18,8 @@ from servers import tell_recovery, wait_until
 
 from clip2scene.teacher.store import FeatureStore
 
+pytestmark = pytest.mark.long
+
 TEACHER_TESTS = Path(__file__).parents[1] / "teacher"
 FRAMES, CAMERAS = 12, 2
 
@@ -30,8 +32,6 @@ from test_extract import make_index, teacher_settings
 from clip2scene.config import ExtractSettings
 from clip2scene.data.index import DataError
 from clip2scene.teacher.extract import extract
-
-pytestmark = pytest.mark.long
 
 root, store, model, name = (Path(word) for word in sys.argv[2:6])
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from clip2scene.config import ConfigError
+from clip2scene.sweeps.scheduler import scheduler_of
 from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.space import TrialResources, load_sweep
 from commands import REPOSITORY
@@ -173,3 +175,27 @@ def test_slots_are_what_the_workers_of_trials_fit_into(nodes, resources, slots):
 def test_a_trial_that_fits_nowhere_is_refused(resources):
     with pytest.raises(ConfigError, match="Ray has 4 CPUs and 0 GPUs on 2 nodes"):
         trial_slots([{"CPU": 2}, {"CPU": 2}], TrialResources(**resources))
+
+
+def test_a_stop_outlives_a_driver_that_is_killed_before_it_is_carried_out(load, tmp_path):
+    from ray.tune.schedulers import TrialScheduler
+
+    def scheduler():
+        asha = {"kind": "asha", "grace_epochs": 1, "reduction_factor": 2}
+        keys = {TAU: {"uniform": [0.1, 2.0]}}
+        made = scheduler_of(load(parameters=keys, num_trials=3, budget={"epochs": 3}, scheduler=asha))
+        made.set_search_properties("objective", "max")
+        return made
+
+    trials = [SimpleNamespace(trial_id=str(number)) for number in range(3)]
+    results = [{"epoch": 1, "objective": objective} for objective in (0.9, 0.8, 0.1)]
+    killed, resumed = scheduler(), scheduler()
+    for trial in trials:
+        killed.on_trial_add(None, trial)
+    decisions = [killed.on_trial_result(None, *pair) for pair in zip(trials, results, strict=True)]
+    assert decisions[0] == TrialScheduler.CONTINUE
+    assert decisions[2] == TrialScheduler.STOP
+    killed.save(tmp_path / "state")
+    resumed.restore(tmp_path / "state")
+    # Trials come to the same rung again, as their histories are told again.
+    assert [resumed.on_trial_result(None, *pair) for pair in zip(trials, results, strict=True)] == decisions

@@ -18,6 +18,7 @@ from clip2scene.jobfile import put
 from clip2scene.stages import Stages
 from clip2scene.storage import Storage, writing
 from clip2scene.sweeps.journal import Journal, Relay
+from clip2scene.sweeps.scheduler import scheduler_of
 from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.space import TRAIN_SPLIT, VERIFY_SPLIT, Distribution, Sweep, put_together
 from clip2scene.sweeps.trial import TrialWork, run_trial
@@ -167,7 +168,7 @@ def _search(sweep: Sweep, work: TrialWork, tracker: Tracker, parent: Run, folder
                 tune_config=tune.TuneConfig(
                     metric="objective",
                     mode=space.mode,
-                    scheduler=_scheduler(sweep),
+                    scheduler=scheduler_of(sweep),
                     search_alg=_searcher(sweep),
                     num_samples=len(sweep.trials) if space.searcher == "tpe" else 1,
                     max_concurrent_trials=slots,
@@ -216,20 +217,6 @@ def _searcher(sweep: Sweep) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return OptunaSearch(metric="objective", mode=sweep.space.mode, seed=sweep.space.seed)
-
-
-def _scheduler(sweep: Sweep) -> Any:
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-
-    settings = sweep.space.scheduler
-    if settings.kind == "none":
-        return FIFOScheduler()
-    return ASHAScheduler(
-        time_attr="epoch",
-        max_t=sweep.epochs,
-        grace_period=settings.grace_epochs,
-        reduction_factor=settings.reduction_factor,
-    )
 
 
 def _resources(sweep: Sweep) -> dict[str, float]:

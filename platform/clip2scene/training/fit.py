@@ -71,7 +71,8 @@ class Training(ABC):
             worker.emit("epoch", metrics)
         wrapped = nn.parallel.DistributedDataParallel(model) if worker.world_size > 1 else model
         cache = SampleCache(self.source, self.frames, self.resources.cached_frames)
-        validate, validate_every = _nothing, 1
+        validate: Callable[[nn.Module], dict[str, float]] = _nothing
+        validate_every = 1
         if self.validation is not None:
             validate, validate_every = self.validation.prepare(worker), self.validation.every_epochs
         step = len(history) * self.steps_per_epoch

@@ -187,10 +187,9 @@ def _launch_on_ray(
 ) -> Path | None:
     import ray.train
     import ray.train.torch
-    from ray.util.queue import Queue
 
     unlisted = _unlisted(folder / name, functools.partial(on_message, "note"))
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue = message_queue()
     errors: list[TrainingError] = []
 
     def hear(kind: str, value: Any) -> None:
@@ -229,6 +228,16 @@ def _launch_on_ray(
         listener.stop()
         queue.shutdown()
     return None if result.checkpoint is None else Path(result.checkpoint.path)
+
+
+def message_queue() -> Any:
+    """A queue (``ray.util.queue``) on the driver's own node, so that no other node's end takes it away."""
+    import ray
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
 def _unlisted(run: Path, note: Callable[[str], None]) -> Path | None:

@@ -1,0 +1,90 @@
+"""A cluster of several nodes on this machine, as ``clip2scene up`` brings it up, for the tests that need one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from commands import REPOSITORY
+
+START_TIMEOUT_S = 300.0
+NOBODY = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("RAY_", "MLFLOW_")) or name == "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+}
+"""The environment of somebody who knows no secret."""
+
+
+class Up(NamedTuple):
+    process: subprocess.Popen[str]
+    storage: Path
+    environment: dict[str, str]
+    printed: str
+
+    @property
+    def secrets(self) -> tuple[str, str]:
+        folder = self.storage / "cluster"
+        return (folder / "token").read_text(), (folder / "mlflow_password").read_text()
+
+    def folder(self) -> Path:
+        """Ray's, for sockets and logs."""
+        (found,) = {words[words.index("--folder") + 1] for words in map(words_of, self.family()) if "--folder" in words}
+        return Path(found)
+
+    def family(self) -> list[psutil.Process]:
+        return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """Its command line; nothing if it has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def begin(log: Path, environment: dict[str, str], *words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "clip2scene.cli", *map(str, words)]
+    with log.open("w") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, text=True, cwd=REPOSITORY, env=environment)
+
+
+def wait_for(text: str, log: Path, process: subprocess.Popen[str]) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline_s, log.read_text()[-3000:]
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def up(storage: Path, log: Path, nodes: int) -> Iterator[Up]:
+    ports = ["--port", free_port(), "--tracking-port", free_port()]
+    process = begin(log, NOBODY, "up", "--nodes", nodes, "--storage", storage, *ports)
+    try:
+        wait_for("Ctrl-C ends it.", log, process)
+        lines = (storage / "cluster" / "environment").read_text().splitlines()
+        exported = dict(word.split("=", 1) for line in lines for word in shlex.split(line.removeprefix("export ")))
+        yield Up(process, storage, NOBODY | exported, log.read_text())
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        process.wait(100)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
