@@ -35,6 +35,7 @@ JOB = [
     "extract={num_actors: 3, frames_per_batch: 1}",
     f"distill.epochs={EPOCHS}",
     "distill.batch_size=3",
+    "finetune.batch_size=3",
     # More than a node of two CPUs has room for, so that a node which is not the head holds one of them.
     "resources={num_workers: 3, checkpoint_every_epochs: 1}",
 ]
@@ -129,10 +130,13 @@ def test_a_node_lost_during_training(cluster, folder, undisturbed):
     storage = folder / "training"
     with submitted(cluster, folder, "training") as (process, log):
         wait_until(lambda: len(checkpoints(storage)) > 1, "two epochs are done", timeout_s=400)
-        victims, before = holding(cluster, "RayTrainWorker"), checkpoints(storage)
+        victims = holding(cluster, "RayTrainWorker")
         assert victims
+        first = {process.pid for process in processes(cluster, "RayTrainWorker")}
         victims[0].send_signal(signal.SIGKILL)
         lost_at_s = time.monotonic()
+        wait_until(lambda: not first & {p.pid for p in processes(cluster, "RayTrainWorker")}, "all workers are new")
+        before = checkpoints(storage)
         wait_until(lambda: checkpoints(storage) - before, "another epoch is done", timeout_s=300)
         tell_recovery(lost_at_s)
         assert process.wait(500) == 0, log.read_text()[-3000:]
@@ -147,8 +151,10 @@ def test_a_driver_is_killed_and_its_job_submitted_again(cluster, folder, undistu
         wait_until(lambda: len(checkpoints(storage)) > 1, "two epochs are done", timeout_s=400)
         (driver,) = [p for p in processes(cluster, f"storage={storage}") if "clip2scene.cli" in words_of(p)]
         driver.send_signal(signal.SIGKILL)
-        killed_at_s, before = time.monotonic(), checkpoints(storage)
+        killed_at_s = time.monotonic()
         assert process.wait(100) != 0
+        wait_until(lambda: not processes(cluster, "RayTrainWorker"), "its workers have ended")
+        before = checkpoints(storage)
         again = begin(folder / "again.log", cluster.environment, "submit", *words(folder, "driver"))
         wait_until(lambda: checkpoints(storage) - before, "another epoch is done", timeout_s=300)
         tell_recovery(killed_at_s)

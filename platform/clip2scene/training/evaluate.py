@@ -91,7 +91,7 @@ class _Evaluation:
                 answers_N = classes_N != UNSEEN
                 in_all = confusion(truth_N[answers_N], classes_N[answers_N], size)
                 counts[row] += torch.from_numpy(np.stack((in_seen, in_all)))
-            worker.emit("frames", worker.world_size)
+            worker.emit("frames", min(worker.world_size, len(self.frames) - at))
         if worker.world_size > 1:
             device_counts = counts.to(worker.device)
             torch.distributed.all_reduce(device_counts)
