@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -30,3 +32,9 @@ def fail(*words: object) -> str:
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("clip2scene: "), done.stderr[-3000:]
     return last
+
+
+def tell_recovery(fault_at_s: float) -> None:
+    """Say how long it took from the fault (monotonic) until work went on; tests/benchmarks/recovery.py reads it."""
+    seconds, test = time.monotonic() - fault_at_s, os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split()[0]
+    print(f"\nrecovered: {test} after {seconds:.1f} s", file=sys.__stdout__, flush=True)  # past a test's capsys

@@ -95,6 +95,7 @@ def test_a_second_run_finds_everything(demo):
         assert after[key] == before[key]
 
 
+@pytest.mark.long
 def test_a_distillation_killed_with_sigkill_goes_on_from_its_checkpoint(demo, tmp_path):
     storage = tmp_path / "demo-output"
     shutil.copytree(demo[0], storage, ignore=shutil.ignore_patterns("mlflow", "train", "students", "scores"))

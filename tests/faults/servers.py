@@ -104,12 +104,6 @@ def write_metrics(tracker: Tracker, writer: int, barrier: Any, names: Sequence[s
             run.log_metrics(dict.fromkeys(names, writer + step / 1000), step=step)
 
 
-def tell_recovery(fault_at_s: float) -> None:
-    """Say how long it took from the fault (monotonic) until work went on; tests/benchmarks/recovery.py reads it."""
-    seconds = time.monotonic() - fault_at_s
-    print(f"\nrecovered: {seconds:.1f} s", file=sys.__stdout__, flush=True)  # past a test's capsys
-
-
 def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from servers import tell_recovery, wait_until
+from servers import wait_until
 
 from clusters import NOBODY, Up, begin, up, wait_for, words_of
-from commands import clip2scene
+from commands import clip2scene, tell_recovery
 
 pytestmark = pytest.mark.long
 

@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 
 import pytest
-from servers import tell_recovery, wait_until
+from servers import wait_until
 
 from clip2scene.teacher.store import FeatureStore
+from commands import tell_recovery
 
 pytestmark = pytest.mark.long
 

@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import MlflowServer, tell_recovery, wait_until, write_metrics
+from servers import MlflowServer, wait_until, write_metrics
 
 from clip2scene.jobfile import load_job
 from clip2scene.pipeline import Pipeline
 from clip2scene.tracking.errors import TrackingError
 from clip2scene.tracking.outbox import Outbox
 from clip2scene.tracking.tracker import Tracker, client_of, connect
-from commands import REPOSITORY
+from commands import REPOSITORY, tell_recovery
 
 pytestmark = pytest.mark.long
 
+OUTAGE_S = 30.0
 WRITERS, STEPS, NAMES = 8, 40, ("loss", "scr", "stcr")
 
 
@@ -105,8 +106,10 @@ def test_postgres_crashes_and_starts_again_while_two_write(server_on_postgres, p
     with writing_at_once(tracker, 2, 5 * STEPS) as writers:
         wait_until(writing, "both write")
         postgres.crash()
+        crashed_at_s = time.monotonic()
         assert all(writer.is_alive() for writer in writers)
         postgres.start()
+    tell_recovery(crashed_at_s)
     assert_all_kept(server_on_postgres, tracker, 2, 5 * STEPS)
 
 
@@ -116,7 +119,7 @@ def test_a_server_that_comes_back_in_time_is_not_noticed(server, tmp_path, capsy
         run.log_metrics({"loss": 1.0}, step=1)
         fault_at_s = time.monotonic()
         server.kill()
-        back = threading.Timer(1.0, server.start)
+        back = threading.Timer(OUTAGE_S, server.start)
         back.start()
         run.log_metrics({"loss": 0.5}, step=2)
         tell_recovery(fault_at_s)

@@ -18,11 +18,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from servers import tell_recovery
 
 from clip2scene.config import ResourceSettings
 from clip2scene.training.fit import fit
 from clip2scene.training.launch import SEAL, newest_whole, seal
+from commands import tell_recovery
 
 pytestmark = pytest.mark.long
 

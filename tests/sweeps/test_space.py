@@ -177,25 +177,32 @@ def test_a_trial_that_fits_nowhere_is_refused(resources):
         trial_slots([{"CPU": 2}, {"CPU": 2}], TrialResources(**resources))
 
 
-def test_a_stop_outlives_a_driver_that_is_killed_before_it_is_carried_out(load, tmp_path):
+def test_a_scheduler_knows_after_a_kill_what_it_was_told_before(load, tmp_path):
     from ray.tune.schedulers import TrialScheduler
+
+    stop, go_on = TrialScheduler.STOP, TrialScheduler.CONTINUE
+    storage = SimpleNamespace(experiment_fs_path=str(tmp_path))
+    trials = [SimpleNamespace(trial_id=str(number), storage=storage) for number in range(4)]
+    results = [{"epoch": 1, "objective": objective} for objective in (0.9, 0.8, 0.1, 0.85)]
 
     def scheduler():
         asha = {"kind": "asha", "grace_epochs": 1, "reduction_factor": 2}
         keys = {TAU: {"uniform": [0.1, 2.0]}}
-        made = scheduler_of(load(parameters=keys, num_trials=3, budget={"epochs": 3}, scheduler=asha))
+        made = scheduler_of(load(parameters=keys, num_trials=4, budget={"epochs": 3}, scheduler=asha))
         made.set_search_properties("objective", "max")
+        for trial in trials:
+            made.on_trial_add(None, trial)
         return made
 
-    trials = [SimpleNamespace(trial_id=str(number)) for number in range(3)]
-    results = [{"epoch": 1, "objective": objective} for objective in (0.9, 0.8, 0.1)]
-    killed, resumed = scheduler(), scheduler()
-    for trial in trials:
-        killed.on_trial_add(None, trial)
-    decisions = [killed.on_trial_result(None, *pair) for pair in zip(trials, results, strict=True)]
-    assert decisions[0] == TrialScheduler.CONTINUE
-    assert decisions[2] == TrialScheduler.STOP
-    killed.save(tmp_path / "state")
-    resumed.restore(tmp_path / "state")
-    # Trials come to the same rung again, as their histories are told again.
-    assert [resumed.on_trial_result(None, *pair) for pair in zip(trials, results, strict=True)] == decisions
+    def tell(to, *numbers):
+        return [to.on_trial_result(None, trials[number], results[number]) for number in numbers]
+
+    undisturbed = tell(scheduler(), 0, 1, 2, 3)
+    assert undisturbed[0] == go_on
+    assert undisturbed[2] == stop
+    (tmp_path / "told.jsonl").unlink()
+    assert tell(scheduler(), 0, 1, 2) == undisturbed[:3]
+    # Another driver: trials come again to where they were, and one goes where only others have been.
+    resumed = scheduler()
+    assert tell(resumed, 2, 1, 0) == undisturbed[2::-1]
+    assert tell(resumed, 3) == undisturbed[3:]

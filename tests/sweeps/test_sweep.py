@@ -177,6 +177,7 @@ def test_a_driver_killed_with_sigkill_is_resumed_to_the_same_end(undisturbed, tm
     assert [line for line in best if "storage" not in line] == [line for line in best_expected if "storage" not in line]
 
 
+@pytest.mark.long
 def test_a_trial_that_dies_is_tried_again_and_one_that_diverges_is_no_failure(undisturbed, tmp_path):
     storage = tmp_path / "storage"
     take_inputs(undisturbed[0] / "storage", storage)

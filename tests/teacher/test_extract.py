@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from clip2scene.teacher.clip import load_teacher
 from clip2scene.teacher.encoder import Encoder, frame_row
 from clip2scene.teacher.extract import BrokenImage, ExtractionError, ExtractReport, extract
 from clip2scene.teacher.store import FeatureStore
+from commands import tell_recovery
 
 TinyClip = Callable[..., Path]
 WIDTH, HEIGHT = 96, 64
@@ -210,6 +212,7 @@ extract(index, index.frames, teacher, settings, root / "store", kill_ourselves_a
 NUM_FRAMES = 40
 
 
+@pytest.mark.long
 def test_killed_driver_and_killed_actor(ray_cluster: None, tiny_clip: TinyClip, tmp_path: Path) -> None:
     # The first run has a Ray of its own with a single CPU, which must be enough; it dies with its driver.
     arguments = [str(Path(__file__).parent), str(tmp_path), str(tiny_clip("token"))]
@@ -229,16 +232,21 @@ def test_killed_driver_and_killed_actor(ray_cluster: None, tiny_clip: TinyClip, 
     damaged.write_bytes(damaged.read_bytes()[:-1])
     totals: list[tuple[str, int]] = []
     victims: list[int] = []
+    killed_at_s: list[float] = []
 
     @contextlib.contextmanager
     def kill_actor_at_first_frame(description: str, total: int, **_: Any) -> Iterator[Callable[[int], None]]:
         totals.append((description, total))
 
         def advance(_: int) -> None:
+            if len(killed_at_s) == 1:
+                tell_recovery(killed_at_s[0])
+                killed_at_s.append(0)
             if description == "extract" and not victims:
                 (actor,) = _actors_of_ours()
                 victims.append(actor.pid)
                 actor.send_signal(signal.SIGKILL)
+                killed_at_s.append(time.monotonic())
 
         yield advance
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from clip2scene import __version__
 from clip2scene.cli import cluster, plan, sweep
+from clip2scene.cli.session import session
 from clip2scene.config import Clip2sceneError, ConfigError, Job
 from clip2scene.jobfile import load_job
 
@@ -64,18 +65,11 @@ def _run(options: argparse.Namespace) -> int:
         with progress("streetworld_clip", total) as advance:
             train(settings, job.seed, Path(settings.output), advance)
         return 0
-    from clip2scene.cluster.session import ray_session
     from clip2scene.pipeline import Pipeline
     from clip2scene.tracking.report import summary_text
-    from clip2scene.tracking.server import embedded_server
-    from clip2scene.tracking.tracker import connect
 
     pipeline = Pipeline(job)
-    root = pipeline.stages.storage.root
-    with contextlib.ExitStack() as stack:
-        uri = options.tracking_uri or stack.enter_context(embedded_server(root / "mlflow"))
-        tracker = connect(uri, job.experiment, root / "outbox")
-        stack.enter_context(ray_session(job, options.address))
+    with session(options, pipeline.stages.storage.root, job.experiment, job) as tracker:
         report = pipeline.run(tracker)
     print(summary_text(report))
     print(f"report: {Path(job.storage) / 'report.json'}")
@@ -87,19 +81,14 @@ def _run_table(options: argparse.Namespace) -> int:
     from clip2scene.tables.spec import expand, load_table
 
     table = load_table(options.job, options.overrides)
-    from clip2scene.cluster.session import ray_session
     from clip2scene.storage import Storage
     from clip2scene.tables.runner import run_table
-    from clip2scene.tracking.server import UI_PAGES, embedded_server
+    from clip2scene.tracking.server import UI_PAGES
     from clip2scene.tracking.table_report import failures, table_text
-    from clip2scene.tracking.tracker import connect
 
     command = shlex.join(["clip2scene", "run", options.job, *options.overrides])
-    root = Storage(table.storage).root
-    with contextlib.ExitStack() as stack:
-        uri = options.tracking_uri or stack.enter_context(embedded_server(root / "mlflow"))
-        tracker = connect(uri, table.experiment, root / "outbox")
-        stack.enter_context(ray_session(expand(table, options.job)[0].job, options.address))
+    root, job = Storage(table.storage).root, expand(table, options.job)[0].job
+    with session(options, root, table.experiment, job) as tracker:
         pages_at = None if options.tracking_uri else UI_PAGES
         record = run_table(table, tracker, options.job, command, pages_at)
     print(table_text(record))

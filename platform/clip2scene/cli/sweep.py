@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
 from pathlib import Path
 from typing import Any
 
+from clip2scene.cli.session import session
 from clip2scene.config import ConfigError
 
 
@@ -48,18 +48,14 @@ def _sweep(options: argparse.Namespace) -> int:
 
         command = shlex.join(["clip2scene", "sweep", options.space, "--job", options.job, *options.overrides])
         folder = remember(sweep, command)
-    from clip2scene.cluster.session import ray_session
     from clip2scene.sweeps.runner import run_sweep
-    from clip2scene.tracking.server import UI_PAGES, embedded_server
+    from clip2scene.tracking.server import UI_PAGES
     from clip2scene.tracking.sweep_report import sweep_text
-    from clip2scene.tracking.tracker import connect
 
     storage = folder.parents[1]
     job = sweep.job_of(sweep.trials[0])
-    with contextlib.ExitStack() as stack:
-        uri = options.tracking_uri or stack.enter_context(embedded_server(storage / "mlflow"))
-        tracker = connect(uri, sweep.base.experiment, storage / "outbox")
-        stack.enter_context(ray_session(job, options.address, dashboard=job.resources.num_workers > 0))
+    dashboard = job.resources.num_workers > 0
+    with session(options, storage, sweep.base.experiment, job, dashboard=dashboard) as tracker:
         record = run_sweep(sweep, tracker, folder, command, None if options.tracking_uri else UI_PAGES)
     print(sweep_text(record))
     where = f"--tracking-uri {options.tracking_uri}" if options.tracking_uri else f"--storage {storage}"

@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from clip2scene.sweeps.space import Sweep
 
+_TOLD = "told.jsonl"
+
 
 class _Asha(ASHAScheduler):
-    """ASHA whose stops outlive a killed driver.
+    """ASHA that a killed driver does not make forget: what it was told is kept in a file beside Ray Tune's state.
 
-    Ray's forgets one that was decided but not yet carried out: its rung has the trial already, and a trial that comes
-    again to a rung that has it goes on.
+    Tune saves the trials and their search, but of a scheduler only how it began: after a resumption, trials would be
+    compared with none of those before it, and a stop that was decided but not yet carried out would be forgotten.
     """
 
     def __init__(self, **settings: Any):
         super().__init__(**settings)
+        self._file: Path | None = None
+        self._told: set[tuple[str, int]] = set()
         self._stopped: set[str] = set()
 
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if self._file is None:
+            self._file = Path(trial.storage.experiment_fs_path) / _TOLD
+            self._hear_again(self._file)
+        super().on_trial_add(tune_controller, trial)
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision: str = super().on_trial_result(tune_controller, trial, result)
+        assert self._file is not None
+        if (trial.trial_id, result["epoch"]) in self._told:  # a history that is told again after a restart
+            return TrialScheduler.STOP if trial.trial_id in self._stopped else TrialScheduler.CONTINUE
+        decision = self._decide(trial, result)
+        line = {"trial": trial.trial_id, "epoch": result["epoch"], "objective": result["objective"]}
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return decision
+
+    def _hear_again(self, path: Path) -> None:
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            try:
+                told = json.loads(line)
+            except ValueError:  # its writer ended in it
+                continue
+            trial = SimpleNamespace(trial_id=told["trial"])
+            super().on_trial_add(None, trial)
+            self._decide(trial, told)
+
+    def _decide(self, trial: Any, result: dict[str, Any]) -> str:
+        self._told.add((trial.trial_id, result["epoch"]))
+        decision: str = super().on_trial_result(None, trial, result)
         if decision == TrialScheduler.STOP:
             self._stopped.add(trial.trial_id)
-        return TrialScheduler.STOP if trial.trial_id in self._stopped else decision
+        return decision
 
 
 def scheduler_of(sweep: Sweep) -> TrialScheduler:

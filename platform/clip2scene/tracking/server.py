@@ -17,7 +17,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,19 @@ def embedded_server(folder: str | Path, port: int | None = None, login: Login | 
     """
     with _running(Path(folder).resolve(), port, login) as (_, uri):
         yield uri
+
+
+@contextlib.contextmanager
+def starting_server(folder: str | Path) -> Iterator[Callable[[], str]]:
+    """An :func:`embedded_server` that starts while the block begins; yields what waits for it and gives its URI."""
+    with ThreadPoolExecutor(1) as starter:
+        server = embedded_server(folder)
+        starting = starter.submit(server.__enter__)
+        try:
+            yield starting.result
+        finally:
+            if starting.exception() is None:
+                server.__exit__(None, None, None)
 
 
 @contextlib.contextmanager
@@ -143,7 +157,8 @@ def _launch(folder: Path, port: int, login: Login | None) -> subprocess.Popen[by
     command += ["--artifacts-destination", str(folder / "artifacts")]
     command += ["--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level=warning"]  # no line for every request
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "_MLFLOW_"))}
+    others = ("MLFLOW_", "_MLFLOW_", "RAY_")  # Ray's token is no business of its
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     if login is not None:
         command += ["--app-name", "basic-auth"]

@@ -1,0 +1,105 @@
+"""A worker's memory is bounded by its settings: a dataset ten times larger has the same peak, at every stage."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from commands import REPOSITORY
+
+pytestmark = pytest.mark.long
+
+TIMES, WITHIN = 10, 0.15
+SETTINGS = [
+    "dataset.kind=nuscenes",
+    "teacher={model: streetworld, image_height_px: 112, image_width_px: 208}",
+    "student={voxel_size_m: 0.5, channels: [16, 16, 32]}",
+    "distill.num_sweeps=2",
+    "distill.batch_size=4",
+    "extract={num_actors: 1, frames_per_batch: 2}",
+    # Fewer than even the small dataset has.
+    "resources={num_workers: 0, cached_frames: 4}",
+]
+
+MEASURE = r"""
+import contextlib, json, re, sys, threading
+from dataclasses import replace
+from pathlib import Path
+import psutil
+from clip2scene.jobfile import load_job
+from clip2scene.progress import progress
+from clip2scene.stages import Stages
+from clip2scene.teacher.extract import extract
+from clip2scene.training.fit import fit
+
+stage, copies, steps, job, *words = sys.argv[1:]
+stages = Stages(load_job(job, words))
+index, frames = stages.index, (*stages.train_frames, *stages.eval_frames)
+frames = tuple(replace(f, frame_id=f"{f.frame_id}-{copy}") for copy in range(int(copies)) for f in frames)
+
+def peak(pid="self"):
+    # Not getrusage's: a child inherits the peak of who started it.
+    with contextlib.suppress(OSError):
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
+    return 0
+
+peaks = {}
+if stage == "extract":
+    import ray
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ended = threading.Event()
+    def watch():
+        while not ended.wait(0.05):
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if process.name().startswith("ray::MapWorker"):
+                        peaks["actor"] = max(peaks.get("actor", 0), peak(process.pid))
+    watching = threading.Thread(target=watch)
+    watching.start()
+    extract(index, frames, stages.job.teacher, stages.job.extract, stages.store_path, progress)
+    ended.set()
+    watching.join()
+else:
+    training = replace(stages.distillation(), frames=frames)
+    settings = training.settings.model_copy(update={"epochs": 100, "max_steps": int(steps)})
+    training = replace(training, settings=settings)
+    training.build()
+    before = peak()
+    fit(training, name="measured", folder=stages.storage.root / "train", resources=stages.job.resources)
+    peaks = {"before": before, "worker": peak()}
+print(json.dumps(peaks | {"frames": len(frames)}))
+"""
+
+
+@pytest.fixture(scope="module")
+def measured(streetworld_root, tmp_path_factory) -> dict[int, dict[str, int]]:
+    """Peaks in bytes, by how many times the dataset is there."""
+    root, version = streetworld_root
+    peaks: dict[int, dict[str, int]] = {}
+    for copies in (1, TIMES):
+        storage = tmp_path_factory.mktemp(f"times-{copies}")
+        words = [*SETTINGS, f"dataset.root={root}", f"dataset.version={version}", f"storage={storage}"]
+        for stage in ("extract", "distill"):
+            # The same number of steps, so that only the number of keyframes differs.
+            command = [sys.executable, "-c", MEASURE, stage, str(copies), "20", "jobs/demo.yaml", *words]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+            assert done.returncode == 0, done.stderr[-3000:]
+            peaks.setdefault(copies, {}).update(json.loads(done.stdout.splitlines()[-1]))
+    assert peaks[TIMES]["frames"] == TIMES * peaks[1]["frames"]
+    return peaks
+
+
+def test_an_extraction_actor_needs_the_same_for_ten_times_the_keyframes(measured):
+    small, large = (measured[copies]["actor"] for copies in (1, TIMES))
+    assert small > 200e6, "no actor was seen"
+    assert abs(large - small) < WITHIN * small
+
+
+def test_a_training_worker_needs_the_same_for_ten_times_the_keyframes(measured):
+    # What the interpreter and its libraries have before the first step says nothing, so it is left out.
+    small, large = (measured[copies]["worker"] - measured[copies]["before"] for copies in (1, TIMES))
+    assert small > 20e6, "the job is too small to say anything"
+    assert abs(large - small) < WITHIN * small, measured
