@@ -285,7 +285,7 @@ class ResourceSettings(Settings):
     """Decoded keyframes that each worker keeps in memory."""
     checkpoint_every_epochs: int = Field(5, ge=1)
     max_failures: int = Field(1, ge=0)
-    """Restarts from the last checkpoint before a training run is given up."""
+    """Restarts of the workers, each from the last checkpoint, before a command's trainings are given up."""
 
 
 class StreetworldClipSettings(Settings):

@@ -23,6 +23,7 @@ from clip2scene.tracking.overview import frame_figure
 from clip2scene.tracking.tracker import Run, Tracker
 from clip2scene.training.evaluate import Scores, example_frame
 from clip2scene.training.fit import Metrics
+from clip2scene.training.launch import crew
 from clip2scene.training.metrics import accuracy, iou, mean_iou
 
 if TYPE_CHECKING:
@@ -99,14 +100,16 @@ class Pipeline:
             with self._stage("streetworld", run) as child:
                 child.set_tags({"root": str(self.stages.root)})
         self._index(run)
-        if self._needs_teacher():
+        teaches = self._needs_teacher()
+        if teaches:
             self._extract(run)
-            if last >= STAGES.index("distill"):
+        with crew(job.resources):
+            if teaches and last >= STAGES.index("distill"):
                 student = self._distill(run)
                 if last >= STAGES.index("evaluate") and job.distill.method not in TEXT_FREE:
                     self._evaluate(run, student)
-        if last >= STAGES.index("finetune"):
-            self._finetune(run)
+            if last >= STAGES.index("finetune"):
+                self._finetune(run)
 
     # --- stages ---
 

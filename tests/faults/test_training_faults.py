@@ -21,7 +21,7 @@ import torch
 
 from clip2scene.config import ResourceSettings
 from clip2scene.training.fit import fit
-from clip2scene.training.launch import SEAL, newest_whole, seal
+from clip2scene.training.launch import SEAL, crew, newest_whole, seal
 from commands import tell_recovery
 
 pytestmark = pytest.mark.long
@@ -194,15 +194,37 @@ def test_a_worker_killed_in_the_middle_of_an_epoch(tiny, tmp_path, undisturbed_o
     assert not train_workers()
 
 
-def test_the_list_of_checkpoints_and_the_newest_cut_short(tiny, tmp_path, undisturbed_on_two, capsys):
+def test_two_workers_go_on_from_the_checkpoint_before_a_damaged_one(tiny, tmp_path, undisturbed_on_two, capsys):
     folder, undisturbed = undisturbed_on_two
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    truncate(tmp_path / "run" / "checkpoint_manager_snapshot.json")
     truncate(checkpoints(tmp_path)[-1] / "model.safetensors")
     again = run(tiny.distillation(epochs=EPOCHS), tmp_path, TWO)
-    said = capsys.readouterr().err
-    assert "this list of checkpoints is damaged" in said
-    assert "this checkpoint is damaged" in said
+    assert "this checkpoint is damaged" in capsys.readouterr().err
     assert_same(again, undisturbed)
     # Only the last epoch was trained again.
     assert speeds(again)[:-1] == speeds(undisturbed)[:-1]
+
+
+def test_a_worker_killed_in_its_second_work_does_not_repeat_the_first(tiny, tmp_path, undisturbed_on_two):
+    _, undisturbed = undisturbed_on_two
+    heard: list[str] = []
+    victims: list[int] = []
+
+    def kill_in_epoch_three(epoch, metrics):
+        heard.append(f"second {epoch}")
+        if epoch == 2 and not victims:
+            victims.extend(worker.pid for worker in train_workers())
+            train_workers()[0].send_signal(signal.SIGKILL)
+
+    training = tiny.distillation(epochs=EPOCHS)
+    with crew(TWO):
+        first = run(training, tmp_path / "first", TWO, on_epoch=lambda epoch, _: heard.append(f"first {epoch}"))
+        served_first = {worker.pid for worker in train_workers()}
+        second = run(training, tmp_path / "second", TWO, on_epoch=kill_in_epoch_three)
+        served_last = {worker.pid for worker in train_workers()}
+    assert set(victims) == served_first
+    assert not served_first & served_last
+    assert heard == [f"{work} {epoch}" for work in ("first", "second") for epoch in range(1, EPOCHS + 1)]
+    assert_same(first, undisturbed)
+    assert_same(second, undisturbed)
+    assert not train_workers()

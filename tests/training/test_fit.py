@@ -14,7 +14,7 @@ from clip2scene.data.vocabulary import vocabulary
 from clip2scene.training.evaluate import ConstantMethod, StudentMethod, TeacherMethod, evaluate, label_counts
 from clip2scene.training.finetune import choose_labelled
 from clip2scene.training.fit import fit
-from clip2scene.training.launch import TrainingError
+from clip2scene.training.launch import TrainingError, crew
 from clip2scene.training.samples import SampleSource
 
 HERE = ResourceSettings(num_workers=0)
@@ -122,17 +122,18 @@ def test_two_workers_train_and_count_like_one(tiny, tmp_path, ray_cluster, metho
     """Two Ray workers: a checkpoint, a history, resumed by name; and counts equal to one process's, to the last."""
     two = ResourceSettings(num_workers=2)
     heard = []
-    fitted = run(tiny.distillation(epochs=2), tmp_path / "two", two, on_epoch=lambda e, m: heard.append((e, m)))
+    source = SampleSource(tiny.index.root, tiny.store, label_vocabulary=vocabulary("nuscenes"))
+    frames = tiny.index.frames
+    with crew(two):
+        fitted = run(tiny.distillation(epochs=2), tmp_path / "two", two, on_epoch=lambda e, m: heard.append((e, m)))
+        scores = [
+            evaluate(frames, source, methods, num_classes=16, name="evaluate", folder=tmp_path, resources=resources)
+            for resources in (HERE, two)
+        ]
     assert [epoch for epoch, _ in heard] == [1, 2]
     assert heard[-1][1]["loss"] == pytest.approx(fitted.history[-1]["loss"])
     assert set(fitted.weights) == set(tiny.distillation().build().state_dict())
 
-    source = SampleSource(tiny.index.root, tiny.store, label_vocabulary=vocabulary("nuscenes"))
-    frames = tiny.index.frames
-    scores = [
-        evaluate(frames, source, methods, num_classes=16, name="evaluate", folder=tmp_path, resources=resources)
-        for resources in (HERE, two)
-    ]
     for method in methods:
         for domain in ("seen", "all"):
             assert (scores[0].counts[method][domain] == scores[1].counts[method][domain]).all()
@@ -143,16 +144,20 @@ def test_two_workers_train_and_count_like_one(tiny, tmp_path, ray_cluster, metho
     assert set(scores[1].example) == {"points", "truth", *methods}
 
 
-def test_a_damaged_cloud_stops_the_workers_with_its_sentence(tiny, tmp_path, ray_cluster):
+def test_a_damaged_cloud_stops_the_workers_with_its_sentence_and_the_next_work_gets_others(tiny, tmp_path, ray_cluster):
     import shutil
 
     root = tmp_path / "world"
     shutil.copytree(tiny.index.root, root)
     (root / tiny.index.frames[1].cloud_path).write_bytes(b"123")
     broken = tiny.distillation(source=SampleSource(root, tiny.store))
-    with pytest.raises(TrainingError, match=r"LIDAR_TOP.*bytes") as caught:
-        run(broken, tmp_path / "run", ResourceSettings(num_workers=2, max_failures=0))
-    assert "\n" not in str(caught.value)
+    two = ResourceSettings(num_workers=2, max_failures=0)
+    with crew(two):
+        with pytest.raises(TrainingError, match=r"LIDAR_TOP.*bytes") as caught:
+            run(broken, tmp_path / "broken", two)
+        assert "\n" not in str(caught.value)
+        assert len(run(tiny.distillation(epochs=1), tmp_path / "whole", two).history) == 1
+    assert not list(tmp_path.glob(".crew*"))
 
 
 def test_history_is_json(tiny, tmp_path):

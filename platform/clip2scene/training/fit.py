@@ -110,7 +110,7 @@ class Training(ABC):
             history.append(metrics)
             worker.emit("epoch", metrics)
             if last or (epoch + 1) % self.resources.checkpoint_every_epochs == 0:
-                worker.save(lambda folder: _write(folder, model, optimiser, schedule, history), metrics)
+                worker.save(lambda folder: _write(folder, model, optimiser, schedule, history))
 
     def _batches(self, cache: SampleCache, worker: Worker, epoch: int) -> Iterator[Sample]:
         """This rank's share of every batch of the epoch, in an order that only seed and epoch decide."""

@@ -1,18 +1,21 @@
 """The one wrapper around Ray Train's TorchTrainer: run a piece of work on every worker and hear from rank 0.
 
-With ``resources.num_workers=0`` the same work runs in this process, without Ray.
+Inside of :func:`crew`, one start of the workers serves many pieces of work, one after another. With
+``resources.num_workers=0`` the same work runs in this process, without Ray.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import threading
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,7 +55,7 @@ class Worker:
         """Folder of the newest whole checkpoint of this run, of an earlier attempt too."""
         return newest_whole(_numbered(self._folder), functools.partial(self.emit, "note"))
 
-    def save(self, write: Callable[[Path], None], metrics: dict[str, float]) -> None:
+    def save(self, write: Callable[[Path], None]) -> None:
         """Keep what ``write`` puts into a folder as the newest checkpoint. Every rank calls this equally often."""
         for left in self._folder.glob(".checkpoint.*"):  # of a killed attempt
             shutil.rmtree(left, ignore_errors=True)
@@ -68,39 +71,31 @@ class Worker:
 
 
 class _RayWorker(Worker):
-    def __init__(self, queue: Any, unlisted: Path | None):
+    def __init__(self, folder: Path, messages: Any):
         import ray.train
         import ray.train.torch
 
         context = ray.train.get_context()
-        self._queue, self._unlisted = queue, unlisted
+        self._folder, self._messages = folder, messages
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.device = ray.train.torch.get_device()
 
     def emit(self, kind: str, value: Any) -> None:
-        if self.rank == 0 or kind == "error":
-            self._queue.put((kind, value))
+        if self.rank == 0:
+            self._messages.put((kind, value))
 
     def last_checkpoint(self) -> Path | None:
-        import ray.train
+        from ray.train.collective import broadcast_from_rank_zero
 
-        committed = ray.train.CheckpointConsistencyMode.COMMITTED
-        reported = ray.train.get_all_reported_checkpoints(consistency_mode=committed)
-        folders = [self._unlisted] if self._unlisted else []
-        folders += [Path(one.checkpoint.path) for one in reported]
-        return newest_whole(folders, functools.partial(self.emit, "note"))
+        # Rank 0 chooses for all: another node may see a shared folder as it was some seconds ago.
+        chosen = super().last_checkpoint() if self.rank == 0 else None
+        name = broadcast_from_rank_zero(chosen.name if chosen else None)
+        return self._folder / name if name else None
 
-    def save(self, write: Callable[[Path], None], metrics: dict[str, float]) -> None:
-        import ray.train
-
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if self.rank == 0:
-                write(Path(folder))
-                seal(Path(folder))
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(metrics, checkpoint=checkpoint)
+    def save(self, write: Callable[[Path], None]) -> None:
+        if self.rank == 0:
+            super().save(write)
 
 
 def seal(folder: Path) -> None:
@@ -132,7 +127,7 @@ def _digest(path: Path) -> str:
 
 
 def _numbered(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint_*"))
+    return sorted(folder.glob("checkpoint_" + 6 * "[0-9]"))
 
 
 class Work(Protocol):
@@ -140,6 +135,30 @@ class Work(Protocol):
 
     def __call__(self, worker: Worker) -> None:
         """Do the work; an exception ends the run."""
+
+
+_crews: list[Crew] = []
+"""The crew of the block that runs in this process."""
+
+
+@contextlib.contextmanager
+def crew(resources: ResourceSettings) -> Iterator[None]:
+    """Inside of the block, :func:`launch` with these resources finds its workers started.
+
+    They start with the first launch, and hold their CPUs and GPUs until the block ends: nothing else that waits for
+    Ray's resources has its place in it.
+    """
+    ours = Crew(resources)
+    _crews.append(ours)
+    try:
+        yield
+    except BaseException:
+        ours.abandon()
+        raise
+    else:
+        ours.dismiss()
+    finally:
+        _crews.remove(ours)
 
 
 def launch(
@@ -158,7 +177,7 @@ def launch(
             of everything that decides the result.
         folder: absolute, shared by all nodes.
         resources: how many workers and what each gets.
-        on_message: called with what rank 0 emits, in order, from another thread.
+        on_message: called with what rank 0 emits, in order.
 
     Returns:
         Folder of the newest checkpoint, if the work saved any.
@@ -174,129 +193,190 @@ def launch(
         else:
             on_message(kind, value)
 
+    here = Worker(folder / name, hear)
     if resources.num_workers == 0:
         torch.set_num_threads(resources.threads_per_worker)
-        worker = Worker(folder / name, hear)
-        work(worker)
-        return worker.last_checkpoint()
-    return _launch_on_ray(work, name, folder, resources, hear)
+        work(here)
+    else:
+        with contextlib.ExitStack() as stack:
+            if not (_crews and _crews[-1].resources == resources):
+                stack.enter_context(crew(resources))
+            _crews[-1].run(work, folder / name, hear)
+    return here.last_checkpoint()
 
 
-def _launch_on_ray(
-    work: Work, name: str, folder: Path, resources: ResourceSettings, on_message: Callable[[str, Any], None]
-) -> Path | None:
+class Crew:
+    """Ray Train's workers, which do one piece of work after another.
+
+    A worker that dies makes Ray Train start all of them again, and they begin the work in hand anew, from its last
+    checkpoint; ``resources.max_failures`` times, then the crew has failed and the next work gets a new one.
+    """
+
+    def __init__(self, resources: ResourceSettings):
+        self.resources = resources
+        self._running: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def run(self, work: Work, folder: Path, on_message: Callable[[str, Any], None]) -> None:
+        """Have the work done; see :func:`launch`."""
+        import ray
+        from ray.util.queue import Empty
+
+        if self._running is None:
+            self._start(folder.parent)
+        number = ray.get(self._orders.give.remote((work, folder)))
+        error: TrainingError | None = None
+        while True:
+            ended = not self._running_still()
+            try:
+                kind, value = self._messages.get(timeout=0 if ended else 0.2)
+            except Empty:
+                if ended:
+                    break
+                continue
+            if kind == "error":
+                error = error or (DivergedError if value[0] == DivergedError.__name__ else TrainingError)(value[1])
+                self._orders.close.remote()  # not again: it would be the same
+            elif kind == "done" and value == number:
+                return
+            elif kind != "done":
+                on_message(kind, value)
+        failure = self._failure
+        self._forget()
+        if error is not None:
+            raise error from failure
+        raise TrainingError(f"run {folder.name} failed: {_last_line(failure)}") from failure
+
+    def dismiss(self) -> None:
+        """End the workers, who have nothing to do, and wait until their places are free."""
+        if self._running is not None:
+            self._orders.close.remote()
+            self._running.join()
+            self._forget()
+
+    def abandon(self) -> None:
+        """Let the workers end when they next have something to say."""
+        if self._running is not None:
+            self._orders.close.remote()
+            self._forget()
+
+    def _start(self, folder: Path) -> None:
+        import ray
+        import ray.train
+        import ray.train.torch
+
+        self._folder = folder / f".crew-{uuid.uuid4().hex[:8]}"  # Ray Train wants one; nothing of ours is in it
+        here = {"num_cpus": 0, "scheduling_strategy": _on_this_node()}
+        self._orders = ray.remote(_Orders).options(**here).remote()
+        self._messages = message_queue()
+        gpus = self.resources.gpus_per_worker
+        trainer = ray.train.torch.TorchTrainer(
+            functools.partial(_serve, self._orders, self._messages, self.resources.threads_per_worker),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=self.resources.num_workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
+            ),
+            run_config=ray.train.RunConfig(
+                name=self._folder.name,
+                storage_path=str(folder),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=self.resources.max_failures, controller_failure_limit=3
+                ),
+            ),
+        )
+        self._failure = None
+        self._running = threading.Thread(target=self._fit, args=(trainer,), name="clip2scene-crew", daemon=True)
+        self._running.start()
+
+    def _fit(self, trainer: Any) -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            self._failure = error
+
+    def _running_still(self) -> bool:
+        return self._running is not None and self._running.is_alive()
+
+    def _forget(self) -> None:
+        self._messages.shutdown(force=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._running = None
+
+
+class _Orders:
+    """What the workers are to do; an actor beside the driver, which no other node's end takes away."""
+
+    def __init__(self) -> None:
+        self._orders: list[tuple[Work, Path] | None] = []
+        self._done, self._closed = 0, False
+        self._changed = asyncio.Condition()
+
+    async def give(self, order: tuple[Work, Path]) -> int:
+        """Add an order; returns its number."""
+        async with self._changed:
+            self._orders.append(order)
+            self._changed.notify_all()
+            return len(self._orders) - 1
+
+    async def close(self) -> None:
+        """No more orders; those that are not done are not wanted any more."""
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    async def first(self) -> int:
+        """Number of the first order that is not done."""
+        return self._done
+
+    async def get(self, number: int) -> tuple[Work, Path] | None:
+        """Wait for an order; None when there will be none."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or len(self._orders) > number)
+            return None if self._closed else self._orders[number]
+
+    async def done(self, number: int) -> None:
+        """All workers have done it."""
+        self._orders[number], self._done = None, number + 1
+
+
+def _serve(orders: Any, messages: Any, threads: int) -> None:
+    """What every worker does: order after order until there are no more."""
+    import ray
     import ray.train
-    import ray.train.torch
+    from ray.train.collective import barrier, broadcast_from_rank_zero
 
-    unlisted = _unlisted(folder / name, functools.partial(on_message, "note"))
-    queue = message_queue()
-    errors: list[TrainingError] = []
-
-    def hear(kind: str, value: Any) -> None:
-        if kind == "error":
-            name, sentence = value
-            errors.append(DivergedError(sentence) if name == DivergedError.__name__ else TrainingError(sentence))
-        else:
-            on_message(kind, value)
-
-    trainer = ray.train.torch.TorchTrainer(
-        functools.partial(_entry, work, queue, unlisted, resources.threads_per_worker),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.num_workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker={
-                "CPU": 1,
-                **({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
-            },
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=str(folder),
-            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
-        ),
-    )
-    listener = _Listener(queue, hear)
-    try:
-        result = trainer.fit()
-    except Exception as error:
-        listener.stop()
-        if errors:
-            raise errors[0] from error
-        raise TrainingError(f"run {name} failed: {_last_line(error)}") from error
-    finally:
-        listener.stop()
-        queue.shutdown()
-    return None if result.checkpoint is None else Path(result.checkpoint.path)
+    torch.set_num_threads(threads)
+    leads = ray.train.get_context().get_world_rank() == 0
+    number = broadcast_from_rank_zero(ray.get(orders.first.remote()) if leads else None)
+    while (order := ray.get(orders.get.remote(number))) is not None:
+        work, folder = order
+        try:
+            work(_RayWorker(folder, messages))
+        except Clip2sceneError as error:
+            messages.put(("error", (type(error).__name__, str(error))))
+            raise
+        barrier()
+        if leads:
+            ray.get(orders.done.remote(number))
+            messages.put(("done", number))
+        number += 1
 
 
 def message_queue() -> Any:
     """A queue (``ray.util.queue``) on the driver's own node, so that no other node's end takes it away."""
-    import ray
     from ray.util.queue import Queue
+
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": _on_this_node()})
+
+
+def _on_this_node() -> Any:
+    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _unlisted(run: Path, note: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint of a run whose list of them is missing or cut short; Ray writes that in place."""
-    listed = run / "checkpoint_manager_snapshot.json"
-    try:
-        json.loads(listed.read_text(encoding="utf-8"))
-        return None
-    except FileNotFoundError:
-        pass
-    except ValueError:
-        note(f"{listed}: this list of checkpoints is damaged; going on from the newest that is there")
-        listed.unlink()
-    return newest_whole(_numbered(run), note)
-
-
-def _entry(work: Work, queue: Any, unlisted: Path | None, threads: int) -> None:
-    torch.set_num_threads(threads)
-    worker = _RayWorker(queue, unlisted)
-    try:
-        work(worker)
-    except Clip2sceneError as error:
-        worker.emit("error", (type(error).__name__, str(error)))
-        raise
-
-
-def _last_line(error: BaseException) -> str:
+def _last_line(error: BaseException | None) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-class _Listener:
-    """Hands the queue's messages on in a thread until stopped; then what is left of them."""
-
-    def __init__(self, queue: Any, hear: Callable[[str, Any], None]):
-        self._queue, self._hear = queue, hear
-        self._stopping = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="clip2scene-listener", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        from ray.util.queue import Empty
-
-        while True:
-            last_round = self._stopping.is_set()
-            try:
-                while True:
-                    self._hear(*self._queue.get(timeout=0.2))
-            except Empty:
-                if last_round:
-                    return
-            except Exception as error:
-                self._error = error
-                return
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise TrainingError(f"a message of the training run could not be handled: {error}") from error
