@@ -6,7 +6,6 @@ Inside of :func:`crew`, one start of the workers serves many pieces of work, one
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import hashlib
@@ -23,6 +22,7 @@ import torch
 
 from clip2scene.config import Clip2sceneError, ResourceSettings
 from clip2scene.progress import console
+from clip2scene.training.orders import Orders
 
 CHECKPOINTS_KEPT = 2
 """The newest, and the one before in case the newest is damaged."""
@@ -71,19 +71,21 @@ class Worker:
 
 
 class _RayWorker(Worker):
-    def __init__(self, folder: Path, messages: Any):
+    def __init__(self, folder: Path, orders: Any):
         import ray.train
         import ray.train.torch
 
         context = ray.train.get_context()
-        self._folder, self._messages = folder, messages
+        self._folder, self._orders = folder, orders
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.device = ray.train.torch.get_device()
 
     def emit(self, kind: str, value: Any) -> None:
+        import ray
+
         if self.rank == 0:
-            self._messages.put((kind, value))
+            ray.get(self._orders.say.remote(kind, value))
 
     def last_checkpoint(self) -> Path | None:
         from ray.train.collective import broadcast_from_rank_zero
@@ -220,27 +222,27 @@ class Crew:
     def run(self, work: Work, folder: Path, on_message: Callable[[str, Any], None]) -> None:
         """Have the work done; see :func:`launch`."""
         import ray
-        from ray.util.queue import Empty
 
         if self._running is None:
             self._start(folder.parent)
-        number = ray.get(self._orders.give.remote((work, folder)))
+        assert self._running is not None
+        order = ray.put(work)
+        number = ray.get(self._orders.give.remote((order, folder)))
         error: TrainingError | None = None
         while True:
-            ended = not self._running_still()
-            try:
-                kind, value = self._messages.get(timeout=0 if ended else 0.2)
-            except Empty:
-                if ended:
-                    break
-                continue
-            if kind == "error":
-                error = error or (DivergedError if value[0] == DivergedError.__name__ else TrainingError)(value[1])
-                self._orders.close.remote()  # not again: it would be the same
-            elif kind == "done" and value == number:
-                return
-            elif kind != "done":
-                on_message(kind, value)
+            ended = not self._running.is_alive()
+            said = ray.get(self._orders.hear.remote(0.0 if ended else 0.5))
+            for kind, value in said:
+                if kind == "error":
+                    name, sentence = value
+                    error = error or (DivergedError if name == DivergedError.__name__ else TrainingError)(sentence)
+                    self._orders.close.remote()  # not again: it would be the same
+                elif kind == "done" and value == number:
+                    return
+                elif kind != "done":
+                    on_message(kind, value)
+            if ended and not said:
+                break
         failure = self._failure
         self._forget()
         if error is not None:
@@ -267,11 +269,10 @@ class Crew:
 
         self._folder = folder / f".crew-{uuid.uuid4().hex[:8]}"  # Ray Train wants one; nothing of ours is in it
         here = {"num_cpus": 0, "scheduling_strategy": _on_this_node()}
-        self._orders = ray.remote(_Orders).options(**here).remote()
-        self._messages = message_queue()
+        self._orders = ray.remote(Orders).options(**here).remote()
         gpus = self.resources.gpus_per_worker
         trainer = ray.train.torch.TorchTrainer(
-            functools.partial(_serve, self._orders, self._messages, self.resources.threads_per_worker),
+            functools.partial(_serve, self._orders, self.resources.threads_per_worker),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.resources.num_workers,
                 use_gpu=gpus > 0,
@@ -295,52 +296,12 @@ class Crew:
         except Exception as error:
             self._failure = error
 
-    def _running_still(self) -> bool:
-        return self._running is not None and self._running.is_alive()
-
     def _forget(self) -> None:
-        self._messages.shutdown(force=True)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._running = None
 
 
-class _Orders:
-    """What the workers are to do; an actor beside the driver, which no other node's end takes away."""
-
-    def __init__(self) -> None:
-        self._orders: list[tuple[Work, Path] | None] = []
-        self._done, self._closed = 0, False
-        self._changed = asyncio.Condition()
-
-    async def give(self, order: tuple[Work, Path]) -> int:
-        """Add an order; returns its number."""
-        async with self._changed:
-            self._orders.append(order)
-            self._changed.notify_all()
-            return len(self._orders) - 1
-
-    async def close(self) -> None:
-        """No more orders; those that are not done are not wanted any more."""
-        async with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    async def first(self) -> int:
-        """Number of the first order that is not done."""
-        return self._done
-
-    async def get(self, number: int) -> tuple[Work, Path] | None:
-        """Wait for an order; None when there will be none."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or len(self._orders) > number)
-            return None if self._closed else self._orders[number]
-
-    async def done(self, number: int) -> None:
-        """All workers have done it."""
-        self._orders[number], self._done = None, number + 1
-
-
-def _serve(orders: Any, messages: Any, threads: int) -> None:
+def _serve(orders: Any, threads: int) -> None:
     """What every worker does: order after order until there are no more."""
     import ray
     import ray.train
@@ -350,16 +311,16 @@ def _serve(orders: Any, messages: Any, threads: int) -> None:
     leads = ray.train.get_context().get_world_rank() == 0
     number = broadcast_from_rank_zero(ray.get(orders.first.remote()) if leads else None)
     while (order := ray.get(orders.get.remote(number))) is not None:
-        work, folder = order
+        work, folder = ray.get(order[0]), order[1]
         try:
-            work(_RayWorker(folder, messages))
+            work(_RayWorker(folder, orders))
         except Clip2sceneError as error:
-            messages.put(("error", (type(error).__name__, str(error))))
+            ray.get(orders.say.remote("error", (type(error).__name__, str(error))))
             raise
+        del work
         barrier()
         if leads:
             ray.get(orders.done.remote(number))
-            messages.put(("done", number))
         number += 1
 
 
