@@ -25,8 +25,6 @@ from clip2scene.tracking.outbox import Outbox
 from clip2scene.tracking.tracker import Tracker, client_of, connect
 from commands import REPOSITORY, tell_recovery
 
-pytestmark = pytest.mark.long
-
 OUTAGE_S = 30.0
 WRITERS, STEPS, NAMES = 8, 40, ("loss", "scr", "stcr")
 
@@ -95,6 +93,7 @@ def test_eight_processes_write_to_postgres_at_once(server_on_postgres, tmp_path)
     assert Outbox(tmp_path / "outbox").run_ids() == []
 
 
+@pytest.mark.long
 def test_postgres_crashes_and_starts_again_while_two_write(server_on_postgres, postgres, tmp_path):
     tracker = connect(server_on_postgres.uri, "restarted", tmp_path / "outbox")
     client = client_of(server_on_postgres.uri)
@@ -113,6 +112,7 @@ def test_postgres_crashes_and_starts_again_while_two_write(server_on_postgres, p
     assert_all_kept(server_on_postgres, tracker, 2, 5 * STEPS)
 
 
+@pytest.mark.long
 def test_a_server_that_comes_back_in_time_is_not_noticed(server, tmp_path, capsys):
     tracker = connect(server.uri, "short outage", tmp_path / "outbox")
     with tracker.run("short", system_metrics=False) as run:
@@ -130,6 +130,7 @@ def test_a_server_that_comes_back_in_time_is_not_noticed(server, tmp_path, capsy
     assert capsys.readouterr().err == f"MLflow at {server.uri} does not answer; trying again for 60 s\n"
 
 
+@pytest.mark.long
 def test_what_is_written_during_a_long_outage_is_delivered_later_in_the_run(server, tmp_path, capsys):
     tracker = connect(server.uri, "long outage", tmp_path / "outbox", patience_s=0.1)
     with tracker.run("long", system_metrics=False) as run:
@@ -206,6 +207,7 @@ connect(sys.argv[1], "away", Path(sys.argv[2]))
 """
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_orphans")
 def test_the_next_command_delivers_what_was_left_and_may_be_killed_in_it(server, tmp_path, capsys):
     outbox = tmp_path / "outbox"
@@ -229,6 +231,7 @@ def test_the_next_command_delivers_what_was_left_and_may_be_killed_in_it(server,
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.long
 def test_runs_of_another_server_stay_in_the_outbox(server, tmp_path, capsys):
     outbox = Outbox(tmp_path / "outbox")
     outbox.append("f" * 32, {"do": "tags", "tags": {"a": "b"}})
@@ -237,6 +240,7 @@ def test_runs_of_another_server_stay_in_the_outbox(server, tmp_path, capsys):
     assert outbox.run_ids() == ["f" * 32]
 
 
+@pytest.mark.long
 def test_a_job_whose_server_is_gone_at_its_end_ends_well(server, streetworld_root, tmp_path, capsys):
     class LosesItsServer(Pipeline):
         def _digests(self):
@@ -272,6 +276,7 @@ def client_run(server: MlflowServer, experiment: str, report: dict) -> str:
 NOW_S = 1_800_000_000
 
 
+@pytest.mark.long
 def test_a_clock_that_jumps_back_an_hour_keeps_the_order_of_epochs(server, tmp_path, monkeypatch):
     tracker = connect(server.uri, "clock", tmp_path / "outbox")
     with tracker.run("clock", system_metrics=False) as run:
@@ -286,6 +291,7 @@ def test_a_clock_that_jumps_back_an_hour_keeps_the_order_of_epochs(server, tmp_p
     assert client_of(server.uri).get_run(run.run_id).data.metrics["loss"] == 1 / 4
 
 
+@pytest.mark.long
 def test_without_an_outbox_a_server_that_stays_away_is_one_sentence(server):
     tracker = connect(server.uri, "no outbox", patience_s=0.1)
     at_its_end = pytest.raises(TrackingError, match=r"did not take end of run \w+: it does not answer$")

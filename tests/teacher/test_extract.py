@@ -25,7 +25,7 @@ from clip2scene.progress import progress
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import load_teacher
 from clip2scene.teacher.encoder import Encoder, frame_row
-from clip2scene.teacher.extract import BrokenImage, ExtractionError, ExtractReport, extract
+from clip2scene.teacher.extract import ExtractionError, ExtractReport, extract
 from clip2scene.teacher.store import FeatureStore
 from commands import tell_recovery
 
@@ -106,7 +106,7 @@ def test_broken_images_are_quarantined_with_their_reasons(run: Run) -> None:
     assert "truncated" in reasons["frame-1", "CAM_RIGHT"]
     assert "96 x 65 pixels, the index says 96 x 64" in reasons["frame-3", "CAM_LEFT"]
     manifest = store.read_manifest(run.path)
-    assert [BrokenImage(**image) for image in manifest["broken"]] == list(run.report.broken)
+    assert [store.BrokenImage(**image) for image in manifest["broken"]] == list(run.report.broken)
     assert (manifest["frames"], manifest["images"], manifest["index"]) == (5, 7, run.index.digest)
     assert (manifest["grid"], manifest["dim"], manifest["dtype"]) == ([4, 6], 24, "float16")
 
@@ -148,7 +148,7 @@ def test_a_second_run_at_once_waits_and_finds_everything_done(run: Run, caplog: 
             if "waiting for it" in record.getMessage():
                 waiting.set()
 
-    listener, logger = Listener(), logging.getLogger("clip2scene.teacher.extract")
+    listener, logger = Listener(), logging.getLogger("clip2scene.teacher.store")
     logger.addHandler(listener)
     second = threading.Thread(target=lambda: reports.append(run.extract()))
     try:

@@ -8,32 +8,27 @@ a machine's own: two machines that fill the same object store at once may both e
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 
 from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame, Index
+from clip2scene.progress import Progress
 from clip2scene.storage import Storage
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip, load_teacher
 from clip2scene.teacher.encoder import Encoder, frame_row
 from clip2scene.teacher.weights import absolute
-
-Progress = Callable[..., AbstractContextManager[Callable[..., Any]]]
-"""``clip2scene.progress.progress``: ``with progress(description, total, unit="images") as advance: advance(n)``."""
 
 _MAX_BLOCKS = 4000
 _MAX_RESTARTS = 8
@@ -47,22 +42,13 @@ class ExtractionError(DataError):
 
 
 @dataclass(frozen=True)
-class BrokenImage:
-    """An image without features, and why."""
-
-    frame_id: str
-    camera: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class ExtractReport:
     """What one run of :func:`extract` did."""
 
     images_encoded: int
     images_cached: int
     """Images whose features were in the store already."""
-    broken: tuple[BrokenImage, ...]
+    broken: tuple[store.BrokenImage, ...]
     """Quarantined images of the frames asked for, found now or earlier."""
     seconds: float
 
@@ -105,7 +91,7 @@ def extract(
     wanted = {frame.frame_id: frame for frame in frames}
     for frame_id in wanted:
         store.frame_file(path, frame_id)
-    with locked(path):
+    with store.locked(path):
         store.remove_leftovers(path)
         entries = _valid_entries(path, storage, index, wanted, teacher.digest, progress)
         pending = [frame for frame_id, frame in wanted.items() if frame_id not in entries]
@@ -120,7 +106,7 @@ def extract(
                 entries[frame_id] = entry
                 encoded += len(entry.cameras)
         broken = [
-            BrokenImage(id_, camera, why)
+            store.BrokenImage(id_, camera, why)
             for id_, e in sorted(entries.items())
             for camera, why in sorted(e.broken.items())
         ]
@@ -256,23 +242,6 @@ def _gpus_per_actor(actors: int, settings: ExtractSettings) -> float:
             f"{actors * settings.gpus_per_actor:g} GPUs and Ray has {gpus:g}; lower either, or set gpus_per_actor=0"
         )
     return settings.gpus_per_actor
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the store's lock: a second run waits here, then finds everything done. Freed if we are killed."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("a")
-    except OSError as error:
-        raise DataError(f"{path}: the feature store cannot be written there ({error.strerror})") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.warning("%s: another run is filling this store; waiting for it", path)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

@@ -9,7 +9,9 @@ written, and brought when it is read, so that no machine needs the whole store. 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -25,6 +27,7 @@ from clip2scene.data.index import DataError
 from clip2scene.storage import Storage
 
 FORMAT = "clip2scene-features-1"
+_log = logging.getLogger(__name__)
 _SUFFIX = ".safetensors"
 _FRAME_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
 
@@ -39,6 +42,15 @@ class FrameEntry:
     """Cameras with features."""
     broken: dict[str, str]
     """Camera to the reason why its image has none."""
+
+
+@dataclass(frozen=True)
+class BrokenImage:
+    """An image without features, and why."""
+
+    frame_id: str
+    camera: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -223,6 +235,23 @@ def stored_frames(path: Path, storage: Storage | None = None) -> list[str]:
     except OSError as error:
         raise DataError(f"{folder}: cannot be read as a folder of frames ({error.strerror})") from error
     return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and not name.startswith("."))
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the store's lock: a second run waits here, then finds everything done. Freed if we are killed."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("a")
+    except OSError as error:
+        raise DataError(f"{path}: the feature store cannot be written there ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.warning("%s: another run is filling this store; waiting for it", path)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def remove_leftovers(path: Path) -> None:

@@ -29,9 +29,9 @@ from PIL import Image
 from clip2scene.config import ContrastSettings, digest_of
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame, Index
+from clip2scene.progress import Progress
 from clip2scene.storage import Storage, StorageError
 from clip2scene.teacher import store
-from clip2scene.teacher.extract import BrokenImage, Progress, locked
 
 FORMAT = "clip2scene-superpixels-1"
 _SIGMA = 3.0 / 900
@@ -115,7 +115,7 @@ def segment_images(
     progress: Progress,
     *,
     storage: Storage | None = None,
-) -> tuple[BrokenImage, ...]:
+) -> tuple[store.BrokenImage, ...]:
     """Segment every image of the frames that the store does not hold yet, as Ray tasks. Ray must be initialised.
 
     Args:
@@ -141,7 +141,7 @@ def segment_images(
     wanted = {frame.frame_id: frame for frame in frames}
     for frame_id in wanted:
         _file(path, frame_id)
-    with locked(path):
+    with store.locked(path):
         for aside in (path / "frames").glob(".*"):
             aside.unlink(missing_ok=True)
         broken = _all_known(path, storage, index, wanted, how)
@@ -158,7 +158,9 @@ def segment_images(
                     advance(images[frame_id])
             _write_manifest(path, storage, how)
     return tuple(
-        BrokenImage(frame_id, camera, why) for frame_id in wanted for camera, why in sorted(broken[frame_id].items())
+        store.BrokenImage(frame_id, camera, why)
+        for frame_id in wanted
+        for camera, why in sorted(broken[frame_id].items())
     )
 
 

@@ -16,7 +16,6 @@ from clip2scene.config import StudentSettings, TeacherSettings
 from clip2scene.geometry.depth_views import render, show
 from clip2scene.geometry.interpolation import bilinear
 from clip2scene.student.network import Student
-from clip2scene.teacher.clip import load_teacher
 from clip2scene.training.samples import Sample
 
 UNSEEN = -1
@@ -120,6 +119,8 @@ class PointClipMethod:
 
         Only points within some centimetres of the sensor are shown by no view.
         """
+        from clip2scene.teacher.clip import load_teacher  # with open_clip, which no other method needs
+
         teacher = load_teacher(self.teacher).to(device)
         text_CD = self.text_CD.to(device)
         size = (self.teacher.image_height_px, self.teacher.image_width_px)
