@@ -24,7 +24,7 @@ from commands import clip2scene, tell_recovery
 
 pytestmark = pytest.mark.long
 
-EPOCHS = 6
+EPOCHS = 60
 JOB = [
     "jobs/demo.yaml",
     "stage=evaluate",
