@@ -25,7 +25,7 @@ ROWS = (
     (
         "node lost during training",
         "at most one checkpoint interval",
-        "an epoch's end",
+        "the next epoch's end, after the last one's",
         "test_a_node_lost_during_training",
     ),
     (

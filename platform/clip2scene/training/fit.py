@@ -61,7 +61,7 @@ class Training(ABC):
         return min(self.settings.epochs * self.steps_per_epoch, self.settings.max_steps or math.inf)  # type: ignore[return-value]
 
     def __call__(self, worker: Worker) -> None:
-        """Train on this worker; rank 0 emits ``step`` counts and one ``epoch`` with its metrics after each epoch."""
+        """Train on this worker; rank 0 emits every ``step`` as it is done, and every ``epoch`` with its metrics."""
         torch.manual_seed(self.seed)
         model = self.build().to(worker.device)
         optimiser = self._make_optimiser(model)
@@ -76,7 +76,7 @@ class Training(ABC):
         if self.validation is not None:
             validate, validate_every = self.validation.prepare(worker), self.validation.every_epochs
         step = len(history) * self.steps_per_epoch
-        worker.emit("steps", min(step, self.steps))
+        worker.emit("step", min(step, self.steps))
         for epoch in range(len(history), self.settings.epochs):
             if step >= self.steps:
                 break
@@ -92,7 +92,7 @@ class Training(ABC):
                 schedule.step()
                 totals.add(terms)
                 step += 1
-                worker.emit("steps", 1)
+                worker.emit("step", step)
             metrics = totals.mean(worker)
             if not math.isfinite(metrics["loss"]):
                 raise DivergedError(
@@ -181,10 +181,13 @@ def fit(
         TrainingError: the run failed.
     """
     heard: set[int] = set()
+    steps = 0
 
     def on_message(kind: str, value: Any) -> None:
-        if kind == "steps":
-            on_steps(value)
+        nonlocal steps
+        if kind == "step" and value > steps:  # those of a lost epoch come again
+            on_steps(value - steps)
+            steps = value
         elif kind == "epoch" and int(value["epoch"]) not in heard:
             heard.add(int(value["epoch"]))
             on_epoch(int(value["epoch"]), {key: number for key, number in value.items() if key != "epoch"})
