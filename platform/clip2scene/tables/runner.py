@@ -34,7 +34,7 @@ from clip2scene.tracking.table_record import (
 )
 from clip2scene.tracking.table_report import table_text
 from clip2scene.tracking.tracker import Run, Tracker
-from clip2scene.training.launch import message_queue
+from clip2scene.training.launch import on_this_node
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,12 @@ def _side_by_side(
 ) -> Iterator[Done]:
     """One Ray task for all jobs with the same pre-training, one after another in it; tasks share the cluster's CPUs."""
     import ray
+    from ray.util.queue import Queue
 
     groups: dict[str, list[str]] = {}
     for digest, job in jobs.items():
         groups.setdefault(Stages(job).distill_digest, []).append(digest)
-    queue = message_queue()
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node()})
     task = ray.remote(num_cpus=1, max_retries=0)(_work)
     open_jobs: dict[Any, list[str]] = {}
     for group in groups.values():

@@ -268,7 +268,7 @@ class Crew:
         import ray.train.torch
 
         self._folder = folder / f".crew-{uuid.uuid4().hex[:8]}"  # Ray Train wants one; nothing of ours is in it
-        here = {"num_cpus": 0, "scheduling_strategy": _on_this_node()}
+        here = {"num_cpus": 0, "scheduling_strategy": on_this_node()}
         self._orders = ray.remote(Orders).options(**here).remote()
         gpus = self.resources.gpus_per_worker
         trainer = ray.train.torch.TorchTrainer(
@@ -324,14 +324,8 @@ def _serve(orders: Any, threads: int) -> None:
         number += 1
 
 
-def message_queue() -> Any:
-    """A queue (``ray.util.queue``) on the driver's own node, so that no other node's end takes it away."""
-    from ray.util.queue import Queue
-
-    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": _on_this_node()})
-
-
-def _on_this_node() -> Any:
+def on_this_node() -> Any:
+    """Place of an actor that driver and workers share: the driver's node, so that no other node's end takes it away."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
