@@ -21,8 +21,9 @@ import torch
 from servers import wait_until
 
 from clip2scene.config import ResourceSettings
+from clip2scene.training.checkpoints import SEAL, newest_whole, seal
 from clip2scene.training.fit import fit
-from clip2scene.training.launch import SEAL, crew, newest_whole, seal
+from clip2scene.training.launch import crew
 from commands import tell_recovery
 
 pytestmark = pytest.mark.long

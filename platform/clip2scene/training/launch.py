@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,11 +20,8 @@ import torch
 
 from clip2scene.config import Clip2sceneError, ResourceSettings
 from clip2scene.progress import console
+from clip2scene.training.checkpoints import CHECKPOINTS_KEPT, newest_whole, numbered, seal
 from clip2scene.training.orders import Orders
-
-CHECKPOINTS_KEPT = 2
-"""The newest, and the one before in case the newest is damaged."""
-SEAL = "seal.json"
 
 
 class TrainingError(Clip2sceneError, RuntimeError):
@@ -53,7 +48,7 @@ class Worker:
 
     def last_checkpoint(self) -> Path | None:
         """Folder of the newest whole checkpoint of this run, of an earlier attempt too."""
-        return newest_whole(_numbered(self._folder), functools.partial(self.emit, "note"))
+        return newest_whole(numbered(self._folder), functools.partial(self.emit, "note"))
 
     def save(self, write: Callable[[Path], None]) -> None:
         """Keep what ``write`` puts into a folder as the newest checkpoint. Every rank calls this equally often."""
@@ -63,7 +58,7 @@ class Worker:
         aside.mkdir(parents=True)
         write(aside)
         seal(aside)
-        before = _numbered(self._folder)
+        before = numbered(self._folder)
         number = int(before[-1].name.rpartition("_")[2]) + 1 if before else 0
         aside.rename(self._folder / f"checkpoint_{number:06d}")
         for old in before[: 1 - CHECKPOINTS_KEPT]:
@@ -98,38 +93,6 @@ class _RayWorker(Worker):
     def save(self, write: Callable[[Path], None]) -> None:
         if self.rank == 0:
             super().save(write)
-
-
-def seal(folder: Path) -> None:
-    """Write down what a checkpoint's files are, so that :func:`newest_whole` can tell whether it still has them all."""
-    digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
-    (folder / SEAL).write_text(json.dumps(digests), encoding="utf-8")
-
-
-def newest_whole(folders: Sequence[Path], note: Callable[[str], None]) -> Path | None:
-    """The last of the checkpoints whose files are all as they were written; ``note`` is told of those passed over."""
-    for folder in reversed(folders):
-        if _is_whole(folder):
-            return folder
-        note(f"{folder}: this checkpoint is damaged; going on from the one before")
-    return None
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        digests: dict[str, str] = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        return all(_digest(folder / name) == digest for name, digest in digests.items())
-    except (OSError, ValueError):
-        return False
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _numbered(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint_" + 6 * "[0-9]"))
 
 
 class Work(Protocol):

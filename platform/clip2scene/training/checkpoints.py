@@ -1,0 +1,45 @@
+"""Checkpoints of a run: numbered folders, each with the hashes of its files, so that a damaged one is passed over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+CHECKPOINTS_KEPT = 2
+"""The newest, and the one before in case the newest is damaged."""
+SEAL = "seal.json"
+
+
+def seal(folder: Path) -> None:
+    """Write down what a checkpoint's files are, so that :func:`newest_whole` can tell whether it still has them all."""
+    digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    (folder / SEAL).write_text(json.dumps(digests), encoding="utf-8")
+
+
+def newest_whole(folders: Sequence[Path], note: Callable[[str], None]) -> Path | None:
+    """The last of the checkpoints whose files are all as they were written; ``note`` is told of those passed over."""
+    for folder in reversed(folders):
+        if _is_whole(folder):
+            return folder
+        note(f"{folder}: this checkpoint is damaged; going on from the one before")
+    return None
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        digests: dict[str, str] = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        return all(_digest(folder / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def numbered(folder: Path) -> list[Path]:
+    """A run's checkpoints, oldest first."""
+    return sorted(folder.glob("checkpoint_" + 6 * "[0-9]"))
