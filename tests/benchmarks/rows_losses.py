@@ -64,7 +64,7 @@ def _input(bench: Bench) -> Input:
 def _backward(loss: Tensor, given: Input) -> float:
     given.points_ND.grad = None
     loss.backward()
-    return float(loss)
+    return float(loss.detach())
 
 
 def _stcr(given: Input) -> float:

@@ -8,7 +8,9 @@ Legend: N rows, S segments, D features.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch.nn.functional import embedding_bag
@@ -41,15 +43,30 @@ class Segments:
         """Place of each row within its segment, in sorted order: (N,) int64 from 0."""
         return torch.arange(len(self.order_N), device=self.order_N.device) - self.start_S[self.segment_N]
 
+    def blocks(self, num_rows: int) -> Iterator[tuple[slice, slice, Segments]]:
+        """Whole segments, about ``num_rows`` rows at a time: their rows in sorted order, their places, they alone.
+
+        A larger segment is a block of its own. In a block, ``order_N`` still names rows among all.
+        """
+        total, firsts = len(self.order_N), [0]
+        if num_rows < total:
+            cuts = torch.arange(num_rows, total, num_rows, device=self.start_S.device)
+            firsts += torch.unique_consecutive(torch.searchsorted(self.start_S, cuts)).tolist()
+        edges = [first for first in dict.fromkeys(firsts) if first < self.count] + [self.count]
+        starts = [*self.start_S[edges[:-1]].tolist(), total]
+        for (first, last), (start, stop) in zip(pairwise(edges), pairwise(starts), strict=True):
+            rows, places = slice(start, stop), slice(first, last)
+            yield rows, places, Segments(self.order_N[rows], self.segment_N[rows] - first, self.start_S[places] - start)
+
     def weighted_sum(self, rows_ND: torch.Tensor, weights_N: torch.Tensor) -> torch.Tensor:
         """Sum of ``weight * row`` of every segment: (N, D) and (N,) in sorted order to (S, D)."""
         return embedding_bag(self.order_N, rows_ND, self.start_S, mode="sum", per_sample_weights=weights_N)
 
-    def scalar_products(self, rows_ND: torch.Tensor, vectors_SD: torch.Tensor) -> torch.Tensor:
-        """Scalar product of each row with its segment's vector: (N, D) and (S, D) to (N,) in sorted order."""
+    def scalar_products(self, rows_ND: torch.Tensor, vectors_SD: torch.Tensor, of_N: torch.Tensor) -> torch.Tensor:
+        """Scalar product of each row with vector ``of_N`` of some: (N, D), (S, D) and (N,) to (N,) in sorted order."""
         # The derivative of weighted_sum by its weights; torch has the kernel, but no public name for it.
         return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            vectors_SD.contiguous(), rows_ND.contiguous(), self.order_N, self.start_S, self.segment_N, 0, -1
+            vectors_SD.contiguous(), rows_ND.contiguous(), self.order_N, self.start_S, of_N, 0, -1
         )
 
     def unsorted(self, values_N: torch.Tensor) -> torch.Tensor:

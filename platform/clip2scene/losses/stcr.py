@@ -13,6 +13,9 @@ from torch.nn.functional import embedding_bag
 
 from clip2scene.losses.segments import Segments, full_precision, segment_max, segment_sum
 
+_PAIRS_IN_CACHE = 512
+"""Pairs whose features fit into a core's cache: 2 MiB at a width of 512."""
+
 
 def grid_cells(coordinates_N3: torch.Tensor, frames_N: torch.Tensor, grid_size_m: float) -> torch.Tensor:
     """Cell ids of stitched sweeps: points of one keyframe in the same cube of edge ``grid_size_m`` share an id.
@@ -90,20 +93,20 @@ def spatial_temporal_consistency(
         if cell_text == "first":
             labels_N = labels_N[cells.start_S][cells.segment_N]
         pixels = pixels_ND if pixel_term else None
-        agreement_N = _FusedAgreement.apply(points_ND, pixels, text_CD, labels_N, cells, lambda_)
-        total = torch.sigmoid(-agreement_N).sum()
+        total = _Disagreement.apply(points_ND, pixels, text_CD, labels_N, cells, lambda_)
         if not count_empty_slots:
             return total / cells.count
         slots = cells.count * (max_points_per_cell or 0)
         return (total + 0.5 * (slots - len(labels_N))) / slots
 
 
-class _FusedAgreement(torch.autograd.Function):
-    """``u_i = p_i . f_n`` of every pair, in sorted order, with equations 2 and 3 inside.
+class _Disagreement(torch.autograd.Function):
+    """``sum_i (1 - sigmoid(u_i))`` over all pairs, ``u_i = p_i . f_n``, with equations 2 and 3 inside.
 
-    The derivative is written out so that forward and backward read points and pixels in place and write each gradient
-    once: about ten passes over (N, D) where the operations one by one make thirty. With ``g_n = dL/df_n = sum_i h_i
-    p_i``, ``h_i = dL/du_i`` and ``r_i`` the derivative by ``p_i . t_i``:
+    The derivative is written out. What it needs of points and pixels are five factors per pair and two vectors per
+    cell, which the forward pass finds while it has a block of whole cells in the processor's cache: points and pixels
+    are read from memory once, and each gradient is written once. With ``h_i = dL/du_i``, ``g_n = dL/df_n = sum_i h_i
+    p_i``, and ``r_i`` and ``s_i`` the derivatives by ``p_i . t_i`` and ``x_i . t_i``:
 
     ``dL/dp_i = h_i f_n + b_i g_n + r_i t_i`` and ``r_i = b_i (p_i . g_n - f_n . g_n) / lambda``;
     ``dL/dx_i = a_i g_n + s_i t_i`` and ``s_i = a_i (x_i . g_n - f_n . g_n) / lambda``.
@@ -120,57 +123,81 @@ class _FusedAgreement(torch.autograd.Function):
         lambda_: float,
     ) -> torch.Tensor:
         """Labels in sorted order; see :func:`spatial_temporal_consistency`."""
-        of = cells.segment_N
-        point_score_N = _scores(points_ND, text_CD, labels_N, cells) / lambda_
-        peak_G = segment_max(point_score_N, of, cells.count)
-        if pixels_ND is not None:
-            pixel_score_N = _scores(pixels_ND, text_CD, labels_N, cells) / lambda_
-            peak_G = torch.maximum(peak_G, segment_max(pixel_score_N, of, cells.count))
-        b_N = (point_score_N - peak_G[of]).exp()
-        total_G = segment_sum(b_N, of, cells.count)
-        a_N = b_N.new_empty(0)
-        if pixels_ND is not None:
-            a_N = (pixel_score_N - peak_G[of]).exp()
-            total_G += segment_sum(a_N, of, cells.count)
-            a_N /= total_G[of]
-        b_N /= total_G[of]
-        fused_GD = cells.weighted_sum(points_ND, b_N)
-        if pixels_ND is not None:
-            fused_GD += cells.weighted_sum(pixels_ND, a_N)
-        ctx.save_for_backward(points_ND, pixels_ND, text_CD, labels_N, a_N, b_N, fused_GD)
-        ctx.cells, ctx.lambda_ = cells, lambda_
-        return cells.scalar_products(points_ND, fused_GD)
+        at_once = _PAIRS_IN_CACHE if points_ND.device.type == "cpu" else len(labels_N)
+        # f of every cell, then g of every cell, then the texts: all that gradients of points and pixels are sums of.
+        table_TD = torch.cat((text_CD.new_empty(2 * cells.count, text_CD.shape[1]), text_CD))
+        vectors_2GD = table_TD[: 2 * cells.count].view(2, cells.count, -1)
+        parts = [
+            _block(points_ND, pixels_ND, text_CD, labels_N[rows], block, lambda_, vectors_2GD[:, segments])
+            for rows, segments, block in cells.blocks(at_once)
+        ]
+        losses_N, *factors = (torch.cat(part) for part in zip(*parts, strict=True))
+        # The text's gradient alone takes the points and pixels themselves; training never asks for it.
+        rows_ND = (points_ND, pixels_ND) if ctx.needs_input_grad[2] else (None, None)
+        ctx.save_for_backward(table_TD, labels_N, *rows_ND, *factors)
+        ctx.cells, ctx.pixel_term = cells, pixels_ND is not None
+        return losses_N.sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, h_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, weight: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of points, pixels and text."""
-        points_ND, pixels_ND, text_CD, labels_N, a_N, b_N, fused_GD = ctx.saved_tensors
+        table_TD, labels_N, points_ND, pixels_ND, h_N, b_N, r_N, a_N, s_N = ctx.saved_tensors
         cells: Segments = ctx.cells
-        g_GD = cells.weighted_sum(points_ND, h_N.contiguous())
-        mean_N = (fused_GD * g_GD).sum(1)[cells.segment_N]
-        r_N = b_N * (cells.scalar_products(points_ND, g_GD) - mean_N) / ctx.lambda_
-        s_N = r_N.new_empty(0)
-        if pixels_ND is not None:
-            s_N = a_N * (cells.scalar_products(pixels_ND, g_GD) - mean_N) / ctx.lambda_
-
+        # r, s and g hold h already, and a and b meet g alone.
+        h_N, r_N, s_N, a_N, b_N = (factor_N * weight for factor_N in (h_N, r_N, s_N, a_N, b_N))
         points_grad = pixels_grad = text_grad = None
-        table_TD = torch.cat((fused_GD, g_GD, text_CD))
         fused_N, g_N, text_N = cells.segment_N, cells.segment_N + cells.count, labels_N + 2 * cells.count
         if ctx.needs_input_grad[0]:
             points_grad = _combine(table_TD, cells, (fused_N, h_N), (g_N, b_N), (text_N, r_N))
-        if pixels_ND is not None and ctx.needs_input_grad[1]:
+        if ctx.pixel_term and ctx.needs_input_grad[1]:
             pixels_grad = _combine(table_TD, cells, (g_N, a_N), (text_N, s_N))
         if ctx.needs_input_grad[2]:
-            text_grad = _spread(r_N, labels_N, cells, text_CD).T @ points_ND
-            if pixels_ND is not None:
-                text_grad += _spread(s_N, labels_N, cells, text_CD).T @ pixels_ND
+            num_classes = len(table_TD) - 2 * cells.count
+            text_grad = _spread(r_N, labels_N, cells, num_classes).T @ points_ND
+            if ctx.pixel_term:
+                text_grad += _spread(s_N, labels_N, cells, num_classes).T @ pixels_ND
         return points_grad, pixels_grad, text_grad, None, None, None
 
 
-def _scores(rows_ND: torch.Tensor, text_CD: torch.Tensor, labels_N: torch.Tensor, cells: Segments) -> torch.Tensor:
-    """``row . t`` with the text of each row's label, in sorted order."""
-    return (rows_ND @ text_CD.T)[cells.order_N, labels_N]
+def _block(
+    points_ND: torch.Tensor,
+    pixels_ND: torch.Tensor | None,
+    text_CD: torch.Tensor,
+    labels_M: torch.Tensor,
+    cells: Segments,
+    lambda_: float,
+    vectors_2GD: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """Of the M pairs of some cells, in sorted order: ``1 - sigmoid(u)``, h, b, r, a and s, (M,) each.
+
+    f and g of the cells are written into ``vectors_2GD``; a and s are empty without pixels.
+    """
+    of_M, fused_GD, g_GD = cells.segment_N, *vectors_2GD
+    point_score_M = cells.scalar_products(points_ND, text_CD, labels_M) / lambda_
+    peak_G = segment_max(point_score_M, of_M, cells.count)
+    if pixels_ND is not None:
+        pixel_score_M = cells.scalar_products(pixels_ND, text_CD, labels_M) / lambda_
+        peak_G = torch.maximum(peak_G, segment_max(pixel_score_M, of_M, cells.count))
+    b_M = (point_score_M - peak_G[of_M]).exp()
+    total_G = segment_sum(b_M, of_M, cells.count)
+    a_M = s_M = b_M[:0]
+    if pixels_ND is not None:
+        a_M = (pixel_score_M - peak_G[of_M]).exp()
+        total_G += segment_sum(a_M, of_M, cells.count)
+        a_M /= total_G[of_M]
+    b_M /= total_G[of_M]
+    fused_GD.copy_(cells.weighted_sum(points_ND, b_M))
+    if pixels_ND is not None:
+        fused_GD += cells.weighted_sum(pixels_ND, a_M)
+    loss_M = torch.sigmoid(-cells.scalar_products(points_ND, fused_GD, of_M))
+    h_M = loss_M * (loss_M - 1)
+    g_GD.copy_(cells.weighted_sum(points_ND, h_M))
+    mean_M = (fused_GD * g_GD).sum(1)[of_M]
+    r_M = b_M * (cells.scalar_products(points_ND, g_GD, of_M) - mean_M) / lambda_
+    if pixels_ND is not None:
+        s_M = a_M * (cells.scalar_products(pixels_ND, g_GD, of_M) - mean_M) / lambda_
+    return loss_M, h_M, b_M, r_M, a_M, s_M
 
 
 def _combine(table_TD: torch.Tensor, cells: Segments, *terms: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -180,8 +207,8 @@ def _combine(table_TD: torch.Tensor, cells: Segments, *terms: tuple[torch.Tensor
     return embedding_bag(rows_NK, table_TD, mode="sum", per_sample_weights=factors_NK)
 
 
-def _spread(values_N: torch.Tensor, labels_N: torch.Tensor, cells: Segments, text_CD: torch.Tensor) -> torch.Tensor:
+def _spread(values_N: torch.Tensor, labels_N: torch.Tensor, cells: Segments, num_classes: int) -> torch.Tensor:
     """(N, C) in the order of the pairs: each value in its label's column, 0 elsewhere."""
-    values_NC = values_N.new_zeros((len(values_N), len(text_CD)))
+    values_NC = values_N.new_zeros((len(values_N), num_classes))
     values_NC[cells.order_N, labels_N] = values_N
     return values_NC
