@@ -40,15 +40,33 @@ def project(
         >>> visible, pixels[0], depth
         (array([ True, False]), array([60., 40.], dtype=float32), array([ 5., -5.]))
     """
-    # One 3 x 4 matrix from LiDAR to homogeneous pixels. World coordinates cancel here, in float64, before any point is
-    # touched. The last row of the intrinsics is (0, 0, 1), so the third homogeneous coordinate is the depth.
-    image_from_lidar = camera.intrinsics @ (camera.camera_from_world @ world_from_lidar)[:3]
-    u_N, v_N, depth_N = image_from_lidar[:, :3] @ points_N3.T.astype(np.float64, copy=False) + image_from_lidar[:, 3:]
-    in_front_N = depth_N > min_depth_m
-    scale_N = np.where(in_front_N, depth_N, np.nan)
+    matrix_34 = image_from_lidar(camera, world_from_lidar)
+    u_N, v_N, depth_N = matrix_34[:, :3] @ points_N3.T.astype(np.float64, copy=False) + matrix_34[:, 3:]
+    visible_N = divide(u_N, v_N, depth_N, camera.width, camera.height, min_depth_m, border_px)
+    return visible_N, np.stack((u_N, v_N), axis=1, dtype=np.float32, casting="same_kind"), depth_N
+
+
+def image_from_lidar(camera: Camera, world_from_lidar: np.ndarray) -> np.ndarray:
+    """(3, 4) float64: from a point of the LiDAR's frame to (u * depth, v * depth, depth)."""
+    # World coordinates cancel here, in float64, before any point is touched. The last row of the intrinsics is
+    # (0, 0, 1), so the third homogeneous coordinate is the depth.
+    return camera.intrinsics @ (camera.camera_from_world @ world_from_lidar)[:3]
+
+
+def divide(
+    u_N: np.ndarray,
+    v_N: np.ndarray,
+    depth_N: np.ndarray,
+    width: np.ndarray | int,
+    height: np.ndarray | int,
+    min_depth_m: np.ndarray | float,
+    border_px: np.ndarray | float,
+) -> np.ndarray:
+    """Turn ``u * depth`` and ``v * depth`` into pixels in place, and say which are visible by :func:`project`'s rule.
+
+    Sizes and limits are the image's, or (N,) where the points are of several images.
+    """
+    scale_N = np.where(depth_N > min_depth_m, depth_N, np.nan)
     u_N /= scale_N
     v_N /= scale_N
-    visible_N = (
-        (u_N > border_px) & (u_N < camera.width - border_px) & (v_N > border_px) & (v_N < camera.height - border_px)
-    )
-    return visible_N, np.stack((u_N, v_N), axis=1, dtype=np.float32, casting="same_kind"), depth_N
+    return (u_N > border_px) & (u_N < width - border_px) & (v_N > border_px) & (v_N < height - border_px)
