@@ -64,7 +64,7 @@ def _loads(bench: Bench) -> tuple[list[list[float]], list[list[float]], str]:
     shutil.rmtree(index.root / VERSION)
     size = file.stat().st_size / 1e6
     ours, devkit = ([list(pair) for pair in side] for side in zip(*runs, strict=True))
-    return ours, devkit, f"{len(frames)} keyframes, {records} table records; the index is {size:.0f} MB on disk"
+    return ours, devkit, f"{len(frames)} keyframes, {records} table records; the index is {size:.1f} MB on disk"
 
 
 def _load(code: str, *words: str) -> list[float]:

@@ -169,7 +169,8 @@ def read_index(path: str | Path, root: str | Path | None = None) -> Index:
     """
     path = Path(path)
     try:
-        table = pq.read_table(path, partitioning=None)
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            table = file.read(use_threads=False)
         about = json.loads((table.schema.metadata or {}).get(b"clip2scene", b"{}"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such index file") from error
@@ -177,6 +178,8 @@ def read_index(path: str | Path, root: str | Path | None = None) -> Index:
         raise DataError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error
     if about.get("format") != FORMAT:
         raise DataError(f"{path}: not an index of this version (format {about.get('format')!r}, expected {FORMAT!r})")
+    # Arrow would keep what it decoded the file in: more than the table itself.
+    pa.default_memory_pool().release_unused()
     root = Path(root if root is not None else about["root"])
     return Index(about["dataset"], root, about["version"], _frames(table), tuple(about.get("left_out", ())))
 
