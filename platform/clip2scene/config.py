@@ -45,6 +45,9 @@ class StreetworldSettings(Settings):
     keyframes_per_scene: int = Field(4, ge=1, le=40)
     sweeps_between_keyframes: int = Field(9, ge=0, le=19)
     """LiDAR sweeps between two keyframes; nuScenes records 20 Hz and annotates 2 Hz, so 9."""
+    sweeps_before_first: int = Field(0, ge=0, le=19)
+    """LiDAR sweeps before a scene's first keyframe, at the same rate. nuScenes has none, so that its scenes' first
+    keyframes are trained without sweeps: one in forty there, every second one in scenes of two keyframes."""
     image_width_px: int = Field(400, ge=32)
     image_height_px: int = Field(224, ge=32)
     lidar_beams: int = Field(24, ge=4, le=128)

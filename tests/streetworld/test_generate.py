@@ -11,6 +11,7 @@ import pytest
 
 from clip2scene.config import StreetworldSettings
 from clip2scene.data.index import DataError
+from clip2scene.data.nuscenes import build_index
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.streetworld.generate import MANIFEST, generate
 from clip2scene.streetworld.tables import scene_names
@@ -77,6 +78,18 @@ def test_a_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "world", TINY, seed=3, progress=stop)
     assert not list(tmp_path.iterdir())
+
+
+def test_sweeps_before_the_first_keyframe_are_its_own(tmp_path: Path) -> None:
+    generate(tmp_path / "world", TINY.model_copy(update={"sweeps_before_first": 3}), seed=3)
+    for frame in build_index(tmp_path / "world", "v1.0-trainval").frames:
+        before_s = [(frame.timestamp_us - sweep.timestamp_us) / 1e6 for sweep in frame.sweeps]
+        assert before_s == pytest.approx([0.25, 0.5, 0.75], abs=1e-5)
+        places = [sweep.world_from_lidar[:3, 3] for sweep in frame.sweeps]
+        driven_m = [float(np.linalg.norm(frame.world_from_lidar[:3, 3] - place)) for place in places]
+        assert driven_m == sorted(driven_m)
+        assert 0.25 * 4 < driven_m[0] < 0.25 * 9.5
+        assert all((tmp_path / "world" / sweep.path).stat().st_size for sweep in frame.sweeps)
 
 
 def test_scene_names_are_those_of_the_official_splits() -> None:

@@ -137,8 +137,9 @@ class Planner:
         world, left = job.dataset.streetworld, not data.world_is_there
         pixels = world.image_width_px * world.image_height_px
         images = self.rates.bytes_of("million pixels of a street world's images") * len(CAMERA_NAMES) * pixels // 10**6
-        between = max(data.frames - world.train_scenes - world.val_scenes, 0) * world.sweeps_between_keyframes
-        clouds = (data.frames + between) * POINT_BYTES * (data.points or 0)
+        scenes = world.train_scenes + world.val_scenes
+        sweeps = max(data.frames - scenes, 0) * world.sweeps_between_keyframes + scenes * world.sweeps_before_first
+        clouds = (data.frames + sweeps) * POINT_BYTES * (data.points or 0)
         size = data.frames * images + clouds
         return self._work("streetworld", job, data.frames, 0 if left else data.frames, stored_bytes=left * size)
 

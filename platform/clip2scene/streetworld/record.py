@@ -60,6 +60,8 @@ class Recorder:
             )
         samples: list[Row] = []
         steps = settings.sweeps_between_keyframes + 1
+        for step in range(settings.sweeps_before_first, 0, -1):
+            self.record_sweep(-step * KEYFRAME_PERIOD_S / steps, token("sample", self.key, 0))
         for frame in range(settings.keyframes_per_scene):
             time_s = frame * KEYFRAME_PERIOD_S
             sample: Row = {
