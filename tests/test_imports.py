@@ -13,6 +13,7 @@ PACKAGE = Path(clip2scene.__file__).parent
 ROOMS = (
     "config",
     "jobfile",
+    "processor",
     "progress",
     "remote",
     "storage",

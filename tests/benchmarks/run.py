@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-# A worker's setting, and a baseline's: what has threads sets their number itself. Read when numpy is imported.
-os.environ["OMP_NUM_THREADS"] = "1"
+# A worker's settings, and a baseline's: what has threads sets their number itself. Read when numpy is imported.
+os.environ |= {"OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1"}
 
 import argparse
 import dataclasses

@@ -19,6 +19,7 @@ from typing import Any
 
 from clip2scene.config import Clip2sceneError, Job
 from clip2scene.pipeline import Pipeline
+from clip2scene.processor import use_threads
 from clip2scene.progress import console, duration, progress
 from clip2scene.stages import Stages
 from clip2scene.tables.spec import Cell, Table, expand, jobs_of
@@ -173,10 +174,8 @@ def _side_by_side(
 def _work(
     work: Sequence[tuple[str, Job, tuple[str, ...], Mapping[str, str]]], tracker: Tracker, parent: Run, queue: Any
 ) -> None:
-    import torch
-
     for digest, job, metrics, tags in work:
-        torch.set_num_threads(job.resources.threads_per_worker)
+        use_threads(job.resources.threads_per_worker)
         queue.put(_one(digest, job, metrics, tags, tracker, parent))
 
 

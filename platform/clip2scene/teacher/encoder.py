@@ -19,6 +19,7 @@ from torch import Tensor
 from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame
+from clip2scene.processor import use_threads
 from clip2scene.storage import Storage, StorageError
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip, load_teacher
@@ -51,7 +52,7 @@ class Encoder:
         digest: str,
         storage: Storage | None = None,
     ) -> None:
-        torch.set_num_threads(settings.threads_per_actor)
+        use_threads(settings.threads_per_actor)
         self._device = torch.device("cuda" if settings.gpus_per_actor else "cpu")
         # Beside a GPU, all images of a batch start to be read before the first frame is encoded. Where both would want
         # the same cores, that is a quarter slower than one after the other.

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from clip2scene.config import Clip2sceneError, ResourceSettings
+from clip2scene.processor import use_threads
 from clip2scene.progress import console
 from clip2scene.training.checkpoints import CHECKPOINTS_KEPT, newest_whole, numbered, seal
 from clip2scene.training.orders import Orders
@@ -160,7 +161,7 @@ def launch(
 
     here = Worker(folder / name, hear)
     if resources.num_workers == 0:
-        torch.set_num_threads(resources.threads_per_worker)
+        use_threads(resources.threads_per_worker)
         work(here)
     else:
         with contextlib.ExitStack() as stack:
@@ -270,7 +271,7 @@ def _serve(orders: Any, threads: int) -> None:
     import ray.train
     from ray.train.collective import barrier, broadcast_from_rank_zero
 
-    torch.set_num_threads(threads)
+    use_threads(threads)
     leads = ray.train.get_context().get_world_rank() == 0
     number = broadcast_from_rank_zero(ray.get(orders.first.remote()) if leads else None)
     while (order := ray.get(orders.get.remote(number))) is not None:
