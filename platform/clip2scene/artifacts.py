@@ -23,7 +23,7 @@ from clip2scene.storage import Storage
 from clip2scene.teacher.clip import DenseClip, load_teacher
 from clip2scene.teacher.extract import ExtractReport, extract
 from clip2scene.teacher.prompts import Templates, text_embeddings
-from clip2scene.teacher.store import FeatureStore
+from clip2scene.teacher.store import FORMAT, FeatureStore
 from clip2scene.teacher.superpixels import SuperpixelStore, segment_images, superpixel_digest
 
 
@@ -108,7 +108,7 @@ class Artifacts:
     @property
     def store_digest(self) -> str:
         """Address of the feature store."""
-        return digest_of("features", self.index.digest, self.teacher.digest)
+        return digest_of(FORMAT, self.index.digest, self.teacher.digest)
 
     @property
     def store_path(self) -> Path:

@@ -48,6 +48,13 @@ def test_round_trip(path: Path) -> None:
     assert FeatureStore(path, store.read_manifest(path)) == opened
 
 
+def test_a_frame_that_is_written_again_has_the_same_bytes(path: Path, tmp_path: Path) -> None:
+    first = (path / "frames" / "f1.safetensors").read_bytes()
+    for _ in range(8):
+        store.write_frame(tmp_path, "f1", {"B": features(2), "A": features(1)}, {"C": "missing"}, "t1")
+        assert (path / "frames" / "f1.safetensors").read_bytes() == first
+
+
 def test_relative_path_survives_a_change_of_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
     opened = FeatureStore.open(path.name)

@@ -26,9 +26,11 @@ from safetensors.numpy import save
 from clip2scene.data.index import DataError
 from clip2scene.storage import Storage
 
-FORMAT = "clip2scene-features-1"
+FORMAT = "clip2scene-features-2"
 _log = logging.getLogger(__name__)
 _SUFFIX = ".safetensors"
+_ABOUT = "clip2scene"
+"""Key of a file's metadata."""
 _FRAME_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
 
 
@@ -201,8 +203,9 @@ def write_frame(
             tensors[camera] = np.ascontiguousarray(features_hwD, dtype=np.float16)
         if not np.isfinite(tensors[camera]).all():
             raise DataError(f"frame {frame_id!r}, {camera}: the teacher's features are not finite in float16")
-    metadata = {"broken": json.dumps(dict(broken), sort_keys=True), "teacher": teacher_digest}
-    _write(file, save(tensors, metadata), storage)
+    # One entry: safetensors writes several in an order of chance, and a frame that is encoded again is to be the same.
+    about = json.dumps({"broken": dict(broken), "teacher": teacher_digest}, sort_keys=True)
+    _write(file, save(tensors, {_ABOUT: about}), storage)
 
 
 def read_entry(path: Path, frame_id: str, storage: Storage | None = None) -> FrameEntry:
@@ -291,10 +294,10 @@ def _opened(file: Path) -> Iterator[Any]:
 
 def _entry(file: Path, metadata: dict[str, str] | None, cameras: tuple[str, ...] = ()) -> FrameEntry:
     try:
-        values = metadata or {}
-        broken = json.loads(values["broken"])
-        return FrameEntry(values["teacher"], cameras, {str(camera): str(reason) for camera, reason in broken.items()})
-    except (KeyError, ValueError, AttributeError) as error:
+        values = json.loads((metadata or {})[_ABOUT])
+        broken = {str(camera): str(reason) for camera, reason in values["broken"].items()}
+        return FrameEntry(str(values["teacher"]), cameras, broken)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
             f"{file}: damaged frame of the feature store (no teacher and broken images in its metadata)"
         ) from error
