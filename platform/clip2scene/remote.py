@@ -100,10 +100,18 @@ class ObjectStore:
         Raises:
             StorageError: see :meth:`check`.
         """
-        from pyarrow.fs import copy_files
-
-        with self._told():
-            copy_files(str(file), self.key(name), destination_filesystem=self.filesystem)
+        # pyarrow's own copy_files takes no notice when the end of an upload fails, which of a small file is all of it.
+        with self._told(), file.open("rb") as source:
+            target = self.filesystem.open_output_stream(self.key(name))
+            try:
+                shutil.copyfileobj(source, target, _CHUNK_BYTES)
+            except BaseException:
+                # What was written becomes an object whenever the stream ends.
+                with contextlib.suppress(OSError):
+                    target.close()
+                    self.filesystem.delete_file(self.key(name))
+                raise
+            target.close()
 
     def get(self, name: str, file: Path) -> None:
         """Copy an object to a file.
