@@ -28,7 +28,7 @@ EXTRACT = """
 import contextlib, json, logging, sys, time
 from pathlib import Path
 import ray
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 from test_extract import make_index, teacher_settings
 from clip2scene.config import ExtractSettings
 from clip2scene.data.index import DataError

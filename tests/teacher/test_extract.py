@@ -186,7 +186,7 @@ DRIVER = """
 import contextlib, os, signal, sys
 from pathlib import Path
 import ray
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 from test_extract import NUM_FRAMES, make_index, teacher_settings
 from clip2scene.config import ExtractSettings
 from clip2scene.teacher.encoder import Encoder, frame_row

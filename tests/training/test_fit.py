@@ -13,7 +13,7 @@ from clip2scene.config import DistillSettings, OptimiserSettings, ResourceSettin
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.training.evaluate import ConstantMethod, StudentMethod, TeacherMethod, evaluate, label_counts
 from clip2scene.training.finetune import choose_labelled
-from clip2scene.training.fit import fit
+from clip2scene.training.fit import _data_parallel, fit
 from clip2scene.training.launch import TrainingError, crew
 from clip2scene.training.samples import SampleSource
 
@@ -62,6 +62,36 @@ def test_resumed_training_equals_undisturbed(tiny, tmp_path):
     resumed = run(tiny.distillation(), tmp_path / "parts", on_epoch=lambda epoch, metrics: epochs.append(epoch))
     assert epochs == [1, 2, 3, 4]
     assert all(torch.equal(whole.weights[key], value) for key, value in resumed.weights.items())
+
+
+def three_ranks(rank, folder):
+    """Six steps of a network, and the same with a restart after three; rank 0 says whether they end alike."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
+
+    def learn(weights, steps):
+        torch.manual_seed(0)
+        layers = (layer for _ in range(6) for layer in (torch.nn.Linear(97, 97), torch.nn.ReLU()))
+        model = torch.nn.Sequential(*layers, torch.nn.Linear(97, 300))
+        model.load_state_dict(weights or model.state_dict())
+        wrapped, optimiser = _data_parallel(model), torch.optim.SGD(model.parameters(), 0.1)
+        for step in steps:
+            inputs = torch.randn(8, 97, generator=torch.Generator().manual_seed(3 * step + rank))
+            optimiser.zero_grad()
+            wrapped(inputs).square().mean().backward()
+            optimiser.step()
+        return model.state_dict()
+
+    whole, parts = learn(None, range(6)), learn(learn(None, range(3)), range(3, 6))
+    if rank == 0:
+        same = all(torch.equal(value, parts[name]) for name, value in whole.items())
+        (folder / "same").write_text(str(same))
+    torch.distributed.destroy_process_group()
+
+
+def test_three_ranks_that_start_again_sum_their_gradients_in_the_same_order(tmp_path):
+    torch.multiprocessing.spawn(three_ranks, (tmp_path,), nprocs=3)
+    assert (tmp_path / "same").read_text() == "True"
 
 
 def test_max_steps_ends_early_and_a_short_dataset_fills_its_batches(tiny, tmp_path):

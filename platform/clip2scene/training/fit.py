@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ class Training(ABC):
         history = _resume(worker, model, optimiser, schedule)
         for metrics in history:
             worker.emit("epoch", metrics)
-        wrapped = nn.parallel.DistributedDataParallel(model) if worker.world_size > 1 else model
+        wrapped = _data_parallel(model) if worker.world_size > 1 else model
         cache = SampleCache(self.source, self.frames, self.resources.cached_frames)
         validate: Callable[[nn.Module], dict[str, float]] = _nothing
         validate_every = 1
@@ -197,6 +198,17 @@ def fit(
         raise TrainingError(f"run {name} ended without a checkpoint")
     history = json.loads((checkpoint / "history.json").read_text())
     return Fitted(load_file(checkpoint / "model.safetensors"), history)
+
+
+def _data_parallel(model: nn.Module) -> nn.Module:
+    """Sum gradients over the ranks in an order that a restart does not change.
+
+    Unless it looks for unused parameters, torch lays out its buckets anew after the first step of a process; a
+    gradient's place in them decides in which order three ranks or more are summed, so a training that goes on from a
+    checkpoint would differ in the last bit from one that was never interrupted.
+    """
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")  # there are none
+    return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
 
 
 def _nothing(model: nn.Module) -> Metrics:
