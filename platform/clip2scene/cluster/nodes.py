@@ -68,6 +68,10 @@ def _bury_orphans() -> NoReturn:
     while True:
         time.sleep(_BURIAL_S)
         for process in set(this.children()) - own:
+            # A worker whose raylet is gone ends when init becomes its parent, which this process is in init's stead.
+            with contextlib.suppress(psutil.Error):
+                if process.name().startswith("ray::"):
+                    process.kill()
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(process.pid, os.WNOHANG)
 
