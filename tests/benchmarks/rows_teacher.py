@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-import statistics
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
 import torch
 from bench import Bench, ray_here, silent
 from harness import Measured, Skipped, at_least, paired, row
@@ -59,84 +52,39 @@ def _frames(bench: Bench) -> list[Frame]:
     return [replace(f, frame_id=f"{f.frame_id}-{copy}") for copy in range(repeats) for f in index.frames]
 
 
-class _Cores:
-    """Core seconds that the processes with the teacher have used, over time."""
-
-    def __init__(self, processes: Callable[[], list[psutil.Process]]):
-        self._processes, self._ended = processes, threading.Event()
-        self._kept: list[tuple[float, float]] = []
-
-    def __enter__(self) -> _Cores:
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.2):
-            with contextlib.suppress(psutil.Error):
-                used = [process.cpu_times() for process in self._processes()]
-                self._kept.append((time.time(), sum(times.user + times.system for times in used)))
-
-    def used(self, start: float, end: float) -> float:
-        first, last = np.interp((start, end), *zip(*self._kept, strict=True))
-        return float(last - first)
-
-
-@dataclass
-class _Rate:
-    """Of one window."""
-
-    images_per_s: float
-    images_per_core_s: float
-    """Of what the workers used: Ray's other processes share the cores."""
-
-
-def _rates(folder: Path, cores: _Cores) -> list[_Rate]:
-    """Of equal windows, by when the frames' files were written, once every worker encodes."""
+def _rates(folder: Path) -> list[float]:
+    """Images per second of equal windows, by when the frames' files were written, once every worker encodes."""
     written = sorted(path.stat().st_mtime_ns / 1e9 for path in (folder / "frames").iterdir())
     written = written[len(written) // 5 :]
     edges = [round(i * (len(written) - 1) / WINDOWS) for i in range(WINDOWS + 1)]
-    windows = [(CAMERAS * (high - low), written[low], written[high]) for low, high in itertools.pairwise(edges)]
-    return [_Rate(images / (end - start), images / cores.used(start, end)) for images, start, end in windows]
+    return [CAMERAS * (high - low) / (written[high] - written[low]) for low, high in itertools.pairwise(edges)]
 
 
-def _encoders() -> list[psutil.Process]:
-    """Ray's processes with an actor of the extraction in them."""
-    children = psutil.Process().children(recursive=True)
-    return [process for process in children if any("MapWorker" in word for word in process.cmdline()[:1])]
-
-
-def _extract(bench: Bench, actors: int, name: str) -> list[_Rate]:
+def _extract(bench: Bench, actors: int, name: str) -> list[float]:
     """Rates of an extraction with that many actors."""
     from clip2scene.teacher.extract import extract
 
     settings = ExtractSettings(num_actors=actors)
-    with _Cores(_encoders) as cores:
-        extract(bench.world, _frames(bench), bench.teacher_settings, settings, bench.folder / name, silent)
-    return _rates(bench.folder / name, cores)
+    extract(bench.world, _frames(bench), bench.teacher_settings, settings, bench.folder / name, silent)
+    return _rates(bench.folder / name)
 
 
-def _bare_loop(bench: Bench, name: str) -> list[_Rate]:
+def _bare_loop(bench: Bench, name: str) -> list[float]:
     """Rates of a plain PyTorch loop that decodes, encodes and stores the same frames, one thread."""
     torch.set_num_threads(1)
     teacher, index = load_teacher(bench.teacher_settings), bench.world
-    with _Cores(lambda: [psutil.Process()]) as cores:
-        for frame in _frames(bench):
-            images = [read_image(resolve(index.root, c.image_path), c.width, c.height) for c in frame.cameras]
-            features = teacher(torch.stack([teacher.preprocess(image) for image in images])).numpy()
-            named = dict(zip((camera.name for camera in frame.cameras), features, strict=True))
-            store.write_frame(bench.folder / name, frame.frame_id, named, {}, teacher.digest)
-    return _rates(bench.folder / name, cores)
+    for frame in _frames(bench):
+        images = [read_image(resolve(index.root, c.image_path), c.width, c.height) for c in frame.cameras]
+        features = teacher(torch.stack([teacher.preprocess(image) for image in images])).numpy()
+        named = dict(zip((camera.name for camera in frame.cameras), features, strict=True))
+        store.write_frame(bench.folder / name, frame.frame_id, named, {}, teacher.digest)
+    return _rates(bench.folder / name)
 
 
 @functools.cache
-def _extractions(bench: Bench) -> dict[str, list[_Rate]]:
+def _extractions(bench: Bench) -> dict[str, list[float]]:
     """Rates by kind, the kinds in turn; how many of each is a round."""
-    rates: dict[str, list[_Rate]] = {"bare": []}
+    rates: dict[str, list[float]] = {"bare": []}
     workers = [n for n in (1, 2, 4) if n <= bench.cores]
     with ray_here(bench.cores + 1):
         for turn in range(2):
@@ -163,29 +111,22 @@ _START_UP = "the rates begin when all workers encode: neither Ray's start nor th
 )
 def extract_one(bench: Bench) -> Measured:
     rates = _extractions(bench)
-    ours, bare = ([rate.images_per_s for rate in rates[kind]] for kind in ("1", "bare"))
-    return Measured(_work(bench), ours, bare, unit="images/s", limit=_START_UP)
+    return Measured(_work(bench), rates["1"], rates["bare"], unit="images/s", limit=_START_UP)
 
 
 def _scaling(bench: Bench, actors: int) -> Measured:
     if bench.cores < actors:
         raise Skipped(f"{actors} workers need {actors} cores, here are {bench.cores}")
     rates = _extractions(bench)
-    ours, one = rates[str(actors)], rates["1"]
-    wall, alone = (statistics.median(rate.images_per_s for rate in kind) for kind in (ours, one))
-    used = statistics.median(rate.images_per_s / rate.images_per_core_s for rate in ours)
-    limit = (
-        f"{wall:.0f} images/s against {alone:.0f} of one worker, {wall / alone:.2f}x: of the {bench.cores} cores the "
-        f"workers had {used:.2f}, the driver and Ray's own processes the rest"
-    )
-    ours_s, one_s = ([rate.images_per_core_s for rate in kind] for kind in (ours, one))
-    return Measured(_work(bench), ours_s, one_s, unit="images/core-s", limit=limit)
+    linear = [actors * rate for rate in rates["1"]]
+    limit = f"{_START_UP}; the driver and Ray itself take part of the {bench.cores} cores"
+    return Measured(_work(bench), rates[str(actors)], linear, unit="images/s", limit=limit)
 
 
 @row(
     "extract-2",
-    "extraction, 2 workers, per core second that they used",
-    baseline="one worker",
+    "extraction, 2 workers",
+    baseline="2 x one worker",
     goal=at_least(0.9),
     compare="ours / baseline",
 )
@@ -195,8 +136,8 @@ def extract_two(bench: Bench) -> Measured:
 
 @row(
     "extract-4",
-    "extraction, 4 workers, per core second that they used",
-    baseline="one worker",
+    "extraction, 4 workers",
+    baseline="4 x one worker",
     goal=at_least(0.9),
     compare="ours / baseline",
 )

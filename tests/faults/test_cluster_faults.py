@@ -149,7 +149,7 @@ def test_a_node_lost_during_training(cluster, folder, undisturbed):
     tell_recovery(time.monotonic() - waited_s)
     assert report(storage) == undisturbed
     assert doubled(cluster) == []
-    wait_until(lambda: not processes(cluster, "RayTrainWorker"), "its workers have ended, the lost node's too")
+    assert processes(cluster, "RayTrainWorker") == []
 
 
 def test_a_driver_is_killed_and_its_job_submitted_again(cluster, folder, undisturbed):
