@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clip2scene.data.index import Camera
-from clip2scene.geometry.projection import divide, image_from_lidar
+from clip2scene.geometry.projection import image_from_lidar, to_pixels
 
 DEPTH_TOLERANCE_M = 0.05
 """How far a visible point may be from the measured depth: CLIP2Scene's released ScanNet loader (``computeLinking``).
@@ -21,7 +21,7 @@ OpenScene allows a quarter of the depth instead. Against the mesh of scene0000_0
 vertices that have a measurement, and 97% of what is kept is visible; a quarter keeps 94%, and 74% of it is visible."""
 
 _SLACK_M = 0.01
-"""Rounding to float32 stays below it within ten kilometres, so that :func:`divide` alone decides what is visible."""
+"""Rounding to float32 stays below it within ten kilometres, so that :func:`to_pixels` alone decides what is visible."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def pair(
         np.matmul(matrix_34, xyz1_4V[:, start:end], out=image_3V[:, start:end])
     same = len(set(rules)) == 1
     limits = rules[0] if same else np.repeat(np.array(rules).T, np.diff(starts), axis=1)
-    kept_P = np.flatnonzero(divide(u_V, v_V, depth_V, *limits))
+    kept_P = np.flatnonzero(to_pixels(u_V, v_V, depth_V, *limits))
     pixel_P2 = np.empty((len(kept_P), 2), np.float32)
     pixel_P2[:, 0], pixel_P2[:, 1] = u_V.take(kept_P), v_V.take(kept_P)
     camera_P = np.repeat(np.arange(len(cameras)), np.diff(np.searchsorted(kept_P, starts)))

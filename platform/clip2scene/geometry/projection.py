@@ -42,7 +42,7 @@ def project(
     """
     matrix_34 = image_from_lidar(camera, world_from_lidar)
     u_N, v_N, depth_N = matrix_34[:, :3] @ points_N3.T.astype(np.float64, copy=False) + matrix_34[:, 3:]
-    visible_N = divide(u_N, v_N, depth_N, camera.width, camera.height, min_depth_m, border_px)
+    visible_N = to_pixels(u_N, v_N, depth_N, camera.width, camera.height, min_depth_m, border_px)
     return visible_N, np.stack((u_N, v_N), axis=1, dtype=np.float32, casting="same_kind"), depth_N
 
 
@@ -53,7 +53,7 @@ def image_from_lidar(camera: Camera, world_from_lidar: np.ndarray) -> np.ndarray
     return camera.intrinsics @ (camera.camera_from_world @ world_from_lidar)[:3]
 
 
-def divide(
+def to_pixels(
     u_N: np.ndarray,
     v_N: np.ndarray,
     depth_N: np.ndarray,
