@@ -2,7 +2,7 @@
 
     python tests/benchmarks/growth.py [--keyframes 280 2800 28000] [--json FILE]
 
-Three parts, each in a process of its own, so that its peak memory is its own:
+``make bench BENCH=full`` runs it too. Three parts, each in a process of its own, so that its peak memory is its own:
 
 - ``tables``: nuscenes-devkit reads tables in the official format, and the index is built from them;
 - ``index``: the Parquet file of an index is read, as every worker's driver does, and sent to a worker;
@@ -23,12 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+SIZES = (280, 2800, 28000)
 KEYFRAMES_PER_SCENE = 40
 SWEEPS = 10
 GRID, DIM = (14, 26), 512
@@ -42,7 +43,7 @@ _PARTS = ("tables", "index", "store")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--keyframes", type=int, nargs="+", default=[280, 2800, 28000])
+    parser.add_argument("--keyframes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS)
     parser.add_argument("--json", help="file for the rows")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a part and its size, in this process
@@ -53,19 +54,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(_measures()[part](int(count), Path(folder))))
         return 0
     rows = []
-    for part in options.parts:
-        for count in options.keyframes:
-            command = [sys.executable, __file__, "--one", part, str(count)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(done.stderr)
-            rows.append({"part": part, "keyframes": count, **json.loads(done.stdout.splitlines()[-1])})
-            print(_line(rows[-1]), flush=True)
-    for sentence in _bends(rows):
+    for row in measure(options.keyframes, options.parts):
+        rows.append(row)
+        print(_line(row), flush=True)
+    for sentence in bends(rows):
         print(sentence)
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return 0
+
+
+def measure(keyframes: Sequence[int] = SIZES, parts: Sequence[str] = _PARTS) -> Iterator[dict[str, Any]]:
+    """A row a part and size, each measured in a process of its own."""
+    for part in parts:
+        for count in keyframes:
+            command = [sys.executable, __file__, "--one", part, str(count)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(done.stderr)
+            yield {"part": part, "keyframes": count, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -73,7 +80,7 @@ def _line(row: dict[str, Any]) -> str:
     return f"{row['part']:7}{row['keyframes']:>7,} keyframes: {', '.join(values)}"
 
 
-def _bends(rows: list[dict[str, Any]]) -> list[str]:
+def bends(rows: list[dict[str, Any]]) -> list[str]:
     """What grows faster than the keyframes do, between one size and the next."""
     sentences = []
     for part in dict.fromkeys(row["part"] for row in rows):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import growth
 import psutil
 import torch
 from bench import REPOSITORY, Bench
@@ -26,6 +27,8 @@ _WIDTH = 200
 
 Profile = list[tuple[str, float, float]]
 """Part of the step, its milliseconds, its share."""
+Grown = list[dict[str, Any]]
+"""What :func:`growth.measure` gives."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,9 @@ def counts(outcomes: list[Outcome]) -> str:
     return ", ".join(f"{found[status]} {status}" for status in named)
 
 
-def write_json(path: Path, outcomes: list[Outcome], about: dict[str, Any], profile: Profile | None) -> None:
+def write_json(
+    path: Path, outcomes: list[Outcome], about: dict[str, Any], profile: Profile | None, grown: Grown | None
+) -> None:
     rows = []
     for outcome in outcomes:
         row, measured = outcome.row, outcome.measured
@@ -129,11 +134,12 @@ def write_json(path: Path, outcomes: list[Outcome], about: dict[str, Any], profi
         rows.append(values)
     steps = None if profile is None else [{"part": n, "ms": ms, "share": share} for n, ms, share in profile]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**about, "rows": rows, "profile": steps, "counts": counts(outcomes)}, indent=1) + "\n")
+    values = {**about, "rows": rows, "profile": steps, "growth": grown, "counts": counts(outcomes)}
+    path.write_text(json.dumps(values, indent=1) + "\n")
 
 
-def write_markdown(path: Path, outcomes: list[Outcome], about: dict[str, Any], profile: Profile | None) -> None:
-    """BENCHMARKS.md: the table, the profile of a step, and what is left to the physical limits."""
+def write_markdown(path: Path, outcomes: list[Outcome], about: dict[str, Any], profile: Profile, grown: Grown) -> None:
+    """BENCHMARKS.md: the table, the profile of a step, what is left to the physical limits, and growth."""
     lines = [
         "# Benchmarks",
         "",
@@ -147,19 +153,38 @@ def write_markdown(path: Path, outcomes: list[Outcome], about: dict[str, Any], p
         "",
         counts(outcomes),
     ]
-    if profile:
-        cells = [[name, f"{ms:.1f}", f"{100 * share:.1f}%"] for name, ms, share in profile]
-        lines += [
-            "",
-            "## Where a distillation step's time goes",
-            "",
-            "The demo's job, two keyframes of K = 2 sweeps, nothing cached, one worker, one thread; medians of five.",
-            "",
-            *_table(("part", "ms", "share"), cells),
-        ]
+    cells = [[name, f"{ms:.1f}", f"{100 * share:.1f}%"] for name, ms, share in profile]
+    lines += [
+        "",
+        "## Where a distillation step's time goes",
+        "",
+        "The demo's job, two keyframes of K = 2 sweeps, nothing cached, one worker, one thread; medians of five.",
+        "",
+        *_table(("part", "ms", "share"), cells),
+    ]
     limits = [[o.row.name, o.status, o.measured.limit] for o in outcomes if o.measured is not None and o.measured.limit]
-    lines += ["", "## What is left to the physical limit", "", *_table(("row", "status", "limit"), limits), ""]
+    lines += ["", "## What is left to the physical limit", "", *_table(("row", "status", "limit"), limits)]
+    lines += ["", "## How time, memory and bytes grow with the keyframes", "", *_growth(grown), ""]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _growth(grown: Grown) -> list[str]:
+    sizes = list(dict.fromkeys(row["keyframes"] for row in grown))
+    cells = []
+    for part in dict.fromkeys(row["part"] for row in grown):
+        rows = [row for row in grown if row["part"] == part]
+        for key in rows[0]:
+            if key not in ("part", "keyframes"):
+                cells.append([part, key.replace("_", " "), *(f"{row[key]:.3g}" for row in rows)])
+    return [
+        "Synthetic nuScenes tables (`python tests/benchmarks/growth.py`): `tables` is the devkit's reading and our "
+        "index of it, `index` what every driver reads and sends to a worker, `store` ViT-B/16's features. Seconds are "
+        "of the processor.",
+        "",
+        *_table(("part", "what", *(f"{size:,} keyframes" for size in sizes)), cells),
+        "",
+        *(f"{sentence}." for sentence in growth.bends(grown)),
+    ]
 
 
 def _table(headings: tuple[str, ...], rows: list[list[str]]) -> list[str]:

@@ -1,7 +1,7 @@
 """``make bench``: every stage beside the best alternative, in one run, as one table of ratios.
 
 ``python tests/benchmarks/run.py --mode quick|full [--json FILE] [--rows NAME ...] [--goal NAME=NUMBER ...]``. The full
-mode with all rows also writes BENCHMARKS.md.
+mode with all rows also measures how things grow with the data (:mod:`growth`), and writes BENCHMARKS.md.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 import traceback
 from pathlib import Path
 
+import growth
 import report
 import rows_commands
 import rows_data
@@ -40,7 +41,7 @@ def main() -> int:
     options = _options()
     rows = _chosen(options.rows, options.goal)
     started = time.monotonic()
-    outcomes, profile = [], None
+    outcomes, profile, grown = [], None, None
     with tempfile.TemporaryDirectory(prefix="clip2scene-bench-") as folder:
         bench = Bench(Path(folder), options.mode)
         about = report.about(bench)
@@ -49,12 +50,15 @@ def main() -> int:
             outcomes.append(_run(row, bench))
         if not options.rows:
             profile = rows_student.profile(bench)
+            if bench.full:
+                print("bench: growth", file=sys.stderr, flush=True)
+                grown = list(growth.measure())
     about["seconds"] = round(time.monotonic() - started, 1)
     report.show(outcomes, about, profile)
     if options.json:
-        report.write_json(Path(options.json), outcomes, about, profile)
-    if options.mode == "full" and not options.rows:
-        report.write_markdown(REPOSITORY / "BENCHMARKS.md", outcomes, about, profile)
+        report.write_json(Path(options.json), outcomes, about, profile, grown)
+    if profile and grown:
+        report.write_markdown(REPOSITORY / "BENCHMARKS.md", outcomes, about, profile, grown)
     return int(any(outcome.status == "failed" for outcome in outcomes))
 
 
