@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
-from clip2scene.config import ConfigError
+from clip2scene.cli import main
+from clip2scene.config import ConfigError, Job
 from clip2scene.jobfile import load_job
+from clip2scene.tables.spec import load_table
 
 JOBS = Path(__file__).parents[1] / "jobs"
 PLAIN = [path for path in sorted(JOBS.glob("*.yaml")) if not path.stem.startswith("table")]
@@ -52,7 +56,22 @@ def test_models_are_frozen():
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("distill.scr.tauu=3", r"distill\.scr\.tauu: unknown key; allowed here: form, tau, weight"),
+        (
+            "distill.scr.tauu=3",
+            r"distill\.scr\.tauu: unknown key; allowed here: form, tau, weight; did you mean distill\.scr\.tau\?$",
+        ),
+        ("distil.epochs=3", r"distil: unknown key; allowed here: .*variant; did you mean distill\?$"),
+        ("epochs=3", r"epochs: unknown key; .*; did you mean distill\.epochs or finetune\.epochs\?$"),
+        ("finetune.label_fraction=0.7", r"label_fraction=0\.7: every n-th is used, .* such as 0\.5 or 1$"),
+        (
+            "resources.gpus_per_worker=1.5",
+            r"resources\.gpus_per_worker=1\.5: whole GPUs are allowed, or a fraction of one",
+        ),
+        (
+            "resources={num_workers: 0, gpus_per_worker: 1}",
+            r"resources\.gpus_per_worker=1 needs resources\.num_workers above 0",
+        ),
+        ("distill.colour=red", r"distill\.colour: unknown key; .*, sweep_window_s$"),
         ("distill.scr.tau=-1", r"distill\.scr\.tau=-1: input should be greater than 0"),
         ("distill.scr.tau=warm", r"distill\.scr\.tau='warm': .*valid number"),
         ("distill.scr.tau=.nan", r"distill\.scr\.tau=nan: .*finite"),
@@ -63,7 +82,14 @@ def test_models_are_frozen():
         ),
         ("dataset.kind=nuscenes", r"dataset\.root must name the nuscenes folder"),
         ("resources.num_workers=3", r"distill\.batch_size=\d+ must be a multiple of resources\.num_workers=3"),
-        ("distill.scr=3", r"distill\.scr=3: .*dictionary"),
+        ("distill.scr=3", r"distill\.scr=3: a group of keys is needed, such as distill\.scr\.weight$"),
+        ("dataset=nuscenes", r"dataset='nuscenes': a group of keys is needed, such as dataset\.kind$"),
+        ("student.channels=32", r"student\.channels=32: a list is needed, such as student\.channels=\[32\]$"),
+        ("student.channels=[32]", r"student\.channels=\[32\]: list should have at least 2 items"),
+        (
+            "evaluate.methods=student_3d",
+            r"evaluate\.methods='student_3d': a list is needed, such as evaluate\.methods=\[student_3d\]$",
+        ),
         ("name.first=3", r"override 'name\.first=3': name is a value"),
         ("no-equals", r"override 'no-equals' is not of the form key\.path=value"),
         ("distill.epochs=[", r"override 'distill\.epochs=\[': the value is not valid YAML"),
@@ -73,6 +99,12 @@ def test_a_mistake_is_one_sentence_with_the_keys_path(override, sentence):
     with pytest.raises(ConfigError, match=sentence) as caught:
         load_job(JOBS / "demo.yaml", [override])
     assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_in_a_list_of_groups_has_its_place():
+    changed = "columns.streetworld=[{name: a, sett: {}}]"
+    with pytest.raises(ConfigError, match=r"columns\.streetworld\.0\.sett: unknown key; allowed here: name, set$"):
+        load_table(JOBS / "table1_finetune.yaml", [changed])
 
 
 @pytest.mark.parametrize(
@@ -88,3 +120,45 @@ def test_a_damaged_job_file(tmp_path, text, sentence):
 def test_a_missing_job_file(tmp_path):
     with pytest.raises(ConfigError, match="cannot read the job file"):
         load_job(tmp_path / "nothing.yaml")
+
+
+def fields(model, prefix=""):
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            assert field.annotation.__doc__
+            yield from fields(field.annotation, f"{key}.")
+        else:
+            yield key, field
+
+
+def listed(capsys, *words):
+    """What ``clip2scene settings`` prints of each key: the rest of its line, and what it means."""
+    assert main(["settings", *words]) == 0
+    found, key = {}, None
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("      "):
+            found[key][1] += line.strip() + " "
+        elif line.startswith("  "):
+            key, rest = line.strip().split("  ", 1)
+            found[key] = [rest, ""]
+    return found
+
+
+def test_every_setting_is_listed_with_what_it_means(capsys):
+    shown = listed(capsys)
+    known = dict(fields(Job))
+    assert shown.keys() == known.keys()
+    unexplained = {key for key, (_, meaning) in shown.items() if not meaning}
+    assert not {key for key in unexplained if typing.get_origin(known[key].annotation) is not typing.Literal}
+    assert shown["distill.num_sweeps"][0] == "integer, 1 to 10  [3]"
+    assert shown["distill.optimiser.momentum"][0] == "number, at least 0, below 1  [0.9]"
+    assert shown["student.channels"][0] == "list of integers, 2 to 8 of them  [not given]"
+    assert shown["student.use_intensity"][0] == "true or false  [true]"
+    assert shown["name"][0] == "text  [required]"
+    assert shown["evaluate.methods"][0].endswith("ensemble or pointclip, at least 1 of them  [teacher_2d, student_3d]")
+
+
+def test_one_setting_or_one_group_is_listed(capsys):
+    assert listed(capsys, "distill.stcr.lambda").keys() == {"distill.stcr.lambda"}
+    assert listed(capsys, "distill.scr").keys() == {"distill.scr.weight", "distill.scr.tau", "distill.scr.form"}

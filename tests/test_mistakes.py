@@ -19,9 +19,25 @@ def test_doctor_passes():
         (["run", "jobs/demo.yaml", "resources.gpus_per_worker=64"], "needs 128 GPUs"),
         (["run", "jobs/demo.yaml", "storage=/proc/nowhere"], "cannot make this folder"),
         (["run", "jobs/demo.yaml", "prompts.vocabulary=latin"], "allowed: nuscenes"),
+        (
+            ["run", "search_spaces/temperatures.yaml"],
+            "`clip2scene sweep search_spaces/temperatures.yaml --job JOB.yaml`",
+        ),
+        (["run", "jobs/demo.yaml", "--storage", "x"], "a setting is given without dashes: storage=x"),
+        (
+            ["settings", "tau"],
+            "settings tau: unknown key; `clip2scene settings` lists all; did you mean distill.scr.tau?",
+        ),
         (["index", "nuscenes", "--root", "/nowhere", "--version", "v1.0-mini", "--output", "x"], "/nowhere"),
+        (["index", "nuscenes", "--root", "/data", "--output", "tests"], "tests is a folder; a file is needed"),
+        (["run", "jobs/demo.yaml", "--address", "http://127.0.0.1:8265"], "is sent to the URL of a dashboard by"),
+        (
+            ["sweep", "search_spaces/temperatures.yaml", "--job", "jobs/demo.yaml", "job.storage=s3://b/x"],
+            "storage=s3://b/x: a sweep needs a folder",
+        ),
         (["inspect", "/nowhere.parquet"], "no such index file"),
         (["ui", "--storage", "/nowhere"], "no runs there"),
+        (["report"], "without a NAME, --storage is required"),
         (["report", "--storage", "/nowhere"], "no readable report there"),
     ],
 )

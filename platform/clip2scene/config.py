@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+_ROUNDED_WITHIN = 0.06
+"""How far, relatively, a fraction that is asked for may be from the one that is used."""
 STAGES = ("index", "extract", "distill", "evaluate", "finetune")
 TEXT_FREE = ("pointcontrast",)
 """Methods whose features are not in CLIP's space: nothing can be scored before they are fine-tuned."""
@@ -35,23 +38,45 @@ class Settings(BaseModel):
         return digest_of(self.model_dump(mode="json"))
 
 
+def _whole_above_one(gpus: float) -> float:
+    if gpus > 1 and gpus % 1:
+        raise ValueError("whole GPUs are allowed, or a fraction of one")
+    return gpus
+
+
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
+"""GPUs that each of several processes gets."""
+
+
+def gpu_places(gpus: float, each: float) -> int:
+    """How many processes a node's GPUs have room for: Ray takes a fraction of one and the same GPU."""
+    return int(gpus) * math.floor(1 / each + 1e-9) if each < 1 else math.floor(gpus / each)
+
+
 class StreetworldSettings(Settings):
     """The synthetic street world (``dataset.kind=streetworld``)."""
 
     seed: int | None = Field(None, ge=0, lt=2**31)
     """Of the world; the job's when not given. Trainings of several seeds in one world need it."""
     train_scenes: int = Field(16, ge=1, le=600)
+    """Scenes of the split ``train``, which ``parametrizing`` and ``verifying`` divide."""
     val_scenes: int = Field(8, ge=1, le=150)
+    """Scenes of the split ``val``."""
     keyframes_per_scene: int = Field(4, ge=1, le=40)
+    """Labelled scans with six images each, 0.5 s apart."""
     sweeps_between_keyframes: int = Field(9, ge=0, le=19)
-    """LiDAR sweeps between two keyframes; nuScenes records 20 Hz and annotates 2 Hz, so 9."""
+    """LiDAR sweeps between two keyframes, evenly; nuScenes records 20 Hz and annotates 2 Hz, so 9."""
     sweeps_before_first: int = Field(0, ge=0, le=19)
     """LiDAR sweeps before a scene's first keyframe, at the same rate. nuScenes has none, so that its scenes' first
     keyframes are trained without sweeps: one in forty there, every second one in scenes of two keyframes."""
     image_width_px: int = Field(400, ge=32)
+    """Of each of the six cameras."""
     image_height_px: int = Field(224, ge=32)
+    """Of each of the six cameras."""
     lidar_beams: int = Field(24, ge=4, le=128)
+    """Rays one above the other, from -30 to 10 degrees; nuScenes has 32."""
     lidar_azimuth_steps: int = Field(450, ge=36)
+    """Rays of each beam in a full turn: a sweep has at most beams x steps points."""
 
 
 class DatasetSettings(Settings):
@@ -67,9 +92,10 @@ class DatasetSettings(Settings):
     images_per_scene: int | None = Field(None, ge=1)
     """ScanNet: at most this many posed frames of a scene, spread evenly; all when not given."""
     train_split: str = "parametrizing"
-    """Split that is distilled and fine-tuned on."""
+    """Split that is distilled and fine-tuned on: ``train``, ``val``, ``test``, ``parametrizing`` or ``verifying`` (both
+    parts of ``train``), and in nuScenes ``mini_train`` or ``mini_val``."""
     eval_split: str = "verifying"
-    """Split that scores are computed on."""
+    """Split that scores are computed on; named as ``train_split``."""
     streetworld: StreetworldSettings = StreetworldSettings()
 
     @model_validator(mode="after")
@@ -87,7 +113,9 @@ class TeacherSettings(Settings):
     pretrained: str = "openai"
     """open_clip tag, path of a local checkpoint, or ``random`` (seeded). Unused by local-dir and streetworld."""
     image_height_px: int = Field(224, ge=16)
+    """Every image is resized to this height, a multiple of the model's patch size (16 for ViT-B-16, 32 for ResNets)."""
     image_width_px: int = Field(416, ge=16)
+    """And to this width, likewise; nothing is cropped."""
     clip_normalisation: bool = True
     """Normalise with CLIP's mean and std; the released code does not."""
     keep_last_residual: bool = False
@@ -95,6 +123,7 @@ class TeacherSettings(Settings):
     keep_last_mlp: bool = False
     """Keep the last block's MLP after its value path."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the vision tower; features are stored as float16 either way."""
     seed: int = Field(0, ge=0)
     """Only for ``pretrained=random``."""
 
@@ -103,8 +132,8 @@ class PromptSettings(Settings):
     """Class names and sentences whose averaged text embeddings are the label space (t_c)."""
 
     vocabulary: str | None = None
-    """Whose class names the teacher labels pixels with while distilling; the data set's own when not given. Scores are
-    always over the data set's own classes."""
+    """Whose class names the teacher labels pixels with while distilling: ``nuscenes``, ``semantickitti``, ``scannet``,
+    ``cityscapes`` or ``all``; the data set's own when not given. Scores are always over the data set's own classes."""
     templates: Literal["clip85", "plain"] = "clip85"
     """``clip85``: the 85 templates averaged per class (paper); ``plain``: the class name alone."""
 
@@ -113,9 +142,13 @@ class ExtractSettings(Settings):
     """The Ray Data job that fills the feature store."""
 
     num_actors: int = Field(2, ge=1)
-    gpus_per_actor: float = Field(0, ge=0)
+    """Processes that encode, each with a teacher of its own; as many render a street world."""
+    gpus_per_actor: Gpus = 0
+    """Share of a GPU that each actor books: 1, or 0.5 for two actors on one; 0 encodes on CPUs."""
     threads_per_actor: int = Field(1, ge=1)
+    """CPU threads of each actor; beside a GPU so many read images too."""
     frames_per_batch: int = Field(4, ge=1)
+    """Keyframes that an actor is given at a time; each is encoded by itself, so the features do not depend on it."""
     max_broken_fraction: float = Field(0.01, ge=0, le=1)
     """Share of images that may be unreadable before the run ends with an error."""
 
@@ -129,7 +162,9 @@ class StudentSettings(Settings):
     """A smaller SPVCNN: width of the stem and of every further encoder level, each halving the resolution, with one
     residual block a level. The published layout of ``architecture`` when not given."""
     voxel_size_m: float = Field(0.1, gt=0)
+    """Edge of the network's finest voxels."""
     use_intensity: bool = True
+    """LiDAR intensity as an input, beside the position (ScanNet: luminance of the mesh's colour)."""
 
     @model_validator(mode="after")
     def _published_layouts_stay(self) -> StudentSettings:
@@ -145,7 +180,9 @@ class ScrSettings(Settings):
     """Semantic consistency, equation 1."""
 
     weight: float = Field(1.0, ge=0)
+    """Factor in the sum of both losses; 0 leaves this one out."""
     tau: float = Field(0.5, gt=0)
+    """Temperature of equation 1, and of ``distill.method=kl``."""
     form: Literal["equation", "cross_entropy"] = "equation"
     """``cross_entropy``: over text logits, with no tau, as in the released code."""
 
@@ -154,8 +191,11 @@ class StcrSettings(Settings):
     """Semantic-guided spatial-temporal consistency, equations 2 to 4."""
 
     weight: float = Field(1.0, ge=0)
+    """Factor in the sum of both losses; 0 leaves this one out."""
     lambda_: float = Field(1.0, gt=0, alias="lambda")
+    """Temperature of the softmax that fuses a cell's pixels and points."""
     grid_size_m: float = Field(0.5, gt=0)
+    """Edge of the cells whose points are drawn together."""
     grid: Literal["metres", "voxel"] = "metres"
     """``voxel``: cells are the network's voxels instead of ``grid_size_m`` (released code)."""
     pixel_term: bool = True
@@ -178,6 +218,7 @@ class S3Settings(Settings):
     probability: float = Field(0.5, ge=0, le=1)
     """Chance that a point's own prediction replaces the pixel's label."""
     granularity: Literal["point", "batch"] = "point"
+    """``point``: a draw for every pair of point and pixel; ``batch``: one draw a step for all of a worker's pairs."""
     synchronised: bool = True
     """Every rank draws the same; not so in the released code."""
 
@@ -186,6 +227,7 @@ class ContrastSettings(Settings):
     """InfoNCE of the rivals PPKT, SLidR and PointContrast."""
 
     temperature: float = Field(0.07, gt=0)
+    """Divides the scalar products of features."""
     max_pairs: int = Field(4096, ge=2)
     """Pairs drawn at random from a worker's batch (PPKT, PointContrast), so that memory stays bounded."""
     superpixels_per_image: int = Field(150, ge=2, le=4096)
@@ -210,21 +252,26 @@ class OptimiserSettings(Settings):
 
     kind: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(0.1, gt=0)
+    """The highest, after the warm-up; from there it falls to 0 in half a cosine."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Of SGD only, as is ``dampening``."""
+    """Of SGD only."""
     dampening: float = Field(0.1, ge=0, lt=1)
+    """Of SGD's momentum."""
     weight_decay: float = Field(1e-4, ge=0)
+    """L2 penalty of SGD, decoupled decay of AdamW; of all weights."""
     warmup_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of all steps in which the learning rate first rises, linearly from 0."""
 
 
 class TrainingSettings(Settings):
     """What every training has."""
 
     epochs: int = Field(20, ge=1)
+    """Passes over the training keyframes."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many steps whatever ``epochs`` says."""
     batch_size: int = Field(4, ge=1)
-    """Keyframes a step, over all workers."""
+    """Keyframes a step, over all workers; a multiple of their number."""
     augment: AugmentSettings = AugmentSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
 
@@ -265,30 +312,51 @@ class FinetuneSettings(TrainingSettings):
 
     mode: Literal["full", "linear_probe"] = "full"
     """``linear_probe``: only the classifier learns, on a frozen backbone."""
-
     initialisations: tuple[Literal["pretrained", "scratch"], ...] = Field(("pretrained", "scratch"), min_length=1)
+    """Each is fine-tuned and scored: from the distilled student (or ``checkpoint``), from random weights."""
     checkpoint: str | None = None
     """A student file to start from instead of distilling one (made with the same ``student`` settings)."""
     protocol: Literal["clip2scene_frame", "slidr_scene"] = "clip2scene_frame"
     """``clip2scene_frame``: every n-th keyframe; ``slidr_scene``: every n-th scene. Not comparable."""
     label_fraction: float = Field(0.01, gt=0, le=1)
+    """1/n: the first keyframe (or scene) and every n-th after it is labelled; 0.333 is every third, 0.7 is refused."""
     epochs: int = Field(100, ge=1)
+    """Passes over the labelled keyframes."""
     backbone_learning_rate_scale: float = Field(1.0, gt=0)
     """Learning rate of pre-trained weights relative to the new head's."""
+
+    @model_validator(mode="after")
+    def _every_nth(self) -> FinetuneSettings:
+        every = max(round(1 / self.label_fraction), 1)
+        if abs(every * self.label_fraction - 1) > _ROUNDED_WITHIN:
+            raise ValueError(
+                f"finetune.label_fraction={self.label_fraction:g}: every n-th is used, so that 1/n is allowed, such as "
+                f"{1 / (every + 1):.3g} or {1 / every:.3g}"
+            )
+        return self
 
 
 class ResourceSettings(Settings):
     """What the training workers get."""
 
     num_workers: int = Field(2, ge=0)
-    """Ray Train workers; 0 runs in this process without Ray."""
-    gpus_per_worker: float = Field(0, ge=0)
+    """Ray Train workers; 0 runs in this process without Ray, on the CPU."""
+    gpus_per_worker: Gpus = 0
+    """GPUs that each worker books: 1, or 0 for CPUs; a fraction leaves the rest of its GPU to others."""
     threads_per_worker: int = Field(1, ge=1)
+    """CPU threads of each worker; Ray books one CPU a worker all the same."""
     cached_frames: int = Field(256, ge=0)
     """Decoded keyframes that each worker keeps in memory."""
     checkpoint_every_epochs: int = Field(5, ge=1)
+    """At most so many epochs are lost in a fault. The last one always gets a checkpoint."""
     max_failures: int = Field(1, ge=0)
     """Restarts of the workers, each from the last checkpoint, before a command's trainings are given up."""
+
+    @model_validator(mode="after")
+    def _gpus_need_workers(self) -> ResourceSettings:
+        if self.gpus_per_worker and not self.num_workers:
+            raise ValueError(f"resources.gpus_per_worker={self.gpus_per_worker:g} needs resources.num_workers above 0")
+        return self
 
 
 class StreetworldClipSettings(Settings):
@@ -297,26 +365,32 @@ class StreetworldClipSettings(Settings):
     output: str = "streetworld-clip"
     """Folder for open_clip_config.json and open_clip_model.safetensors."""
     world_seeds: tuple[int, ...] = Field((1001, 1002, 1003, 1004), min_length=1)
+    """Worlds that crops are cut from; none that is scored on should be one of them."""
     scenes_per_world: int = Field(28, ge=1)
+    """With six images each."""
     tiles_per_image: int = Field(3, ge=1)
     """Pieces of an image, with eight crops each."""
     steps: int = Field(3000, ge=1)
+    """Training steps."""
     batch_size: int = Field(128, ge=8)
     """Crops a step."""
     learning_rate: float = Field(1.2e-3, gt=0)
+    """Of AdamW, the highest; it rises for 100 steps and falls to 0 in half a cosine."""
 
 
 class Job(Settings):
     """One runnable experiment: where to stop, on what, how, and with which resources."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Its runs in MLflow are called NAME-seedSEED."""
     variant: Literal["paper", "released"] = "paper"
     """``released`` sets every switch by which the authors' code departs from the paper; a switch that is given wins."""
     stage: Stage = "finetune"
-    """Last stage to run; the missing earlier ones run first."""
+    """Last stage to run; the missing earlier ones run first. ``streetworld_clip`` runs alone."""
     seed: int = Field(0, ge=0, lt=2**31)
+    """Of initial weights, order of keyframes and every other draw; of a street world too, unless it has its own."""
     storage: str = "clip2scene-storage"
-    """Folder for indexes, feature stores, checkpoints and scores."""
+    """Folder, or ``s3://BUCKET/PREFIX``, for indexes, feature stores, checkpoints and scores."""
     experiment: str = "clip2scene"
     """MLflow experiment that the runs are filed under."""
     dataset: DatasetSettings

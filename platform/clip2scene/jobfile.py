@@ -6,7 +6,9 @@ The sentence names the key's path, the value and what is allowed.
 from __future__ import annotations
 
 import copy
+import difflib
 import typing
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,8 @@ from pydantic.fields import FieldInfo
 from clip2scene.config import ConfigError, Job
 
 Model = TypeVar("Model", bound=BaseModel)
+Schema = dict[str, Any]
+"""JSON schema of a setting, or of a group of settings, which has ``properties``."""
 
 
 def load_job(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Job:
@@ -59,17 +63,41 @@ def parse(model: type[Model], values: dict[str, Any], source: str) -> Model:
         return model.model_validate(values)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        allowed = sorted(_keys(_model_at(model, location[:-1])))
-        raise ConfigError(f"{source}: {key}: unknown key; allowed here: {', '.join(allowed)}")
-    if problem["type"] == "missing":
+    location = problem["loc"]
+    key, kind, given = ".".join(map(str, location)), problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        allowed = ", ".join(sorted(_fields(_model_at(model, location[:-1]))))
+        raise ConfigError(
+            f"{source}: {key}: unknown key; allowed here: {allowed}{did_you_mean(key, settings_of(model))}"
+        )
+    if kind == "missing":
         raise ConfigError(f"{source}: {key}: required, and not given")
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
+    message = problem["msg"].removeprefix("Value error, ").replace("Tuple should", "List should")
+    if kind == "value_error" and isinstance(problem["input"], dict):
         raise ConfigError(f"{source}: {message}")
-    raise ConfigError(f"{source}: {key}={problem['input']!r}: {message[0].lower()}{message[1:]}")
+    if kind == "model_type":
+        message = f"a group of keys is needed, such as {key}.{next(iter(_fields(_model_at(model, location))))}"
+    elif kind == "tuple_type":
+        message = "a list is needed" + (f", such as {key}=[{given}]" if isinstance(given, str | int | float) else "")
+    raise ConfigError(f"{source}: {key}={given!r}: {message[0].lower()}{message[1:]}")
+
+
+def settings_of(model: type[BaseModel]) -> dict[str, Schema]:
+    """Every setting and every group of settings of a model by dotted key, a group's own settings before its groups."""
+    schema = model.model_json_schema()
+    return dict(_below(schema, schema.get("$defs", {}), ""))
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """``; did you mean KEY?``: nearest to an unknown key in its group, or of its last word elsewhere; else nothing."""
+    known = list(known)
+    group, dot, word = key.rpartition(".")
+    beside = [name.removeprefix(group + dot) for name in known if name.rpartition(".")[0] == group]
+    meant = [group + dot + near for near in difflib.get_close_matches(word, beside, 1)]
+    meant = meant or [name for name in known if name.rpartition(".")[2] == word]
+    if not meant and not beside:
+        meant = difflib.get_close_matches(key, known, 1)
+    return f"; did you mean {' or '.join(meant)}?" if meant else ""
 
 
 def put(values: dict[str, Any], key: str, value: Any, source: str) -> None:
@@ -105,20 +133,36 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
 
 
-def _model_at(model: type[BaseModel], location: list[str]) -> type[BaseModel]:
+def _below(group: Schema, groups: dict[str, Schema], prefix: str) -> Iterator[tuple[str, Schema]]:
+    inner = {}
+    for name, schema in group["properties"].items():
+        if "$ref" in schema:
+            inner[f"{prefix}{name}"] = groups[schema["$ref"].rpartition("/")[2]] | schema
+        else:
+            yield f"{prefix}{name}", schema
+    for key, schema in inner.items():
+        yield key, schema
+        yield from _below(schema, groups, f"{key}.")
+
+
+def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
     names = iter(location)
     for name in names:
+        if isinstance(name, int):  # a place in a list
+            continue
         annotation = _fields(model)[name].annotation
         if typing.get_origin(annotation) is dict:
             next(names, None)  # a key of the user's own
-        candidates = (annotation, *typing.get_args(annotation))
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        model = next(_models_in(annotation))
     return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in model.model_fields.items()}
-
-
-def _keys(model: type[BaseModel]) -> set[str]:
-    return set(_fields(model))

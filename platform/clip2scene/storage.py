@@ -17,7 +17,7 @@ from typing import Any
 from clip2scene.config import digest_of
 from clip2scene.remote import ObjectStore, StorageError, is_remote
 
-__all__ = ["Storage", "StorageError", "folder_of", "writing"]
+__all__ = ["Storage", "StorageError", "folder_of", "is_remote", "writing"]
 
 CACHE = "CLIP2SCENE_CACHE"
 """Environment variable with the folder below which object stores are cached; the same path on every machine."""

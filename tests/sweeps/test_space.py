@@ -1,17 +1,27 @@
-"""Search spaces: what they may vary, which trials they mean, and the sentence that a mistake gets."""
+"""Search spaces: what they may vary, which trials they mean, how they are kept, and what a mistake is told."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import json
 import math
+import pickle
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from clip2scene.config import ConfigError
+from clip2scene.sweeps import trial as trials
+from clip2scene.sweeps.runner import recall, remember
 from clip2scene.sweeps.scheduler import scheduler_of
 from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.space import TrialResources, load_sweep
+from clip2scene.tracking import sweep_runs
 from commands import REPOSITORY
 
 JOB = {"name": "job", "seed": 5, "dataset": {"kind": "streetworld"}, "teacher": {"model": "streetworld"}}
@@ -100,6 +110,113 @@ def test_the_digest_is_of_what_decides_the_trials(load):
     for changed in ({"seed": 1}, {"metric": "label_free"}, {"budget": {"epochs": 4}}, {"num_trials": 4}):
         assert load(**(space | changed)).digest != digest
     assert load(**space, job=JOB | {"seed": 6}).digest != digest
+
+
+def test_trials_are_drawn_once_and_are_no_part_of_what_a_sweep_is(load):
+    keys = {TAU: {"uniform": [0.1, 1.0]}}
+    sweep, other = (load(parameters=keys, num_trials=3) for _ in range(2))
+    assert sweep.trials is sweep.trials
+    assert sweep.base is sweep.base
+    assert pickle.loads(pickle.dumps(sweep)) == sweep == other
+    assert pickle.loads(pickle.dumps(sweep)).trials == other.trials
+
+
+PATHS = JOB | {
+    "storage": "store",
+    "dataset": {"kind": "streetworld", "root": "world"},
+    "teacher": {"model": "ViT-B-16", "pretrained": "clip.pt"},
+}
+
+
+def test_a_kept_sweep_goes_on_from_any_folder(load, tmp_path, monkeypatch):
+    space = {"parameters": {TAU: {"uniform": [0.1, 1.0]}}, "num_trials": 3}
+    monkeypatch.chdir(tmp_path)
+    Path("clip.pt").touch()
+    begun, folder = remember(load(**space, job=PATHS), "the command")
+    again, _ = remember(load(**space, job=PATHS, title="other"), "")
+    assert (again.digest, again.space.title) == (begun.digest, "other")
+    monkeypatch.chdir(tmp_path.parent)
+    held, command = recall(folder)
+    assert (held, held.digest, command) == (begun, begun.digest, "the command")
+    assert (held.base.storage, held.base.dataset.root) == (str(tmp_path / "store"), str(tmp_path / "world"))
+    assert (held.base.teacher.model, held.base.teacher.pretrained) == ("ViT-B-16", str(tmp_path / "clip.pt"))
+    with pytest.raises(ConfigError, match="another sweep of this name"):
+        remember(load(**space, seed=1, job=PATHS | {"storage": held.base.storage}), "")
+
+
+def test_a_sweep_kept_by_an_earlier_revision_keeps_its_digest(load, tmp_path, monkeypatch):
+    space = {"parameters": {TAU: {"uniform": [0.1, 1.0]}}}
+    monkeypatch.chdir(tmp_path)
+    Path("clip.pt").touch()
+    sweep = load(**space, job=PATHS)
+    folder = tmp_path / "store" / "sweeps" / "test"
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(json.dumps({"space": {"sweep": "test", **space}, "job": PATHS, "command": ""}))
+    held, _ = recall(folder)
+    assert (held.digest, held.base.storage) == (sweep.digest, str(tmp_path / "store"))
+    assert remember(sweep, "")[0] == held
+
+
+def test_absolute_paths_change_nothing_else(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep = load(
+        variants={"paper": {"variant": "paper"}, "as it is": {}},
+        touches_features=True,
+        job=PATHS | {"variant": "released"},
+    )
+    before = copy.deepcopy(sweep.job)
+    kept, _ = remember(sweep, "")
+    assert sweep.job == before
+    normalised = {trial.variant: kept.job_of(trial).teacher.clip_normalisation for trial in kept.trials}
+    assert normalised == {"paper": True, "as it is": False}
+
+
+def test_a_trial_lets_go_of_the_teacher_before_it_trains(load, tmp_path, monkeypatch):
+    @dataclass
+    class Distillation:
+        validation: object = None
+
+    class Stages:
+        def __init__(self, job):
+            held.append(weakref.ref(self))
+
+        def validation(self, every_epochs, *, labels):
+            return "validation"
+
+        def distillation(self):
+            return Distillation()
+
+    def fit(training, **about):
+        fitted.append((training.validation, held[0]()))
+
+    held, fitted = [], []
+    monkeypatch.setattr(trials, "Stages", Stages)
+    monkeypatch.setattr(trials, "fit", fit)
+    work = trials.TrialWork(load(parameters={TAU: {"grid": [0.5]}}), tmp_path, labels=True)
+    monkeypatch.setattr(trials.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "0"))
+    trials.run_trial({"trial": 0}, work)
+    assert fitted == [("validation", None)]
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_an_error_is_told_where_mlflow_is_away_at_the_end(answers, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    def search_runs(*_, **__):
+        raise MlflowException("away")
+
+    tracker = SimpleNamespace(
+        uri="http://127.0.0.1:1",
+        experiment_id="0",
+        find_run=lambda tags: None,
+        run=lambda name, **_: contextlib.nullcontext(SimpleNamespace(run_id="1")),
+    )
+    monkeypatch.setattr(sweep_runs, "healthy", lambda uri: answers)
+    monkeypatch.setattr(sweep_runs, "client_of", lambda uri: SimpleNamespace(search_runs=search_runs))
+    with pytest.raises(ValueError, match="first"), sweep_runs.sweep_run(tracker, "test", "digest", {}):
+        raise ValueError("first")
+    with sweep_runs.sweep_run(tracker, "test", "digest", {}):
+        pass
 
 
 @pytest.mark.parametrize(

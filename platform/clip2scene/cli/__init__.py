@@ -6,14 +6,16 @@ import argparse
 import contextlib
 import errno
 import json
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clip2scene import __version__
-from clip2scene.cli import cluster, plan, sweep
-from clip2scene.cli.session import session
+from clip2scene.cli import cluster, plan, settings, sweep
+from clip2scene.cli.session import TRACKING_URI, add_session, session
 from clip2scene.config import Clip2sceneError, ConfigError, Job
 from clip2scene.jobfile import load_job
 
@@ -23,12 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parsed(arguments)
     try:
         status: int = options.verb(options)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("clip2scene: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     except Clip2sceneError as error:
         print(f"clip2scene: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # Whoever read the output has gone (`| head`); what is left of it would fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -44,15 +51,29 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options, left = parser.parse_known_args(arguments)
     if left and ("overrides" not in options or any(word.startswith("-") for word in left)):
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
+        parser.error(f"unrecognized arguments: {' '.join(left)}{_as_setting(left) if 'overrides' in options else ''}")
     if left:
         options.overrides = [*options.overrides, *left]
     return options
 
 
+def _as_setting(left: Sequence[str]) -> str:
+    """How the first unknown option is given that is called like a key of a job."""
+    for option, following in zip(left, (*left[1:], "VALUE"), strict=True):
+        key, _, value = option.removeprefix("--").partition("=")
+        if option.startswith("--") and key.partition(".")[0] in Job.model_fields:
+            return f" (a setting is given without dashes: {key}={value or following})"
+    return ""
+
+
 def _run(options: argparse.Namespace) -> int:
+    from clip2scene.sweeps.space import is_space
     from clip2scene.tables.spec import is_table
 
+    if is_space(options.job):
+        raise ConfigError(
+            f"{options.job}: a search space, not a job; `clip2scene sweep {options.job} --job JOB.yaml` runs it"
+        )
     if is_table(options.job):
         return _run_table(options)
     job = load_job(options.job, options.overrides)
@@ -72,7 +93,8 @@ def _run(options: argparse.Namespace) -> int:
     with session(options, pipeline.stages.storage.root, job.experiment, job) as tracker:
         report = pipeline.run(tracker)
     print(summary_text(report))
-    print(f"report: {Path(job.storage) / 'report.json'}")
+    storage = pipeline.stages.storage
+    print(f"report: {storage.where(storage.root / 'report.json')}")
     print(_how_to_look(job, options.tracking_uri))
     return 0
 
@@ -144,21 +166,31 @@ def _inspect(options: argparse.Namespace) -> int:
 def _ui(options: argparse.Namespace) -> int:
     from clip2scene.tracking.server import serve_ui
 
-    folder = Path(options.storage) / "mlflow"
-    if not folder.is_dir():
-        raise ConfigError(f"--storage {options.storage}: no runs there (no folder {folder}); run a job first")
-    serve_ui(folder, options.port)
+    serve_ui(_runs_of(options.storage), options.port)
     return 0
+
+
+def _runs_of(storage: str) -> Path:
+    """Folder of the embedded server's runs: those of an object store lie in its cache on this machine."""
+    from clip2scene.storage import folder_of
+
+    folder = folder_of(storage) / "mlflow"
+    if not folder.is_dir():
+        raise ConfigError(f"--storage {storage}: no runs there (no folder {folder}); run a job first")
+    return folder
 
 
 def _report(options: argparse.Namespace) -> int:
     if options.table is not None:
         return _report_table(options)
     if options.storage is None or options.html is not None or options.tracking_uri is not None:
-        raise ConfigError("report: without a TABLE, --storage is required and --html and --tracking-uri are not known")
+        raise ConfigError("report: without a NAME, --storage is required and --html and --tracking-uri are not known")
+    from clip2scene.storage import Storage, folder_of, is_remote
     from clip2scene.tracking.report import summary_text
 
-    path = Path(options.storage) / "report.json"
+    path = folder_of(options.storage) / "report.json"
+    if is_remote(options.storage):
+        Storage(options.storage).fetch(path)
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -168,19 +200,17 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _report_table(options: argparse.Namespace) -> int:
-    if (options.storage is None) == (options.tracking_uri is None):
+    given_uri = options.tracking_uri or os.environ.get(TRACKING_URI, "")
+    if (options.storage is not None and options.tracking_uri is not None) or not (options.storage or given_uri):
         raise ConfigError(f"report {options.table}: give either --storage DIR or --tracking-uri URI")
     from clip2scene.storage import writing
     from clip2scene.tracking.server import UI_PAGES, embedded_server
 
     with contextlib.ExitStack() as stack:
         if options.storage is not None:
-            folder = Path(options.storage) / "mlflow"
-            if not folder.is_dir():
-                raise ConfigError(f"--storage {options.storage}: no runs there (no folder {folder}); run a table first")
-            uri = stack.enter_context(embedded_server(folder))
+            uri = stack.enter_context(embedded_server(_runs_of(options.storage)))
         else:
-            uri = options.tracking_uri
+            uri = given_uri
         text, page = _text_and_page(uri, options.table, UI_PAGES if options.storage is not None else None)
         if options.html:
             with writing(Path(options.html)) as aside:
@@ -216,6 +246,13 @@ def _doctor(options: argparse.Namespace) -> int:
     return check()
 
 
+def _file_to_write(text: str) -> str:
+    """Of an option: refused before any work is done."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; a file is needed")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="clip2scene", description="Teach a 3D network what CLIP knows, and fine-tune it with very few labels."
@@ -227,20 +264,25 @@ def _parser() -> argparse.ArgumentParser:
         "run", help="run a job or a table: all stages up to the job's, finished ones are found, not repeated"
     )
     run.add_argument("job", help="job or table file, such as jobs/demo.yaml or jobs/table3_ablation.yaml")
-    run.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, such as distill.epochs=5")
-    run.add_argument("--address", help="Ray cluster to use; an embedded Ray when not given")
-    run.add_argument("--tracking-uri", help="MLflow server to use; an embedded one when not given")
+    run.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings to change, such as distill.epochs=5; `clip2scene settings` lists all",
+    )
+    add_session(run)
     run.set_defaults(verb=_run)
 
     sweep.register(verbs)
     plan.register(verbs)
+    settings.register(verbs)
     cluster.register(verbs)
 
     index = verbs.add_parser("index", help="build the index of a dataset")
     index.add_argument("dataset", choices=["nuscenes", "semantickitti", "scannet"])
     index.add_argument("--root", required=True, help="the dataset's folder")
     index.add_argument("--version", help="nuScenes: folder of tables, such as v1.0-mini")
-    index.add_argument("--output", required=True, help="Parquet file to write")
+    index.add_argument("--output", required=True, type=_file_to_write, help="Parquet file to write")
     index.add_argument("--max-sweeps", type=int, default=10, help="earlier sweeps a keyframe (0: keyframes only)")
     index.add_argument("--images-per-scene", type=int, help="ScanNet: at most so many images a scene (default: all)")
     index.set_defaults(verb=_index)
@@ -251,7 +293,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--frame", metavar="ID", help="only this keyframe")
     inspect.add_argument("--vocabulary", help="names of the labels' classes; the data set's own when not given")
     inspect.add_argument("--json", action="store_true")
-    inspect.add_argument("--figure", metavar="PNG", help="draw the (first) keyframe's points on its images")
+    inspect.add_argument(
+        "--figure", metavar="PNG", type=_file_to_write, help="draw the (first) keyframe's points on its images"
+    )
     inspect.set_defaults(verb=_inspect)
 
     ui = verbs.add_parser("ui", help="open MLflow on the runs of a storage folder")
@@ -264,8 +308,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("table", nargs="?", metavar="NAME", help="of a table or a sweep, such as table3")
     report.add_argument("--storage", help="storage folder whose runs to read")
-    report.add_argument("--tracking-uri", help="MLflow server to read instead")
-    report.add_argument("--html", metavar="FILE", help="write the table with its figures as one HTML file too")
+    report.add_argument("--tracking-uri", help=f"MLflow server to read instead; {TRACKING_URI} without both")
+    report.add_argument(
+        "--html", metavar="FILE", type=_file_to_write, help="write the table with its figures as one HTML file too"
+    )
     report.set_defaults(verb=_report)
 
     doctor = verbs.add_parser("doctor", help="check this machine: versions, cores, memory, GPU, disk")

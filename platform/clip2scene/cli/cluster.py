@@ -7,9 +7,9 @@ import os
 from datetime import datetime
 from typing import Any
 
+from clip2scene.cli.session import TRACKING_URI
 from clip2scene.config import ConfigError
 
-_TRACKING_URI = "MLFLOW_TRACKING_URI"
 _DASHBOARD_PORT, _TRACKING_PORT = 8265, 5000
 
 
@@ -61,10 +61,10 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    tracking_uri = options.tracking_uri or os.environ.get(_TRACKING_URI)
+    tracking_uri = options.tracking_uri or os.environ.get(TRACKING_URI)
     if not tracking_uri:
         raise ConfigError(
-            f"submit: give --tracking-uri or set {_TRACKING_URI}: an MLflow server that the cluster reaches"
+            f"submit: give --tracking-uri or set {TRACKING_URI}: an MLflow server that the cluster reaches"
         )
     from clip2scene.cluster.jobs import Jobs
     from clip2scene.cluster.submit import read_submission, submit

@@ -57,5 +57,5 @@ def _plan(options: argparse.Namespace) -> int:
     else:
         print(plan_text(made, options.price_per_gpu_hour))
     if made.problems:
-        raise ConfigError(f"never schedulable: {'; '.join(made.problems)}")
+        raise ConfigError(made.refusal)
     return 0

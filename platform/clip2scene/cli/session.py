@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from clip2scene.config import Job
+from clip2scene.config import ConfigError, Job
 from clip2scene.tracking.tracker import Tracker
+
+TRACKING_URI = "MLFLOW_TRACKING_URI"
+
+
+def add_session(parser: argparse.ArgumentParser) -> None:
+    """Add the options that :func:`session` reads."""
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="head of a Ray cluster that this machine is of, or auto; else one embedded",
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        default=os.environ.get(TRACKING_URI) or None,
+        help=f"MLflow server; {TRACKING_URI} when not given, and without both one embedded",
+    )
 
 
 @contextlib.contextmanager
@@ -25,8 +42,14 @@ def session(
         dashboard: an embedded Ray has one.
 
     Raises:
-        ConfigError, TrackingError: as :func:`ray_session`, :func:`embedded_server` and :func:`connect`.
+        ConfigError: a URL for an address; or as :func:`ray_session`.
+        TrackingError: as :func:`embedded_server` and :func:`connect`.
     """
+    if options.address is not None and "://" in options.address:
+        raise ConfigError(
+            f"--address {options.address}: HOST:PORT of a Ray cluster's head is needed, or auto; a job is sent to the "
+            "URL of a dashboard by `clip2scene submit`"
+        )
     from clip2scene.cluster.session import ray_session
     from clip2scene.tracking.server import starting_server
     from clip2scene.tracking.tracker import connect

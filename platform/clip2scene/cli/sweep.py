@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from clip2scene.cli.session import session
+from clip2scene.cli.session import add_session, session
 from clip2scene.config import ConfigError
 
 
@@ -23,10 +23,9 @@ def register(verbs: Any) -> None:
     sweep.add_argument("--job", help="job file whose settings are varied")
     sweep.add_argument("--resume", metavar="NAME", help="go on with a sweep that was interrupted; no file is needed")
     sweep.add_argument(
-        "--storage", help="with --resume: storage folder of the sweep; looked for below this one if not given"
+        "--storage", help="with --resume: storage folder of the sweep; looked for in the current folder if not given"
     )
-    sweep.add_argument("--address", help="Ray cluster to use; an embedded Ray when not given")
-    sweep.add_argument("--tracking-uri", help="MLflow server to use; an embedded one when not given")
+    add_session(sweep)
     sweep.set_defaults(verb=_sweep)
 
 
@@ -47,7 +46,7 @@ def _sweep(options: argparse.Namespace) -> int:
         from clip2scene.sweeps.runner import remember
 
         command = shlex.join(["clip2scene", "sweep", options.space, "--job", options.job, *options.overrides])
-        folder = remember(sweep, command)
+        sweep, folder = remember(sweep, command)
     from clip2scene.sweeps.runner import run_sweep
     from clip2scene.tracking.server import UI_PAGES
     from clip2scene.tracking.sweep_report import sweep_text

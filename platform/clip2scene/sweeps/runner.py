@@ -6,6 +6,7 @@ Tune's own state, and the trials' checkpoints.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform
@@ -45,32 +46,36 @@ def sweep_folder(storage: str | Path, name: str) -> Path:
     return Storage(storage).path("sweeps", name)
 
 
-def remember(sweep: Sweep, command: str) -> Path:
-    """Keep what was asked for, so that ``--resume NAME`` needs no other file; returns the sweep's folder.
+def remember(sweep: Sweep, command: str) -> tuple[Sweep, Path]:
+    """Keep what was asked for, so that ``--resume NAME`` needs no other file, from any folder.
+
+    Returns:
+        The sweep with its paths, and so its digest, as they were kept when it first began; the sweep's folder.
 
     Raises:
         ConfigError: another sweep has that name here.
     """
+    sweep = _absolute(sweep)
     folder = sweep_folder(sweep.base.storage, sweep.space.sweep)
     path = folder / "sweep.json"
     if path.is_file():
         held, _ = recall(folder)
-        if held.digest != sweep.digest:
+        if _absolute(held).digest != sweep.digest:  # an earlier revision kept paths as they were given
             raise ConfigError(
                 f"sweep={sweep.space.sweep}: {folder} holds another sweep of this name, with other settings; "
                 "give another name (sweep=NAME) or remove that folder"
             )
-        return folder
+        return Sweep(sweep.space, held.job), folder  # its title and hours may be new
     values = {
         "space": sweep.space.model_dump(mode="json", by_alias=True, exclude_defaults=True),
         "job": dict(sweep.job),
     }
     Storage(sweep.base.storage).write_json(path, values | {"command": command})
-    return folder
+    return sweep, folder
 
 
 def recall(folder: Path) -> tuple[Sweep, str]:
-    """The sweep that a folder holds, and the command that began it.
+    """The sweep that a folder holds, with the storage that the folder is in, and the command that began it.
 
     Raises:
         ConfigError: it holds none, or one of another version.
@@ -78,7 +83,8 @@ def recall(folder: Path) -> tuple[Sweep, str]:
     path = folder / "sweep.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        space, job, command = values["space"], values["job"], values["command"]
+        space, command = values["space"], values["command"]
+        job = {**values["job"], "storage": str(folder.parents[1])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: no sweep to resume there ({type(error).__name__})") from error
     return put_together(space, job, str(path), str(path)), command
@@ -234,12 +240,14 @@ def _slots(sweep: Sweep) -> int:
 
 def _absolute(sweep: Sweep) -> Sweep:
     """The sweep with absolute paths: a trial's process may run in another folder."""
-    base, values = sweep.base, dict(sweep.job)
+    base, values = sweep.base, copy.deepcopy(dict(sweep.job))
     put(values, "storage", str(Storage(base.storage).root), "job")
     if base.dataset.root is not None:
         put(values, "dataset.root", str(Path(base.dataset.root).expanduser().resolve()), "job")
-    for key, value in absolute(base.teacher).model_dump(mode="json", exclude_defaults=True).items():
-        put(values, f"teacher.{key}", value, "job")
+    teacher = absolute(base.teacher)
+    for key in ("model", "pretrained"):
+        if getattr(teacher, key) != getattr(base.teacher, key):
+            put(values, f"teacher.{key}", getattr(teacher, key), "job")
     return Sweep(sweep.space, values)
 
 

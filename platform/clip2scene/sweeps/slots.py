@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
-from clip2scene.config import ConfigError
+from clip2scene.config import ConfigError, gpu_places
 from clip2scene.sweeps.space import TrialResources
 
 
@@ -40,10 +39,6 @@ def trial_slots(nodes: Iterable[Mapping[str, float]], resources: TrialResources)
 
 
 def _workers(node: Mapping[str, float], gpus_per_worker: float) -> int:
-    """Workers on one node. A fraction of a GPU is a fraction of one and the same GPU."""
+    """Workers on one node."""
     cpus, gpus = int(node.get("CPU", 0)), int(node.get("GPU", 0))
-    if not gpus_per_worker:
-        return cpus
-    if gpus_per_worker < 1:
-        return min(cpus, gpus * math.floor(1 / gpus_per_worker + 1e-9))
-    return min(cpus, math.floor(gpus / gpus_per_worker))
+    return min(cpus, gpu_places(gpus, gpus_per_worker)) if gpus_per_worker else cpus

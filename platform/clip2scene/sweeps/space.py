@@ -7,6 +7,7 @@ together, and every trial is that job with some settings changed, validated befo
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping
@@ -18,8 +19,9 @@ import numpy as np
 import yaml
 from pydantic import ConfigDict, Field, model_validator
 
-from clip2scene.config import TEXT_FREE, ConfigError, Job, Settings, digest_of
+from clip2scene.config import TEXT_FREE, ConfigError, Gpus, Job, Settings, digest_of
 from clip2scene.jobfile import parse, put, read_values
+from clip2scene.remote import is_remote
 
 TRAIN_SPLIT, VERIFY_SPLIT = "parametrizing", "verifying"
 """What trials learn from and what they are compared on: both of the training scenes, so that reporting stays clean."""
@@ -122,7 +124,7 @@ class TrialResources(Settings):
     num_workers: int = Field(0, ge=0)
     """0: the trial's own process. Else so many Ray Train workers below it."""
     threads_per_worker: int = Field(1, ge=1)
-    gpus_per_worker: float = Field(0, ge=0)
+    gpus_per_worker: Gpus = 0
     """May be a fraction: 0.5 puts two workers on a GPU."""
     max_failures: int = Field(1, ge=0)
     """A trial that dies goes on from its last checkpoint, so often."""
@@ -251,7 +253,7 @@ class Sweep:
         space = self.space.model_dump(mode="json", by_alias=True, exclude={"title": True, "budget": {"hours"}})
         return digest_of(space, self.base.model_dump(mode="json", by_alias=True, exclude={"name", "storage"}))
 
-    @property
+    @functools.cached_property
     def base(self) -> Job:
         """The user's job."""
         return Job.model_validate(self.job)
@@ -266,7 +268,7 @@ class Sweep:
         """One training of every configuration for each."""
         return self.space.seeds or (self.base.seed,)
 
-    @property
+    @functools.cached_property
     def trials(self) -> tuple[Trial, ...]:
         """All trials, in order; with ``searcher=tpe`` only their number and seed are known before they run."""
         space = self.space
@@ -335,7 +337,7 @@ def put_together(space: dict[str, Any], job: dict[str, Any], space_source: str, 
     """Validate a space, a job, and the space's values in the job.
 
     Raises:
-        ConfigError: as in :func:`load_sweep`.
+        ConfigError: as in :func:`load_sweep`; an object store, where Ray Tune's state and checkpoints cannot be kept.
     """
     base = parse(Job, job, job_source)
     if "sweep" not in space:
@@ -343,6 +345,8 @@ def put_together(space: dict[str, Any], job: dict[str, Any], space_source: str, 
     sweep = Sweep(parse(Space, space, space_source), job)
     if base.stage == "streetworld_clip":
         raise ConfigError(f"{job_source}: stage=streetworld_clip has nothing to sweep; give a job that distils")
+    if is_remote(base.storage):
+        raise ConfigError(f"{job_source}: storage={base.storage}: a sweep needs a folder that all its nodes see")
     for trial in _extreme_trials(sweep):
         where = f"{space_source} on {job_source}"
         made = sweep.job_of(trial, where)

@@ -10,9 +10,10 @@ from typing import Any
 
 from ray import tune
 
+from clip2scene.config import Job
 from clip2scene.stages import Stages
 from clip2scene.sweeps.space import Sweep, Trial
-from clip2scene.training.fit import Metrics, fit
+from clip2scene.training.fit import Metrics, Training, fit
 from clip2scene.training.launch import DivergedError
 from clip2scene.training.validation import PREFIX
 
@@ -33,15 +34,20 @@ def run_trial(config: dict[str, Any], work: TrialWork) -> None:
     """Train; ``config`` is the trial's number where all was drawn beforehand, else what the searcher chose."""
     sweep, trial_id = work.sweep, tune.get_context().get_trial_id()
     job = sweep.job_of(trial_of(sweep, config), f"trial {trial_id}")
-    stages = Stages(job)
-    validation = stages.validation(sweep.space.verify_every_epochs, labels=work.labels)
-    training = replace(stages.distillation(), validation=validation)
+    training = _training(job, work)
     on_epoch = functools.partial(_report, sweep.space.metric)
     try:
         fit(training, name=f"trial-{trial_id}", folder=work.folder, resources=job.resources, on_epoch=on_epoch)
     except DivergedError as error:
         worst = -math.inf if sweep.space.mode == "max" else math.inf
         tune.report({"epoch": sweep.epochs, "objective": worst, "diverged": str(error)})
+
+
+def _training(job: Job, work: TrialWork) -> Training:
+    """What a trial learns; the stages, which hold the whole CLIP model, do not outlive this."""
+    stages = Stages(job)
+    validation = stages.validation(work.sweep.space.verify_every_epochs, labels=work.labels)
+    return replace(stages.distillation(), validation=validation)
 
 
 def trial_of(sweep: Sweep, config: dict[str, Any]) -> Trial:

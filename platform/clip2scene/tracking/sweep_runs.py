@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from clip2scene.config import Job
+from clip2scene.tracking.server import healthy
 from clip2scene.tracking.tracker import Run, Tracker, client_of
 
 FORMAT = "clip2scene-sweep-1"
@@ -25,7 +26,8 @@ _FINAL = "final/"
 def sweep_run(tracker: Tracker, name: str, digest: str, tags: Mapping[str, str]) -> Iterator[Run]:
     """The parent run of a sweep: the one of the same ``digest`` goes on, otherwise a new one begins.
 
-    When the block ends, no run below it stays open: a driver that was killed could not close its trials'.
+    When the block ends, no run below it stays open: a driver that was killed could not close its trials'. Where the
+    server is away, they stay so until the sweep goes on.
     """
     given = {"stage": "sweep", "sweep": name, "sweep_digest": digest, **tags}
     known = tracker.find_run({"stage": "sweep", "sweep": name, "sweep_digest": digest})
@@ -33,10 +35,19 @@ def sweep_run(tracker: Tracker, name: str, digest: str, tags: Mapping[str, str])
         try:
             yield run
         finally:
-            client = client_of(tracker.uri)
-            below = f"tags.`mlflow.parentRunId` = '{run.run_id}' and attributes.status = 'RUNNING'"
-            for left in client.search_runs([tracker.experiment_id], below, max_results=1000):
-                client.set_terminated(left.info.run_id, "KILLED")
+            _close_below(tracker, run)
+
+
+def _close_below(tracker: Tracker, run: Run) -> None:
+    from mlflow.exceptions import MlflowException
+
+    if not healthy(tracker.uri):  # MLflow's client would try again for a minute
+        return
+    client = client_of(tracker.uri)
+    below = f"tags.`mlflow.parentRunId` = '{run.run_id}' and attributes.status = 'RUNNING'"
+    with contextlib.suppress(MlflowException):  # a first error is the one to tell
+        for left in client.search_runs([tracker.experiment_id], below, max_results=1000):
+            client.set_terminated(left.info.run_id, "KILLED")
 
 
 def is_recorded(run: Run) -> bool:
