@@ -42,13 +42,7 @@ def call(method: str, action: str, password: str, body: dict[str, str]) -> str |
 
 def main() -> int:
     """Create the user, or set its password when it exists."""
-    names = (
-        "MLFLOW_TRACKING_URI",
-        "MLFLOW_AUTH_ADMIN_PASSWORD",
-        "MLFLOW_TRACKING_USERNAME",
-        "MLFLOW_TRACKING_PASSWORD",
-    )
-    missing = [name for name in names if not os.environ.get(name)]
+    missing = [name for name in NAMES if not os.environ.get(name)]
     if missing:
         print(f"add_user.py: {', '.join(missing)} must be set in the environment", file=sys.stderr)
         return 1

@@ -46,6 +46,14 @@ def test_the_image_is_cuda_12_python_311_pinned_and_not_root():
     assert not any(name == "EXPOSE" for name, _ in found)
 
 
+def test_the_image_knows_its_revision():
+    found = _instructions()
+    assert ("ARG", ["REVISION=unknown"]) in found
+    [last] = [words for name, words in found[found.index(("ARG", ["REVISION=unknown"])) :] if name == "RUN"]
+    assert last[:3] == ["echo", "$REVISION", ">"]
+    assert last[-1].endswith("/REVISION")
+
+
 def test_what_the_image_adds_for_the_server_is_declared_and_pinned():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pinned = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").lower()
@@ -66,7 +74,8 @@ def test_containers_start_programs_that_the_image_holds():
 def test_compose_opens_one_port_on_loopback_and_holds_no_password():
     compose = yaml.safe_load((REPOSITORY / "cluster" / "mlflow" / "compose.yaml").read_text(encoding="utf-8"))
     services = compose["services"]
-    assert services["mlflow"]["ports"] == ["127.0.0.1:5000:5000"]
+    [port] = services["mlflow"]["ports"]
+    assert re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", port) == "127.0.0.1:5000:5000"
     assert "ports" not in services["postgres"]
     build = services["mlflow"]["build"]
     assert (REPOSITORY / "cluster" / "mlflow" / build["context"]).resolve() == REPOSITORY

@@ -214,6 +214,8 @@ def test_the_job_runs_on_a_cluster_like_the_lasting_one():
 
 
 def test_the_jobs_command_is_one_that_clip2scene_takes():
+    import open_clip
+
     from clip2scene.jobfile import load_job
 
     [job] = of("RayJob")
@@ -226,6 +228,9 @@ def test_the_jobs_command_is_one_that_clip2scene_takes():
         c["volumeMounts"][0]["mountPath"] for owner, _, spec in PODS if owner == "ray" for c in spec["containers"]
     ]
     assert set(mounts) == {"/storage"}
+    file, tag = settings.teacher, load_job(str(REPOSITORY / "jobs" / "nuscenes.yaml"), ["dataset.root=x"]).teacher
+    quick_gelu = open_clip.get_pretrained_cfg(tag.model, tag.pretrained)["quick_gelu"]
+    assert open_clip.get_model_config(file.model)["quick_gelu"] == quick_gelu
     for path in (settings.storage, settings.dataset.root, settings.teacher.pretrained):
         assert str(path).startswith("/storage/")
     [group] = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]

@@ -151,10 +151,17 @@ def test_what_could_never_run_is_said_with_status_1(overrides, gpus, sentence, c
     assert re.search(sentence, line)
 
 
-def test_a_world_larger_than_the_disk():
+def test_a_world_larger_than_the_disk(monkeypatch):
     here = Machine("this machine", ({"CPU": 2, "GPU": 2},), grows=True, is_here=True)
-    made = planned(NUSCENES, *OFFICIAL, *SMALL_TEACHER, there=here, frames=10**9)
-    assert any("are to be written" in problem for problem in made.problems)
+    large = (*OFFICIAL, *SMALL_TEACHER, "stage=index")
+    monkeypatch.setattr("clip2scene.cluster.plan.free_bytes", lambda storage: 0)
+    made = planned(NUSCENES, *large, there=here)
+    assert made.refusal.startswith("disk too small: storage=")
+    assert "are to be written" in made.problems[0]
+    assert plan_json(made)["never_schedulable"] == []
+    elsewhere = planned(NUSCENES, *large, "storage=s3://bucket/runs", there=here)
+    assert elsewhere.stored_bytes == made.stored_bytes
+    assert not elsewhere.problems
 
 
 def test_a_sweep():

@@ -8,15 +8,21 @@ from pathlib import Path
 import pytest
 
 import clip2scene
-from clip2scene.cluster import submit
+from clip2scene.cluster import session, submit
 from clip2scene.cluster.jobs import Jobs
 from clip2scene.config import ConfigError
 from clip2scene.jobfile import load_job
+from clip2scene.tracking.provenance import git_revision
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DEMO, TABLE, SPACE = (
+DEMO, NUSCENES, TABLE, SPACE = (
     str(REPOSITORY / path)
-    for path in ("jobs/demo.yaml", "jobs/table3_ablation.yaml", "search_spaces/temperatures.yaml")
+    for path in (
+        "jobs/demo.yaml",
+        "jobs/nuscenes.yaml",
+        "jobs/table3_ablation.yaml",
+        "search_spaces/temperatures.yaml",
+    )
 )
 
 
@@ -43,10 +49,17 @@ def test_tables_and_sweeps_are_submitted_too():
 def test_the_package_is_the_code_and_the_files():
     with submit.package(submit.read_submission(SPACE, (), DEMO)) as folder:
         inside = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        revision = git_revision(folder / "clip2scene")
     code = Path(clip2scene.__file__).parent
     sources = {f"clip2scene/{path.relative_to(code)}" for path in code.rglob("*.py")}
     weights = {f"clip2scene/streetworld/clip/{path.name}" for path in (code / "streetworld" / "clip").iterdir()}
-    assert inside == sources | weights | {"clip2scene/cluster/rates.json", "files/temperatures.yaml", "files/demo.yaml"}
+    assert inside == sources | weights | {
+        "clip2scene/REVISION",
+        "clip2scene/cluster/rates.json",
+        "files/0/temperatures.yaml",
+        "files/1/demo.yaml",
+    }
+    assert revision == git_revision()
     assert not folder.exists()
 
 
@@ -63,6 +76,7 @@ def test_the_package_is_the_code_and_the_files():
             [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 0.0, "GPU": 1.0}],
             r"1 CPU and 0.6 GPUs each is wanted and there is room for 1; .* have: 4 CPUs and 1 GPUs, 0 CPUs and 1 GPUs",
         ),
+        (["resources.num_workers=4", "resources.gpus_per_worker=0.6"], [{"CPU": 8.0, "GPU": 3.0}], r"is room for 3; "),
         (["extract.gpus_per_actor=1"], [{"CPU": 8.0, "GPU": 1.0}], r"extract.num_actors=2 .*room for 1; "),
     ],
 )
@@ -74,6 +88,16 @@ def test_what_can_never_run_is_refused(overrides, nodes, sentence):
         with pytest.raises(ConfigError, match=sentence) as caught:
             submit.check_fits(job, nodes, "here")
         assert "\n" not in str(caught.value)
+
+
+def test_a_job_that_trains_nothing_needs_no_gpu_for_training():
+    words = ["dataset.root=/data/nuscenes", "extract.gpus_per_actor=0"]
+    for stage in ("index", "extract"):
+        job = load_job(NUSCENES, [*words, f"stage={stage}"])
+        session._check_gpus(job, [])
+        submit.check_fits(job, [{"CPU": 8.0}], "here")
+    with pytest.raises(ConfigError, match="needs 2 GPUs and Ray has 0"):
+        session._check_gpus(load_job(NUSCENES, [*words, "stage=distill"]), [0.0])
 
 
 def test_relative_paths_are_for_this_machine(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 
 from clip2scene.config import ConfigError, DistillSettings
 from clip2scene.tracking.errors import TrackingError
+from clip2scene.tracking.provenance import origin_tags, user_name
 from clip2scene.tracking.server import embedded_server
 from clip2scene.tracking.tracker import Run, Tracker, connect, flatten, git_revision
 
@@ -219,6 +220,17 @@ def test_git_revision(tmp_path):
     assert len(revision) == 40
     (tmp_path / "new").touch()
     assert git_revision(tmp_path) == f"{revision}-dirty"
+    (tmp_path / "REVISION").write_text("1234-dirty\n")
+    assert git_revision(tmp_path) == "1234-dirty"
+
+
+def test_a_container_whose_user_has_no_name(monkeypatch):
+    def no_name():
+        raise KeyError("getpwuid(): uid not found: 1000")
+
+    monkeypatch.setattr("getpass.getuser", no_name)
+    assert user_name() is None
+    assert "mlflow.user" not in origin_tags()
 
 
 def test_importing_the_package_does_not_import_mlflow():

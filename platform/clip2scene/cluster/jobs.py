@@ -102,6 +102,8 @@ class Jobs:
         except KeyboardInterrupt:
             print(f"\n{job_id} goes on; {self.come_back(job_id)}")
             return DETACHED
+        except BrokenPipeError:
+            raise  # of stdout: what breaks between here and the cluster is a ClusterError already
         except (ClusterError, OSError) as error:
             raise ClusterError(
                 f"lost {self.address} while following {job_id}, which may well go on; {self.come_back(job_id)}"
@@ -120,9 +122,13 @@ class Jobs:
             return [node for node in list_nodes(address=self.address) if node.state == "ALIVE"]
 
     async def _print(self, job_id: str) -> None:
-        with self._in_a_sentence():
-            async for lines in self.client.tail_job_logs(job_id):
-                print(lines, end="", flush=True)
+        chunks = self.client.tail_job_logs(job_id)
+        while True:
+            with self._in_a_sentence():
+                lines = await anext(chunks, None)
+            if lines is None:
+                return
+            print(lines, end="", flush=True)
 
     def _ended(self, job_id: str) -> Any:
         while not (job := self.one(job_id)).status.is_terminal():

@@ -11,9 +11,11 @@ from clip2scene.cluster.plan_machine import Machine, free_bytes
 from clip2scene.cluster.plan_stages import Planner
 from clip2scene.cluster.plan_work import Plan, Work, needs_teacher, seconds_of, source_of
 from clip2scene.cluster.rates import RatedStage, Rates
+from clip2scene.cluster.session import trains
 from clip2scene.cluster.submit import check_fits
 from clip2scene.config import STAGES, ConfigError, Job
 from clip2scene.jobfile import load_job, read_values
+from clip2scene.storage import is_remote
 from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.space import Scheduler, Sweep, is_space, load_sweep
 from clip2scene.tables.spec import expand, is_table, jobs_of, load_table
@@ -185,22 +187,28 @@ def _whole(
         actor_memory=planner.actor_memory(first),
         facts=facts,
     )
-    if machine.is_here and result.stored_bytes > (free := free_bytes(first.storage)):
-        problems.append(
+    no_room = []
+    on_disk = machine.is_here and not is_remote(first.storage)
+    if on_disk and result.stored_bytes > (free := free_bytes(first.storage)):
+        no_room.append(
             f"storage={first.storage}: {result.stored_bytes / 1e9:,.1f} GB are to be written and {free / 1e9:,.1f} GB "
             "are free there; give another storage, or free some space"
         )
     _warn(planner, first, result, int(facts.get("trials at a time", 1)))
-    return replace(result, problems=tuple(dict.fromkeys(problems)), notes=tuple(planner.notes))
+    return replace(
+        result,
+        unschedulable=tuple(dict.fromkeys(problems)),
+        no_room=tuple(no_room),
+        notes=tuple(planner.notes),
+    )
 
 
 def _warn(planner: Planner, job: Job, result: Plan, at_a_time: int) -> None:
     machine, resources = planner.machine, job.resources
     workers = max(resources.num_workers, 1)
-    trains = job.stage not in ("index", "extract")
-    if "://" in job.storage:
+    if is_remote(job.storage):
         planner.note(f"storage={job.storage}: what is there already is not looked at; everything counts as to do")
-    if trains and not resources.gpus_per_worker and workers * resources.threads_per_worker > machine.cpus:
+    if trains(job) and not resources.gpus_per_worker and workers * resources.threads_per_worker > machine.cpus:
         planner.note(f"{workers} training workers share {machine.cpus:g} CPUs")
     if machine.gpus > result.gpus and result.gpus:
         planner.note(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from clip2scene.config import gpu_places
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Machine:
     def at_work(self, workers: int, threads: int, gpus_per_worker: float) -> int:
         """How many of the workers find cores or a GPU at a time; all of them where there is no GPU at all to count."""
         if gpus_per_worker:
-            return min(workers, math.floor(self.gpus / gpus_per_worker + 1e-9)) or workers
+            places = sum(gpu_places(node.get("GPU", 0), gpus_per_worker) for node in self.nodes)
+            return min(workers, places) or workers
         return max(min(workers, int(self.cpus // threads)), 1)
 
 

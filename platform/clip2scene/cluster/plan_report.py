@@ -81,7 +81,8 @@ def plan_json(plan: Plan, price_per_gpu_hour: float | None = None) -> dict[str, 
         "machine": {"name": machine.name, "nodes": list(machine.nodes)},
         "gpu_hours": hours,
         "price": None if hours is None or price_per_gpu_hour is None else hours * price_per_gpu_hour,
-        "never_schedulable": list(plan.problems),
+        "never_schedulable": list(plan.unschedulable),
+        "disk_too_small": list(plan.no_room),
         "notes": list(plan.notes),
     }
 

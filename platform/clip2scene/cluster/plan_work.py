@@ -78,11 +78,24 @@ class Plan:
     """Of the training worker that needs the most, by what it is for; None where it cannot be said."""
     actor_memory: int | None
     """Of an actor that encodes; None where nothing is encoded."""
-    problems: tuple[str, ...] = ()
-    """Why it would never run."""
+    unschedulable: tuple[str, ...] = ()
+    """Why Ray would wait for ever."""
+    no_room: tuple[str, ...] = ()
+    """What the disk cannot take."""
     notes: tuple[str, ...] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
     """Counts of a sweep or a table."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why it would not run to its end."""
+        return (*self.unschedulable, *self.no_room)
+
+    @property
+    def refusal(self) -> str:
+        """The problems in a sentence, each kind after its lead word."""
+        kinds = {"never schedulable": self.unschedulable, "disk too small": self.no_room}
+        return "; ".join(f"{lead}: {'; '.join(problems)}" for lead, problems in kinds.items() if problems)
 
     @property
     def seconds(self) -> float | None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from clip2scene.cluster.auth import token_for_this_process, use_token
 from clip2scene.cluster.nodes import NO_METRICS_PORTS, ONLY_THIS_MACHINE
-from clip2scene.config import ConfigError, Job
+from clip2scene.config import ConfigError, Job, gpu_places
 
 
 @contextmanager
@@ -50,17 +50,22 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
         where = "here" if address is None else f"at {address}"
         raise ConfigError(f"Ray cannot be reached {where}: {' '.join(str(error).split())[:300]}") from error
     try:
-        _check_gpus(job, ray.cluster_resources().get("GPU", 0))
+        _check_gpus(job, [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]])
         yield
     finally:
         ray.shutdown()
 
 
-def _check_gpus(job: Job, available: float) -> None:
+def trains(job: Job) -> bool:
+    """Whether training workers are part of a job at all."""
+    return job.stage not in ("index", "extract")
+
+
+def _check_gpus(job: Job, of_nodes: list[float]) -> None:
     """Refuse what could never be scheduled: Ray would wait for it for ever."""
-    wanted = job.resources.num_workers * job.resources.gpus_per_worker
-    if wanted > available:
+    workers, gpus = job.resources.num_workers, job.resources.gpus_per_worker
+    if trains(job) and gpus and workers > sum(gpu_places(there, gpus) for there in of_nodes):
         raise ConfigError(
-            f"resources.gpus_per_worker={job.resources.gpus_per_worker:g} with num_workers={job.resources.num_workers} "
-            f"needs {wanted:g} GPUs and Ray has {available:g}; lower either, or set gpus_per_worker=0 for CPUs"
+            f"resources.gpus_per_worker={gpus:g} with num_workers={workers} needs {workers * gpus:g} GPUs and Ray has "
+            f"{sum(of_nodes):g} (nodes: {len(of_nodes)}); lower either, or set gpus_per_worker=0 for CPUs"
         )

@@ -7,7 +7,6 @@ Ray's dashboard, so none of them holds a secret.
 
 from __future__ import annotations
 
-import getpass
 import shlex
 import shutil
 import tempfile
@@ -20,8 +19,11 @@ from urllib.parse import urlsplit
 
 import clip2scene
 from clip2scene.cluster.jobs import Jobs
-from clip2scene.config import ConfigError, Job, digest_of
+from clip2scene.cluster.session import trains
+from clip2scene.config import ConfigError, Job, digest_of, gpu_places
 from clip2scene.jobfile import load_job
+from clip2scene.storage import folder_of
+from clip2scene.tracking.provenance import REVISION, git_revision, user_name
 
 FILES = "files"
 """Folder of the package that holds the job's files."""
@@ -54,6 +56,11 @@ class Submission:
     def job_id(self) -> str:
         """Its name on the cluster."""
         return f"clip2scene-{self.name}-{self.digest}"
+
+    @property
+    def names(self) -> list[str]:
+        """Of the files in the package, where a space and a job may both be called demo.yaml."""
+        return [f"{FILES}/{number}/{path.name}" for number, path in enumerate(self.files)]
 
 
 def read_submission(path: str, overrides: Sequence[str] = (), job_path: str | None = None) -> Submission:
@@ -97,11 +104,13 @@ def submit(submission: Submission, jobs: Jobs, tracking_uri: str, *, again: bool
         again: send it even if it runs already.
 
     Raises:
-        ConfigError: the cluster can never run it, a path is relative and the cluster elsewhere, or the tracking URI is
-            none or holds a password.
+        ConfigError: the cluster can never run it, a path is relative and the cluster elsewhere, or the tracking URI or
+            the storage is none or holds a password.
         ClusterError: the cluster does not take it.
     """
     check_tracking_uri(tracking_uri)
+    for job in submission.jobs:
+        folder_of(job.storage)  # refuses a URI with a password, which Ray's dashboard would show
     nodes = jobs.nodes()
     for job in submission.jobs:
         check_fits(job, [node.resources_total for node in nodes], jobs.address)
@@ -127,7 +136,7 @@ def submit(submission: Submission, jobs: Jobs, tracking_uri: str, *, again: bool
             metadata={
                 "name": submission.name,
                 "digest": submission.digest,
-                "user": getpass.getuser(),
+                "user": user_name() or "unknown",
                 "tracking_uri": tracking_uri,
             },
         )
@@ -136,7 +145,7 @@ def submit(submission: Submission, jobs: Jobs, tracking_uri: str, *, again: bool
 
 @contextmanager
 def package(submission: Submission) -> Iterator[Path]:
-    """A folder with this program's code and the submission's files, and nothing else; gone with the block.
+    """A folder with this program's code, its revision and the submission's files alone; gone with the block.
 
     Ray puts it on the path of the job and of its workers, before what their machines have installed.
     """
@@ -144,10 +153,10 @@ def package(submission: Submission) -> Iterator[Path]:
         folder = Path(name)
         code = Path(clip2scene.__file__).parent
         shutil.copytree(code, folder / code.name, ignore=shutil.ignore_patterns("__pycache__"))
-        for path in submission.files:
-            target = folder / FILES / path.name
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target)
+        (folder / code.name / REVISION).write_text(f"{git_revision()}\n", encoding="utf-8")
+        for name, path in zip(submission.names, submission.files, strict=True):
+            (folder / name).parent.mkdir(parents=True)
+            shutil.copyfile(path, folder / name)
         yield folder
 
 
@@ -162,9 +171,8 @@ def check_fits(job: Job, nodes: Sequence[dict[str, float]], address: str) -> Non
     Raises:
         ConfigError: the workers of a training, or the actors that encode, do not fit.
     """
-    trains = job.stage not in ("index", "extract")
     asked = [("extract.num_actors", job.extract.num_actors, "extract.gpus_per_actor", job.extract.gpus_per_actor, 0)]
-    if trains:
+    if trains(job):
         resources = job.resources
         workers, gpus = resources.num_workers, resources.gpus_per_worker
         asked.append(("resources.num_workers", workers, "resources.gpus_per_worker", gpus, _CPUS_PER_WORKER))
@@ -181,8 +189,9 @@ def check_fits(job: Job, nodes: Sequence[dict[str, float]], address: str) -> Non
 
 def _room(node: dict[str, float], cpus: float, gpus: float, enough: int) -> int:
     """How many workers a node takes, up to ``enough``."""
-    wanted = [(amount, node.get(name, 0)) for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount]
-    return min([enough, *(int(has / amount + 1e-9) for amount, has in wanted)])
+    of_cpus = [int(node.get("CPU", 0) / cpus + 1e-9)] if cpus else []
+    of_gpus = [gpu_places(node.get("GPU", 0), gpus)] if gpus else []
+    return min([enough, *of_cpus, *of_gpus])
 
 
 def check_tracking_uri(uri: str) -> None:
@@ -243,6 +252,5 @@ def _is_absolute(path: str) -> bool:
 
 
 def _words(submission: Submission) -> list[str]:
-    names = [f"{FILES}/{path.name}" for path in submission.files]
-    job = ["--job", names[1]] if submission.verb == "sweep" else []
-    return [names[0], *submission.overrides, *job]
+    job = ["--job", submission.names[1]] if submission.verb == "sweep" else []
+    return [submission.names[0], *submission.overrides, *job]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import ray
 
-from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
+from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings, gpu_places
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame, Index
 from clip2scene.progress import Progress
@@ -235,13 +235,14 @@ def _cpus_per_actor(actors: int, settings: ExtractSettings) -> float:
 
 
 def _gpus_per_actor(actors: int, settings: ExtractSettings) -> float:
-    gpus = float(ray.cluster_resources().get("GPU", 0))
-    if actors * settings.gpus_per_actor > gpus:
+    gpus = [node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    each = settings.gpus_per_actor
+    if each and actors > sum(gpu_places(there, each) for there in gpus):
         raise ConfigError(
             f"extract.gpus_per_actor={settings.gpus_per_actor:g} with extract.num_actors={settings.num_actors} needs "
-            f"{actors * settings.gpus_per_actor:g} GPUs and Ray has {gpus:g}; lower either, or set gpus_per_actor=0"
+            f"{actors * each:g} GPUs and Ray has {sum(gpus):g}; lower either, or set gpus_per_actor=0"
         )
-    return settings.gpus_per_actor
+    return each
 
 
 @contextlib.contextmanager

@@ -8,13 +8,19 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+REVISION = "REVISION"
+"""File in the package that says its revision where there is no checkout to ask: in an image, and on a cluster."""
+
 
 def git_revision(folder: str | Path | None = None) -> str:
     """The checkout's commit, ``-dirty`` when files differ from it, or ``unknown`` outside a checkout.
 
-    ``folder`` is this package's own when not given.
+    The file ``REVISION`` of ``folder``, where there is one, says it instead. ``folder`` is this package's own when not
+    given.
     """
-    folder = Path(folder) if folder is not None else Path(__file__).resolve().parent
+    folder = Path(folder) if folder is not None else Path(__file__).resolve().parents[1]
+    with suppress(OSError):
+        return (folder / REVISION).read_text(encoding="utf-8").strip() or "unknown"
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
@@ -33,9 +39,16 @@ def origin_tags() -> dict[str, str]:
     tags = {"mlflow.source.name": "clip2scene", "mlflow.source.type": "LOCAL", "git_revision": revision}
     if revision != "unknown":
         tags["mlflow.source.git.commit"] = revision.removesuffix("-dirty")
-    with suppress(OSError, KeyError):  # a container's user may have no name
-        tags["mlflow.user"] = getpass.getuser()
+    if (user := user_name()) is not None:
+        tags["mlflow.user"] = user
     return tags
+
+
+def user_name() -> str | None:
+    """Of who runs this; None where there is none, as in a container whose user id has no name."""
+    with suppress(OSError, KeyError):
+        return getpass.getuser()
+    return None
 
 
 @functools.cache
