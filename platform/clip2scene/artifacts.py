@@ -115,9 +115,9 @@ class Artifacts:
         """Where the feature store lies."""
         return self.storage.path("features", self.store_digest)
 
-    @property
+    @functools.cached_property
     def store(self) -> FeatureStore:
-        """The finished feature store.
+        """The finished feature store; it stays this job's when another job begins to add to it.
 
         Raises:
             DataError: it is not finished, or of another teacher.

@@ -201,8 +201,8 @@ class Pipeline:
             self._log_scores(run, scores, values, dict.fromkeys(students, "all"), prefix="finetuned_")
         self.report["finetuned_miou"] = {name: mious[name] for name in students}
         self.report["majority_miou"] = mious["majority"]
-        self.report["label_fraction"] = self.job.finetune.label_fraction
-        self.report["labelled_frames"] = len(self.stages.labelled_frames)
+        count = len(self.stages.labelled_frames)
+        self.report |= {"label_fraction": count / len(self.stages.train_frames), "labelled_frames": count}
         self._log_final(parent, values)
 
     # --- tracking ---

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -197,21 +197,25 @@ class Stages(Artifacts):
                 absolute(job.teacher), self.text(self.vocabulary, "depth_map"), job.dataset.kind == "scannet"
             ),
         }
-        methods: dict[str, Method] = {name: known[name]() for name in job.evaluate.methods}
+        methods: dict[str, Callable[[], Method]] = {name: known[name] for name in job.evaluate.methods}
         return self._score("annotation-free", methods, [student.digest, self.prompts_digest, self.store_digest])
 
     def score_finetuned(self, students: dict[str, Trained]) -> Scores:
         """Fine-tuned students by initialisation, and the majority class of the labelled keyframes."""
         num_classes = len(self.vocabulary.classes)
-        counts_C = label_counts(self.labelled_frames, self._labelled_source(), num_classes)
-        methods: dict[str, Method] = {
-            name: StudentMethod(self.job.student, trained.checkpoint.weights, None, num_classes)
-            for name, trained in students.items()
-        }
-        methods["majority"] = ConstantMethod(int(np.argmax(counts_C)))
+
+        def student(name: str) -> Method:
+            return StudentMethod(self.job.student, students[name].checkpoint.weights, None, num_classes)
+
+        def majority() -> Method:
+            counts_C = label_counts(self.labelled_frames, self._labelled_source(), num_classes)
+            return ConstantMethod(int(np.argmax(counts_C)))
+
+        methods = {name: functools.partial(student, name) for name in students} | {"majority": majority}
         return self._score("finetuned", methods, [trained.digest for trained in students.values()])
 
-    def _score(self, kind: str, methods: dict[str, Method], digests: list[str]) -> Scores:
+    def _score(self, kind: str, methods: Mapping[str, Callable[[], Method]], digests: list[str]) -> Scores:
+        """Counts of the methods, which are made only if these are not there yet."""
         frames = self.eval_frames
         unlabelled = next((frame for frame in frames if frame.label_path is None), None)
         if unlabelled is not None:
@@ -229,7 +233,7 @@ class Stages(Artifacts):
             scores = evaluate(
                 frames,
                 source,
-                methods,
+                {name: make() for name, make in methods.items()},
                 num_classes=len(self.vocabulary.classes),
                 name=f"evaluate-{digest}",
                 folder=self.storage.root / "train",

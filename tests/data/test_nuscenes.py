@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clip2scene.config import digest_of
 from clip2scene.data.clouds import read_cloud, read_image, read_labels, resolve
-from clip2scene.data.index import DataError, Frame, Index, read_index, write_index
+from clip2scene.data.index import FORMAT, DataError, Frame, Index, _row, read_index, write_index
 from clip2scene.data.nuscenes import CAMERAS, build_index
 from clip2scene.data.vocabulary import vocabulary
 
@@ -142,6 +143,8 @@ def test_index_survives_parquet_and_its_digest_does_not_depend_on_the_root(
 ) -> None:
     write_index(street_index, tmp_path / "index.parquet")
     read = read_index(tmp_path / "index.parquet")
+    rows = [_row(frame) for frame in street_index.frames]
+    assert street_index.digest == digest_of(FORMAT, "nuscenes", street_index.version, rows)
     assert (read.root, read.version, read.digest) == (street_index.root, street_index.version, street_index.digest)
     for a, b in zip(read.frames, street_index.frames, strict=True):
         _same_frame(a, b)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,21 @@ def test_an_actor_with_other_weights_reports_it(run: Run) -> None:
     result = encoder(row)
     assert result["frame_id"] == ["frame-0"]
     assert "cannot load the teacher: the weights of local-dir" in json.loads(result["status"][0])["error"]
+
+
+def test_a_frame_of_many_images_is_encoded_in_parts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clip2scene.teacher.encoder._IMAGES_AT_ONCE", 1)
+    digest = load_teacher(run.teacher).digest
+    encoder = Encoder(run.teacher, run.settings, run.root, tmp_path / "store", digest)
+    frame = run.index.frames[1]
+    result = encoder({key: np.array([value]) for key, value in frame_row(frame).items()})
+    assert "error" not in json.loads(result["status"][0])
+    finished = FeatureStore.open(run.path)
+    whole = finished.read(frame.frame_id)
+    parts = replace(finished, path=tmp_path / "store").read(frame.frame_id)
+    assert whole.keys() == parts.keys()
+    for camera, features_hwD in whole.items():
+        np.testing.assert_allclose(parts[camera], features_hwD, atol=2e-3)
 
 
 def _actors_of_ours() -> list[psutil.Process]:

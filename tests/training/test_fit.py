@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from clip2scene.data.vocabulary import vocabulary
 from clip2scene.training.evaluate import ConstantMethod, StudentMethod, TeacherMethod, evaluate, label_counts
 from clip2scene.training.finetune import choose_labelled
 from clip2scene.training.fit import _data_parallel, fit
-from clip2scene.training.launch import TrainingError, crew
+from clip2scene.training.launch import TrainingError, crew, launch
 from clip2scene.training.samples import SampleSource
 
 HERE = ResourceSettings(num_workers=0)
@@ -62,6 +64,26 @@ def test_resumed_training_equals_undisturbed(tiny, tmp_path):
     resumed = run(tiny.distillation(), tmp_path / "parts", on_epoch=lambda epoch, metrics: epochs.append(epoch))
     assert epochs == [1, 2, 3, 4]
     assert all(torch.equal(whole.weights[key], value) for key, value in resumed.weights.items())
+
+
+def test_a_last_checkpoint_that_turns_out_damaged_is_made_again(tiny, tmp_path, monkeypatch):
+    often = ResourceSettings(num_workers=0, checkpoint_every_epochs=1)
+    whole = run(tiny.distillation(), tmp_path / "whole", often)
+    launched = []
+
+    def launch_and_damage(*args, **kwargs):
+        newest = launch(*args, **kwargs)
+        launched.append(newest.name)
+        if len(launched) > 1:
+            return newest
+        (newest / "model.safetensors").write_bytes(b"")
+        return newest.with_name("checkpoint_000002")
+
+    monkeypatch.setattr("clip2scene.training.fit.launch", launch_and_damage)
+    again = run(tiny.distillation(), tmp_path / "damaged", often)
+    assert launched == ["checkpoint_000003", "checkpoint_000004"]
+    assert len(again.history) == 4
+    assert all(torch.equal(whole.weights[key], value) for key, value in again.weights.items())
 
 
 def three_ranks(rank, folder):
@@ -188,6 +210,18 @@ def test_a_damaged_cloud_stops_the_workers_with_its_sentence_and_the_next_work_g
         assert "\n" not in str(caught.value)
         assert len(run(tiny.distillation(epochs=1), tmp_path / "whole", two).history) == 1
     assert not list(tmp_path.glob(".crew*"))
+
+
+def test_workers_that_do_not_see_the_folder_say_so_before_they_train(tiny, tmp_path, ray_cluster):
+    def unmark():
+        while not (marks := list(tmp_path.glob(".crew-*/mark"))):
+            time.sleep(0.01)
+        marks[0].unlink()  # as on a machine that does not share the folder
+
+    threading.Thread(target=unmark, daemon=True).start()
+    with pytest.raises(TrainingError, match="does not see this folder of the driver's; give a storage"):
+        run(tiny.distillation(epochs=1), tmp_path, ResourceSettings(num_workers=2, max_failures=0))
+    assert not list(tmp_path.glob("run/checkpoint_*"))
 
 
 def test_history_is_json(tiny, tmp_path):

@@ -12,7 +12,7 @@ from clip2scene.config import AugmentSettings
 from clip2scene.data.index import DataError
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.geometry.interpolation import bilinear
-from clip2scene.training.samples import SampleCache, SampleSource, augment, join
+from clip2scene.training.samples import SampleCache, SampleSource, augment, join, made_ahead
 
 
 @pytest.fixture
@@ -80,6 +80,42 @@ def test_a_quarantined_image_gives_no_pairs(tiny, later, tmp_path):
     assert len(sample.pair_point_P) == int((whole.pair_image_P != camera).sum())
     remaining = whole.features_MhwD[[i for i in range(len(later.cameras)) if i != camera]]
     assert torch.equal(sample.features_MhwD, remaining)
+
+
+def test_a_keyframe_without_any_image_has_no_pairs_and_teaches_nothing(tiny, later, tmp_path):
+    from clip2scene.teacher import store as stores
+
+    stores.write_frame(tmp_path, later.frame_id, {}, {c.name: "truncated" for c in later.cameras}, "random")
+    sample = SampleSource(tiny.index.root, replace(tiny.store, path=tmp_path)).read(later)
+    assert len(sample.points_N4) > 0 == len(sample.pair_point_P)
+    other = SampleSource(tiny.index.root, tiny.store).read(tiny.index.frames[0])
+    assert torch.equal(join([sample, other]).features_MhwD, other.features_MhwD)
+    training = tiny.distillation()
+    model = training.build()
+    terms = training.loss(model, sample, 0, 0)
+    assert {name: value.item() for name, value in terms.items()} == {"loss": 0, "scr": 0, "stcr": 0, "agreement": 0}
+    terms["loss"].backward()
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_batches_made_ahead_are_the_same_and_so_is_what_goes_wrong(tiny):
+    source = SampleSource(tiny.index.root)
+    assert [*made_ahead(map(source.read, tiny.index.frames[:3]), lambda s: len(s.points_N4))] == [
+        len(source.read(frame).points_N4) for frame in tiny.index.frames[:3]
+    ]
+    broken = replace(tiny.index.frames[1], cloud_path="nowhere.pcd.bin")
+    batches = made_ahead(map(source.read, (tiny.index.frames[0], broken)), lambda sample: sample)
+    next(batches)
+    with pytest.raises(DataError, match="nowhere"):
+        next(batches)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_pinned_batch_is_the_same_on_a_gpu(tiny, later):
+    sample = SampleSource(tiny.index.root, tiny.store).read(later)
+    there = sample.pinned().to(torch.device("cuda"))
+    assert torch.equal(there.points_N4.cpu(), sample.points_N4)
+    assert torch.equal(there.features_MhwD.cpu(), sample.features_MhwD)
 
 
 def test_labels_are_read_only_where_asked_for(tiny, later):

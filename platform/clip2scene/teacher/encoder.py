@@ -24,6 +24,9 @@ from clip2scene.storage import Storage, StorageError
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip, load_teacher
 
+_IMAGES_AT_ONCE = 32
+"""More, as ScanNet's scenes have, need not fit into a GPU."""
+
 
 def frame_row(frame: Frame) -> dict[str, str]:
     """What an actor is told about a frame: ``frame_id`` and ``images`` (JSON), no pixels."""
@@ -58,6 +61,7 @@ class Encoder:
         # the same cores, that is a quarter slower than one after the other.
         beside = bool(settings.gpus_per_actor)
         self._map: Any = ThreadPoolExecutor(settings.threads_per_actor).map if beside else map
+        self._map_writes: Any = ThreadPoolExecutor(1).map if beside else map
         self._root, self._store, self._storage = root, store_path, storage
         self._teacher: DenseClip | None = None
         self._failure = ""
@@ -91,11 +95,12 @@ class Encoder:
             for frame_id, images in zip(batch["frame_id"], batch["images"], strict=True)
         ]
         pixels = self._map(functools.partial(self._read, teacher), [i for _, images in frames for i in images])
-        statuses = [
+        encoded = (
             # Only as many pixels are taken as the frame, which comes first, has images.
-            json.dumps(self._frame(teacher, id_, {i["camera"]: p for i, p in zip(images, pixels, strict=False)}))
+            (id_, *self._encode(teacher, {i["camera"]: p for i, p in zip(images, pixels, strict=False)}))
             for id_, images in frames
-        ]
+        )
+        statuses = [json.dumps(status) for status in self._map_writes(functools.partial(self._write, teacher), encoded)]
         return {"frame_id": [frame_id for frame_id, _ in frames], "status": statuses}
 
     def _read(self, teacher: DenseClip, image: dict[str, Any]) -> Tensor | str:
@@ -106,14 +111,22 @@ class Encoder:
         except DataError as error:
             return str(error)
 
-    def _frame(self, teacher: DenseClip, frame_id: str, images: dict[str, Tensor | str]) -> dict[str, Any]:
+    def _encode(
+        self, teacher: DenseClip, images: dict[str, Tensor | str]
+    ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Features of a frame's cameras, and why some have none."""
         pixels = {camera: image for camera, image in images.items() if isinstance(image, Tensor)}
         broken = {camera: reason for camera, reason in images.items() if isinstance(reason, str)}
-        features: dict[str, np.ndarray] = {}
-        if pixels:
-            # One sub-batch a frame: features never depend on which frames they are computed with, so not on a restart.
-            features_BhwD = teacher(torch.stack(list(pixels.values())).to(self._device)).cpu().numpy()
-            features = dict(zip(pixels, features_BhwD, strict=True))
+        if not pixels:
+            return {}, broken
+        # Sub-batches of one frame: features never depend on which frames they are computed with, so not on a restart.
+        pixels_B3HW = torch.stack(list(pixels.values()))
+        parts = [teacher(part.to(self._device)).cpu().numpy() for part in pixels_B3HW.split(_IMAGES_AT_ONCE)]
+        return dict(zip(pixels, np.concatenate(parts), strict=True)), broken
+
+    def _write(self, teacher: DenseClip, frame: tuple[str, dict[str, np.ndarray], dict[str, str]]) -> dict[str, Any]:
+        """A frame's status, once it is stored."""
+        frame_id, features, broken = frame
         try:
             store.write_frame(self._store, frame_id, features, broken, teacher.digest, self._storage)
         except (DataError, StorageError) as error:

@@ -72,7 +72,7 @@ class _Evaluation:
         predictors = {name: method.prepare(worker.device) for name, method in self.methods.items()}
         size = self.num_classes
         counts = torch.zeros((len(predictors), 2, size, size), dtype=torch.int64)
-        # Every rank reads the example, which costs one keyframe, so that rank 0 can emit it.
+        # Rank 0 reads the example even if its turn is another's, as only rank 0 is heard.
         for at, frame in enumerate(self.frames):
             mine = at % worker.world_size == worker.rank
             example = frame.frame_id == self.example_id and worker.rank == 0
@@ -123,7 +123,7 @@ def evaluate(
         on_frames: called with numbers of keyframes done.
 
     Raises:
-        DataError: a damaged file.
+        DataError: a damaged file, met in this process; a Ray worker's is a TrainingError with the same sentence.
         TrainingError: the run failed.
     """
     heard: dict[str, Any] = {}

@@ -20,10 +20,14 @@ from torch import nn
 from clip2scene.config import ResourceSettings, StudentSettings, TrainingSettings
 from clip2scene.data.index import Frame
 from clip2scene.training.launch import DivergedError, TrainingError, Worker, launch
-from clip2scene.training.samples import Sample, SampleCache, SampleSource, augment, join
+from clip2scene.training.samples import Sample, SampleCache, SampleSource, augment, join, made_ahead
 from clip2scene.training.validation import Validation
 
 Metrics = dict[str, float]
+_TELL_EVERY_S = 0.2
+"""Steps of a GPU would come faster than the driver need hear of them."""
+_ATTEMPTS = 2
+"""A newest checkpoint that cannot be read when all is done costs the epochs since the one before, once."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Training(ABC):
         return min(self.settings.epochs * self.steps_per_epoch, self.settings.max_steps or math.inf)  # type: ignore[return-value]
 
     def __call__(self, worker: Worker) -> None:
-        """Train on this worker; rank 0 emits every ``step`` as it is done, and every ``epoch`` with its metrics."""
+        """Train on this worker; rank 0 emits now and then the ``step`` it is at, and every ``epoch`` with metrics."""
         torch.manual_seed(self.seed)
         model = self.build().to(worker.device)
         optimiser = self._make_optimiser(model)
@@ -82,8 +86,10 @@ class Training(ABC):
             if step >= self.steps:
                 break
             started, totals = time.perf_counter(), _Totals()
+            told = started
             wrapped.train()
-            for batch in self._batches(cache, worker, epoch):
+            batches = self._batches(cache, worker, epoch)
+            for batch in made_ahead(batches, Sample.pinned) if worker.device.type == "cuda" else batches:
                 if step >= self.steps:
                     break
                 terms = self.loss(wrapped, batch.to(worker.device), epoch, step)
@@ -93,7 +99,10 @@ class Training(ABC):
                 schedule.step()
                 totals.add(terms)
                 step += 1
-                worker.emit("step", step)
+                if time.perf_counter() - told > _TELL_EVERY_S:
+                    told = time.perf_counter()
+                    worker.emit("step", step)
+            worker.emit("step", step)
             metrics = totals.mean(worker)
             if not math.isfinite(metrics["loss"]):
                 raise DivergedError(
@@ -177,7 +186,7 @@ def fit(
         on_steps: called with numbers of steps that were finished.
 
     Raises:
-        DataError: a worker met a damaged file.
+        DataError: a damaged file, met in this process; a Ray worker's is a TrainingError with the same sentence.
         DivergedError: the loss became non-finite.
         TrainingError: the run failed.
     """
@@ -193,11 +202,17 @@ def fit(
             heard.add(int(value["epoch"]))
             on_epoch(int(value["epoch"]), {key: number for key, number in value.items() if key != "epoch"})
 
-    checkpoint = launch(training, name=name, folder=folder, resources=resources, on_message=on_message)
-    if checkpoint is None:
-        raise TrainingError(f"run {name} ended without a checkpoint")
-    history = json.loads((checkpoint / "history.json").read_text())
-    return Fitted(load_file(checkpoint / "model.safetensors"), history)
+    epochs, wanted = 0, math.ceil(training.steps / training.steps_per_epoch)
+    for _ in range(_ATTEMPTS):
+        checkpoint = launch(training, name=name, folder=folder, resources=resources, on_message=on_message)
+        if checkpoint is not None:
+            history = json.loads((checkpoint / "history.json").read_text())
+            epochs = len(history)
+            if epochs == wanted:
+                return Fitted(load_file(checkpoint / "model.safetensors"), history)
+    raise TrainingError(
+        f"run {name} ended, and its last whole checkpoint is of epoch {epochs} of {wanted}; run it again"
+    )
 
 
 def _data_parallel(model: nn.Module) -> nn.Module:

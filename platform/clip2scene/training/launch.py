@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import platform
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ import torch
 from clip2scene.config import Clip2sceneError, ResourceSettings
 from clip2scene.processor import use_threads
 from clip2scene.progress import console
+from clip2scene.storage import CACHE
 from clip2scene.training.checkpoints import CHECKPOINTS_KEPT, newest_whole, numbered, seal
 from clip2scene.training.orders import Orders
 
@@ -103,6 +106,7 @@ class Work(Protocol):
         """Do the work; an exception ends the run."""
 
 
+_MARK, _MARK_WITHIN_S = "mark", 5.0
 _crews: list[Crew] = []
 """The crew of the block that runs in this process."""
 
@@ -231,12 +235,17 @@ class Crew:
         import ray.train
         import ray.train.torch
 
-        self._folder = folder / f".crew-{uuid.uuid4().hex[:8]}"  # Ray Train wants one; nothing of ours is in it
+        # Ray Train wants a folder; of ours it holds what shows that the workers see the same one.
+        self._folder = folder / f".crew-{uuid.uuid4().hex[:8]}"
+        self._folder.mkdir(parents=True)
+        (self._folder / _MARK).touch()
         here = {"num_cpus": 0, "scheduling_strategy": on_this_node()}
         self._orders = ray.remote(Orders).options(**here).remote()
         gpus = self.resources.gpus_per_worker
         trainer = ray.train.torch.TorchTrainer(
-            functools.partial(_serve, self._orders, self.resources.threads_per_worker),
+            functools.partial(_serve, self._orders, self.resources.threads_per_worker, self._folder / _MARK),
+            # Two workers on one GPU: NCCL refuses that.
+            torch_config=ray.train.torch.TorchConfig(backend="gloo" if 0 < gpus < 1 else None),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.resources.num_workers,
                 use_gpu=gpus > 0,
@@ -265,13 +274,26 @@ class Crew:
         self._running = None
 
 
-def _serve(orders: Any, threads: int) -> None:
-    """What every worker does: order after order until there are no more."""
+def _serve(orders: Any, threads: int, mark: Path) -> None:
+    """What every worker does: order after order until there are no more.
+
+    Args:
+        orders: the actor.
+        threads: of this worker.
+        mark: file that the driver has made; here too it must be there, or checkpoints would not be found again.
+    """
     import ray
     import ray.train
     from ray.train.collective import barrier, broadcast_from_rank_zero
 
     use_threads(threads)
+    if not _is_seen(mark):
+        sentence = (
+            f"{mark.parents[1]}: the training worker on {platform.node()} does not see this folder of the driver's; "
+            f"give a storage that all nodes share (with s3:// a {CACHE} that they share)"
+        )
+        ray.get(orders.say.remote("error", (TrainingError.__name__, sentence)))
+        raise TrainingError(sentence)
     leads = ray.train.get_context().get_world_rank() == 0
     number = broadcast_from_rank_zero(ray.get(orders.first.remote()) if leads else None)
     while (order := ray.get(orders.get.remote(number))) is not None:
@@ -286,6 +308,16 @@ def _serve(orders: Any, threads: int) -> None:
         if leads:
             ray.get(orders.done.remote(number))
         number += 1
+
+
+def _is_seen(mark: Path) -> bool:
+    """Whether a file is there, or is within some seconds: a network's folder may be shown late."""
+    deadline_s = time.monotonic() + _MARK_WITHIN_S
+    while not mark.exists():
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def on_this_node() -> Any:

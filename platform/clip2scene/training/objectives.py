@@ -66,7 +66,12 @@ class Step:
 
     def agreement(self, points_PD: torch.Tensor, pixels_PD: torch.Tensor) -> torch.Tensor:
         """Share of pairs where student and teacher say the same class."""
-        return (self.classes(points_PD) == self.classes(pixels_PD)).float().mean()
+        return share(self.classes(points_PD) == self.classes(pixels_PD))
+
+
+def share(true_P: torch.Tensor) -> torch.Tensor:
+    """Of the rows that are true; 0 where there are none."""
+    return true_P.sum() / max(len(true_P), 1)
 
 
 def clip2scene(model: nn.Module, batch: Sample, step: Step) -> Terms:
@@ -104,8 +109,7 @@ def clip2scene(model: nn.Module, batch: Sample, step: Step) -> Terms:
             count_empty_slots=stcr.count_empty_slots,
         )
         total.append(stcr.weight * terms["stcr"])
-    agreement = (predictions_P == pixel_labels_P).float().mean()
-    return {"loss": torch.stack(total).sum(), **terms, "agreement": agreement}
+    return {"loss": torch.stack(total).sum(), **terms, "agreement": share(predictions_P == pixel_labels_P)}
 
 
 def kl(model: nn.Module, batch: Sample, step: Step) -> Terms:

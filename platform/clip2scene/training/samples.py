@@ -10,6 +10,8 @@ Legend: N points of all clouds, P pairs, M images, K sweeps, D feature width.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -61,6 +63,10 @@ class Sample:
         if device.type == "cpu":
             return self
         return Sample(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+    def pinned(self) -> Sample:
+        """In memory from which a GPU fetches by itself; without it :meth:`to` waits."""
+        return Sample(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -134,8 +140,9 @@ class SampleSource:
             if camera.name in stored:
                 image_of_camera[position] = len(grids)
                 grids.append(stored[camera.name])
-        if not grids:
-            raise DataError(f"frame {frame.frame_id}: none of its images could be encoded, so it has no features")
+        if not grids:  # quarantined while extracting, or a scene without posed images: a cloud without pairs
+            grids_MhwD = np.zeros((0, *self.store.grid, self.store.dim), np.float16)
+            return torch.from_numpy(grids_MhwD), image_of_camera
         return torch.from_numpy(np.stack(grids)), image_of_camera
 
     def _pairs(
@@ -165,8 +172,10 @@ class SampleSource:
         stored = self.superpixels.read(frame.frame_id)
         names = [camera.name for camera, image in zip(frame.cameras, image_of_camera, strict=True) if image >= 0]
         shape = (self.superpixels.height, self.superpixels.width)
-        missing_HW = np.full(shape, -1)
-        maps_MHW = torch.from_numpy(np.stack([stored.get(name, missing_HW) for name in names]).astype(np.int64))
+        maps_MHW = torch.full((len(names), *shape), -1)
+        for row, name in enumerate(names):
+            if name in stored:
+                maps_MHW[row] = torch.from_numpy(stored[name].astype(np.int64))
         sizes_M = maps_MHW.flatten(1).amax(1) + 1
         segment_P = segments_at(maps_MHW, image_P, position_P2)
         return _shifted(segment_P, (sizes_M.cumsum(0) - sizes_M)[image_P])
@@ -198,6 +207,20 @@ class SampleCache:
             if len(self._kept) > self._size:
                 self._kept.popitem(last=False)
         return sample
+
+
+def made_ahead(batches: Iterator[Sample], prepare: Callable[[Sample], Sample]) -> Iterator[Sample]:
+    """The same batches, each read and prepared in a thread while the one before is worked with."""
+
+    def following() -> Sample | None:
+        batch = next(batches, None)
+        return None if batch is None else prepare(batch)
+
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(following)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(following)
+            yield batch
 
 
 def join(samples: list[Sample]) -> Sample:

@@ -56,6 +56,10 @@ class Validation:
         @torch.no_grad()
         def validate(model: nn.Module) -> dict[str, float]:
             was_training = model.training
+            if worker.world_size > 1:
+                # Batch norm's statistics are each rank's own; rank 0's are in the checkpoint, and are what is scored.
+                for buffer in model.buffers():
+                    torch.distributed.broadcast(buffer, 0)
             model.eval()
             counts = _Counts(len(text_CD))
             for position in range(len(mine)):
