@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from commands import fail, succeed
+from commands import clip2scene, fail, succeed
 
 
 def test_doctor_passes():
@@ -29,7 +29,6 @@ def test_doctor_passes():
             "settings tau: unknown key; `clip2scene settings` lists all; did you mean distill.scr.tau?",
         ),
         (["index", "nuscenes", "--root", "/nowhere", "--version", "v1.0-mini", "--output", "x"], "/nowhere"),
-        (["index", "nuscenes", "--root", "/data", "--output", "tests"], "tests is a folder; a file is needed"),
         (["run", "jobs/demo.yaml", "--address", "http://127.0.0.1:8265"], "is sent to the URL of a dashboard by"),
         (
             ["sweep", "search_spaces/temperatures.yaml", "--job", "jobs/demo.yaml", "job.storage=s3://b/x"],
@@ -45,3 +44,8 @@ def test_a_mistake_is_one_sentence(words, sentence, tmp_path):
     if words[0] == "run" and not any(word.startswith("storage=") for word in words):
         words = [*words, f"storage={tmp_path}"]
     assert sentence in fail(*words)
+
+
+def test_a_folder_where_a_file_is_to_be_written_is_refused_before_any_work():
+    done = clip2scene("index", "nuscenes", "--root", "/data", "--output", "tests")
+    assert (done.returncode, "--output: tests is a folder; a file is needed" in done.stderr) == (2, True)

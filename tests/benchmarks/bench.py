@@ -97,7 +97,9 @@ def ray_here(num_cpus: int) -> Iterator[None]:
     """An embedded Ray for the length of a block."""
     import ray
 
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    from clip2scene.cluster.session import TRAIN_LOOKS
+
+    os.environ.setdefault(*TRAIN_LOOKS)
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(
         address="local", num_cpus=max(num_cpus, 2), include_dashboard=False, log_to_driver=False, logging_level="ERROR"
