@@ -11,8 +11,8 @@ from clip2scene.cluster.nodes import NO_METRICS_PORTS, ONLY_THIS_MACHINE
 from clip2scene.config import ConfigError, Job, gpu_places
 
 TRAIN_LOOKS = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-"""How often Ray Train's controller looks at its workers. With Ray's two seconds so much is lost when they start and when
-they end; ten times a second it took a fifth of a core."""
+"""Seconds between two looks of Ray Train's controller at its workers: Ray's two are lost when they start and when they
+end, and ten looks a second take a fifth of a core."""
 
 
 @contextmanager

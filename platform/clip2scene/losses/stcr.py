@@ -14,8 +14,8 @@ from torch.nn.functional import embedding_bag
 from clip2scene.losses.segments import Segments, full_precision, segment_max, segment_sum
 
 _PAIRS_IN_CACHE = 2048
-"""8 MiB of points and pixels at a width of 512, which a last-level cache holds. With fewer pairs a block, starting torch's
-operators costs more than a smaller cache saves."""
+"""8 MiB of points and pixels at a width of 512, which a last-level cache holds. With fewer pairs a block, the start of
+torch's operators costs more than a smaller cache saves."""
 
 
 def grid_cells(coordinates_N3: torch.Tensor, frames_N: torch.Tensor, grid_size_m: float) -> torch.Tensor:
