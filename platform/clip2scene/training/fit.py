@@ -86,7 +86,7 @@ class Training(ABC):
             if step >= self.steps:
                 break
             started, totals = time.perf_counter(), _Totals()
-            told = started
+            told = -math.inf  # of an epoch's first step at once
             wrapped.train()
             batches = self._batches(cache, worker, epoch)
             for batch in made_ahead(batches, Sample.pinned) if worker.device.type == "cuda" else batches:
