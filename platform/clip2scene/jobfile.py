@@ -73,7 +73,7 @@ def parse(model: type[Model], values: dict[str, Any], source: str) -> Model:
     if kind == "missing":
         raise ConfigError(f"{source}: {key}: required, and not given")
     message = problem["msg"].removeprefix("Value error, ").replace("Tuple should", "List should")
-    if kind == "value_error" and isinstance(problem["input"], dict):
+    if kind == "value_error" and isinstance(given, dict):
         raise ConfigError(f"{source}: {message}")
     if kind == "model_type":
         message = f"a group of keys is needed, such as {key}.{next(iter(_fields(_model_at(model, location))))}"

@@ -12,6 +12,7 @@ from clip2scene.config import AugmentSettings
 from clip2scene.data.index import DataError
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.geometry.interpolation import bilinear
+from clip2scene.training.methods import UNSEEN, TeacherMethod, seen
 from clip2scene.training.samples import SampleCache, SampleSource, augment, join, made_ahead
 
 
@@ -90,12 +91,15 @@ def test_a_keyframe_without_any_image_has_no_pairs_and_teaches_nothing(tiny, lat
     assert len(sample.points_N4) > 0 == len(sample.pair_point_P)
     other = SampleSource(tiny.index.root, tiny.store).read(tiny.index.frames[0])
     assert torch.equal(join([sample, other]).features_MhwD, other.features_MhwD)
-    training = tiny.distillation()
-    model = training.build()
-    terms = training.loss(model, sample, 0, 0)
-    assert {name: value.item() for name, value in terms.items()} == {"loss": 0, "scr": 0, "stcr": 0, "agreement": 0}
-    terms["loss"].backward()
-    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+    assert not seen(sample).any()
+    assert (TeacherMethod(tiny.text_CD).prepare(torch.device("cpu"))(sample) == UNSEEN).all()
+    for method in ("clip2scene", "kl", "openscene", "ppkt"):
+        training = tiny.distillation(method=method)
+        model = training.build()
+        terms = training.loss(model, sample, 0, 0)
+        assert {value.item() for value in terms.values()} == {0}, method
+        terms["loss"].backward()
+        assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters()), method
 
 
 def test_batches_made_ahead_are_the_same_and_so_is_what_goes_wrong(tiny):

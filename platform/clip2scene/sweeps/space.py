@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from clip2scene.config import TEXT_FREE, ConfigError, Gpus, Job, Settings, digest_of
 from clip2scene.jobfile import parse, put, read_values
-from clip2scene.remote import is_remote
+from clip2scene.storage import is_remote
 
 TRAIN_SPLIT, VERIFY_SPLIT = "parametrizing", "verifying"
 """What trials learn from and what they are compared on: both of the training scenes, so that reporting stays clean."""

@@ -106,7 +106,9 @@ class Work(Protocol):
         """Do the work; an exception ends the run."""
 
 
-_MARK, _MARK_WITHIN_S = "mark", 5.0
+_MARK = "mark"
+"""The driver's file that every worker must see."""
+_MARK_WITHIN_S = 5.0
 _crews: list[Crew] = []
 """The crew of the block that runs in this process."""
 
