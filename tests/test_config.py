@@ -43,9 +43,34 @@ def test_the_released_variant_sets_every_switch_that_is_not_given():
     assert (stcr.max_points_per_cell, stcr.count_empty_slots) == (8, True)
     assert released.distill.scr.form == "cross_entropy"
     assert not released.distill.normalise_features
-    assert (released.distill.s3.granularity, released.distill.s3.synchronised) == ("point", False)  # the first is given
+    s3 = released.distill.s3  # whose probability is given
+    assert (s3.start_epoch, s3.granularity, s3.synchronised, s3.probability) == (11, "batch", False, 0.2)
     assert released.distill.sweep_choice == "random"
     assert load_job(JOBS / "demo.yaml", ["variant=released", "distill.stcr.pixel_term=true"]).distill.stcr.pixel_term
+
+
+def test_a_job_is_based_on_another_and_its_own_settings_win(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/far.yaml").write_text(f"{{base: {JOBS / 'demo.yaml'}, student: {{channels: [8, 16, 32]}}}}")
+    (tmp_path / "near.yaml").write_text("{base: deep/far.yaml, name: near, student: {voxel_size_m: 1.0}}")
+    demo, job = load_job(JOBS / "demo.yaml"), load_job(tmp_path / "near.yaml", ["seed=3"])
+    student = demo.student.model_copy(update={"channels": (8, 16, 32), "voxel_size_m": 1.0})
+    assert job == demo.model_copy(update={"name": "near", "seed": 3, "student": student})
+
+
+@pytest.mark.parametrize(
+    ("base", "sentence"),
+    [
+        ("other.yaml", r"job\.yaml: base=other\.yaml: leads back to this file|other\.yaml: base=job\.yaml: leads back"),
+        ("nowhere.yaml", r"nowhere\.yaml: cannot read the job file \(No such file or directory\)"),
+        ("[a, b]", r"job\.yaml: base=\['a', 'b'\]: the name of a job file beside this one is needed"),
+    ],
+)
+def test_a_base_that_is_none(tmp_path, base, sentence):
+    (tmp_path / "job.yaml").write_text(f"base: {base}\n")
+    (tmp_path / "other.yaml").write_text("base: job.yaml\n")
+    with pytest.raises(ConfigError, match=sentence):
+        load_job(tmp_path / "job.yaml")
 
 
 def test_models_are_frozen():
@@ -90,7 +115,7 @@ def test_models_are_frozen():
             "evaluate.methods=student_3d",
             r"evaluate\.methods='student_3d': a list is needed, such as evaluate\.methods=\[student_3d\]$",
         ),
-        ("name.first=3", r"override 'name\.first=3': name is a value"),
+        ("name.first=3", r"override 'name\.first=3': name\.first: name is a value, not a group of keys$"),
         ("no-equals", r"override 'no-equals' is not of the form key\.path=value"),
         ("distill.epochs=[", r"override 'distill\.epochs=\[': the value is not valid YAML"),
     ],

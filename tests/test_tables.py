@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from clip2scene.config import ConfigError
+from clip2scene.jobfile import kind_of
 from clip2scene.tables.runner import run_table
-from clip2scene.tables.spec import expand, is_table, jobs_of, load_table
+from clip2scene.tables.spec import expand, jobs_of, load_table
 from clip2scene.tracking.server import embedded_server
 from clip2scene.tracking.tracker import connect
 
@@ -68,7 +69,7 @@ def with_row(**row):
         (changed(seeds=[1, 1]), "seeds: 1 is there twice"),
         (with_row(set={"distill.nun_sweeps": 3}), "row 'new': distill.nun_sweeps: unknown key; allowed here: .*num_sw"),
         (with_row(set={"distill.num_sweeps": 99}), "row 'new': distill.num_sweeps=99: "),
-        (with_row(set={"distill.num_sweeps.x": 1}), "row 'new': set 'distill.num_sweeps.x': num_sweeps is a value"),
+        (with_row(set={"distill.num_sweeps.x": 1}), "row 'new': distill.num_sweeps.x: num_sweeps is a value"),
         (with_row(set={"seed": 3}), "row 'new': seed: the table sets it"),
         (with_row(paper={"nuscenes": [1.0, 2.0]}), "row 'new': paper.nuscenes has 2 numbers for 1 columns"),
         (with_row(paper={"kitti": 1.0}), "row 3 .*paper.kitti"),
@@ -85,9 +86,23 @@ def test_a_mistake_is_one_sentence(tmp_path, values, sentence):
 
 
 def test_a_table_is_told_from_a_job(tmp_path):
-    assert is_table(written(tmp_path, TINY))
-    assert not is_table(JOBS / "demo.yaml")
-    assert not is_table(tmp_path / "nowhere.yaml")
+    assert kind_of(written(tmp_path, TINY)) == "table"
+    assert kind_of(JOBS / "demo.yaml") == kind_of(tmp_path / "nowhere.yaml") == "job"
+
+
+def test_a_base_job_is_a_file_beside_the_table_and_its_name_and_storage_are_the_tables(tmp_path):
+    (tmp_path / "street.yaml").write_text(
+        "{name: street, storage: elsewhere, seed: 5, stage: evaluate, distill: {epochs: 9, num_sweeps: 3},"
+        " dataset: {kind: streetworld, train_split: train, eval_split: val}}"
+    )
+    values = changed(jobs={"streetworld": {"base": "street.yaml", "distill": {"num_sweeps": 2}}})
+    table = load_table(written(tmp_path, values), ["jobs.streetworld.distill.batch_size=6"])
+    job = expand(table, "tiny")[0].job
+    assert (job.name, job.seed, job.storage) == ("tiny-streetworld", 7, "tables-output")
+    assert (job.distill.epochs, job.distill.num_sweeps, job.distill.batch_size) == (9, 2, 6)
+    values["jobs"]["streetworld"]["storage"] = "mine"
+    with pytest.raises(ConfigError, match="storage: the table sets it"):
+        load_table(written(tmp_path, values))
 
 
 def test_the_row_wins_over_the_column_and_both_over_the_base(tmp_path):

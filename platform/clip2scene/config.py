@@ -414,7 +414,7 @@ class Job(Settings):
     @classmethod
     def _switches_of_the_variant(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("variant") == "released":
-            return _merged(_RELEASED, values)
+            return merged(_RELEASED, values)
         return values
 
     @model_validator(mode="after")
@@ -448,12 +448,12 @@ _RELEASED: dict[str, Any] = {
 """Where the code that the authors released departs from the paper."""
 
 
-def _merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """``values``, and of ``defaults`` what they do not say."""
     result = dict(values)
     for key, default in defaults.items():
         given = values.get(key, default)
-        result[key] = _merged(default, given) if isinstance(default, dict) and isinstance(given, dict) else given
+        result[key] = merged(default, given) if isinstance(default, dict) and isinstance(given, dict) else given
     return result
 
 

@@ -1,4 +1,4 @@
-"""Job files: YAML with ``key=value`` overrides, and the one sentence that a mistake in them gets.
+"""Job files: YAML, on top of another (``base``), with ``key=value`` overrides; and the sentence that a mistake gets.
 
 The sentence names the key's path, the value and what is allowed.
 """
@@ -10,17 +10,29 @@ import difflib
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from clip2scene.config import ConfigError, Job
+from clip2scene.config import ConfigError, Job, merged
 
 Model = TypeVar("Model", bound=BaseModel)
 Schema = dict[str, Any]
 """JSON schema of a setting, or of a group of settings, which has ``properties``."""
+OF_THE_TABLE = ("name", "seed", "storage", "experiment")
+"""What a job in a table does not say itself."""
+
+
+def kind_of(path: str | Path) -> Literal["job", "table", "sweep"]:
+    """What a file is, by its key ``table`` or ``sweep``; one that cannot be read is a job, whose reading says so."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return "job"
+    kinds: tuple[Literal["table", "sweep"], ...] = ("table", "sweep")
+    return next((kind for kind in kinds if isinstance(values, dict) and kind in values), "job")
 
 
 def load_job(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Job:
@@ -36,20 +48,29 @@ def load_job(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> J
 def read_values(path: str | Path, overrides: list[str] | tuple[str, ...], kind: str) -> dict[str, Any]:
     """The mapping of a YAML file with ``key.path=value`` overrides, not validated; ``kind`` names the file in errors.
 
+    A job, or one in a table's ``jobs``, that has the key ``base`` is what that job file holds, with its own settings on
+    top. The file is looked for beside the one that names it.
+
     Raises:
-        ConfigError: the file is missing or not a mapping in YAML, or an override is malformed.
+        ConfigError: a file is missing or not a mapping in YAML, or an override is malformed.
     """
     path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the {kind} file ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a {kind} file is a mapping of keys to values, not {type(values).__name__}")
+    values = _read(path, kind)
+    if kind == "job":
+        values = _on_base(values, path)
+    elif isinstance(jobs := values.get("jobs"), dict):
+        for name, job in jobs.items():
+            if isinstance(job, dict) and "base" in job:
+                whole = copy.deepcopy(_on_base(job, path))  # an anchor's keys are each job's own
+                jobs[name] = {key: value for key, value in whole.items() if key in job or key not in OF_THE_TABLE}
     for override in overrides:
-        _apply_override(values, override)
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"override {override!r} is not of the form key.path=value")
+        try:
+            put(values, key, yaml.safe_load(text), f"override {override!r}")
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
     return values
 
 
@@ -115,22 +136,29 @@ def put(values: dict[str, Any], key: str, value: Any, source: str) -> None:
     node[last] = copy.deepcopy(value)
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override {override!r} is not of the form key.path=value")
-    *parents, last = key.split(".")
-    node = values
-    for depth, parent in enumerate(parents):
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise ConfigError(
-                f"override {override!r}: {'.'.join(parents[: depth + 1])} is a value, not a group of keys"
-            )
+def _read(path: Path, kind: str) -> dict[str, Any]:
     try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the {kind} file ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a {kind} file is a mapping of keys to values, not {type(values).__name__}")
+    return values
+
+
+def _on_base(values: dict[str, Any], path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Settings in ``path`` on top of those of the job file that they name as ``base``, and of its base."""
+    if "base" not in values:
+        return values
+    name, own = values["base"], {key: value for key, value in values.items() if key != "base"}
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}: base={name!r}: the name of a job file beside this one is needed")
+    base, above = path.parent / name, (*above, path.resolve())
+    if base.resolve() in above:
+        raise ConfigError(f"{path}: base={name}: leads back to this file")
+    return merged(_on_base(_read(base, "job"), base, above), own)
 
 
 def _below(group: Schema, groups: dict[str, Schema], prefix: str) -> Iterator[tuple[str, Schema]]:

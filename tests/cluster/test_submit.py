@@ -63,6 +63,14 @@ def test_the_package_is_the_code_and_the_files():
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("name", ["streetworld", "table3_ablation"])
+def test_the_packages_file_needs_none_of_those_that_it_is_based_on(name):
+    submission = submit.read_submission(str(REPOSITORY / "jobs" / f"{name}.yaml"))
+    with submit.package(submission) as folder:
+        inside = submit.read_submission(str(folder / submission.names[0]))
+    assert inside.settings == submission.settings
+
+
 @pytest.mark.parametrize(
     ("overrides", "nodes", "sentence"),
     [

@@ -17,7 +17,7 @@ from clip2scene import __version__
 from clip2scene.cli import cluster, plan, settings, sweep
 from clip2scene.cli.session import TRACKING_URI, add_session, session
 from clip2scene.config import Clip2sceneError, ConfigError, Job
-from clip2scene.jobfile import load_job
+from clip2scene.jobfile import kind_of, load_job
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,14 +67,12 @@ def _as_setting(left: Sequence[str]) -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from clip2scene.sweeps.space import is_space
-    from clip2scene.tables.spec import is_table
-
-    if is_space(options.job):
+    kind = kind_of(options.job)
+    if kind == "sweep":
         raise ConfigError(
             f"{options.job}: a search space, not a job; `clip2scene sweep {options.job} --job JOB.yaml` runs it"
         )
-    if is_table(options.job):
+    if kind == "table":
         return _run_table(options)
     job = load_job(options.job, options.overrides)
     if job.stage == "streetworld_clip":

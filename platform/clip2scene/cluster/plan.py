@@ -14,11 +14,11 @@ from clip2scene.cluster.rates import RatedStage, Rates
 from clip2scene.cluster.session import trains
 from clip2scene.cluster.submit import check_fits
 from clip2scene.config import STAGES, ConfigError, Job
-from clip2scene.jobfile import load_job, read_values
+from clip2scene.jobfile import kind_of, load_job, read_values
 from clip2scene.storage import is_remote
 from clip2scene.sweeps.slots import trial_slots
-from clip2scene.sweeps.space import Scheduler, Sweep, is_space, load_sweep
-from clip2scene.tables.spec import expand, is_table, jobs_of, load_table
+from clip2scene.sweeps.space import Scheduler, Sweep, load_sweep
+from clip2scene.tables.spec import expand, jobs_of, load_table
 from clip2scene.training.validation import SWEEPS
 
 NO_ROOT = "not-given"
@@ -54,7 +54,8 @@ def plan(
         ConfigError: a file cannot be read, or a key or value is wrong.
         DataError: the data set is damaged.
     """
-    if is_space(path) != (job_path is not None):
+    kind = kind_of(path)
+    if (kind == "sweep") != (job_path is not None):
         raise ConfigError(f"{path}: --job JOB belongs to a search space (a file with the key 'sweep'), and only there")
     planner = Planner(machine, rates, num_frames)
     words = list(overrides)
@@ -62,7 +63,7 @@ def plan(
         of_job = [word.removeprefix("job.") for word in words if word.startswith("job.")]
         values = read_values(job_path, of_job, "job")
         return plan_sweep(load_sweep(path, job_path, [*words, *_no_root(values, "job.")]), planner)
-    if is_table(path):
+    if kind == "table":
         values = read_values(path, words, "table")
         jobs, dataset = values.get("jobs"), values.get("dataset")
         base = jobs.get(dataset) if isinstance(jobs, dict) else None

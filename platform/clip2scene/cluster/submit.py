@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import yaml
+
 import clip2scene
 from clip2scene.cluster.jobs import Jobs
 from clip2scene.cluster.session import trains
 from clip2scene.config import ConfigError, Job, digest_of, gpu_places
-from clip2scene.jobfile import load_job
+from clip2scene.jobfile import kind_of, load_job, read_values
 from clip2scene.storage import folder_of
 from clip2scene.tracking.provenance import REVISION, git_revision, user_name
 
@@ -69,12 +71,13 @@ def read_submission(path: str, overrides: Sequence[str] = (), job_path: str | No
     Raises:
         ConfigError: a file cannot be read, or a key or value is wrong.
     """
-    from clip2scene.sweeps.space import is_space, load_sweep
-    from clip2scene.tables.spec import expand, is_table, jobs_of, load_table
+    from clip2scene.sweeps.space import load_sweep
+    from clip2scene.tables.spec import expand, jobs_of, load_table
 
     words = tuple(overrides)
     settings: Any
-    if is_space(path) != (job_path is not None):
+    kind = kind_of(path)
+    if (kind == "sweep") != (job_path is not None):
         raise ConfigError(f"{path}: --job JOB belongs to a search space (a file with the key 'sweep'), and only there")
     if job_path is not None:
         sweep = load_sweep(path, job_path, words)
@@ -83,7 +86,7 @@ def read_submission(path: str, overrides: Sequence[str] = (), job_path: str | No
         settings = [space, sweep.base.model_dump(mode="json", by_alias=True)]
         files = (Path(path), Path(job_path))
         return Submission("sweep", files, words, sweep.space.sweep, settings, (job,), ("job.", "job."))
-    if is_table(path):
+    if kind == "table":
         table = load_table(path, words)
         jobs = tuple(jobs_of(expand(table, path)).values())
         prefixes = ("", f"jobs.{table.dataset}.")
@@ -156,7 +159,8 @@ def package(submission: Submission) -> Iterator[Path]:
         (folder / code.name / REVISION).write_text(f"{git_revision()}\n", encoding="utf-8")
         for name, path in zip(submission.names, submission.files, strict=True):
             (folder / name).parent.mkdir(parents=True)
-            shutil.copyfile(path, folder / name)
+            values = read_values(path, (), kind_of(path))  # with what it is based on, which may lie anywhere
+            (folder / name).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         yield folder
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import ConfigDict, Field, model_validator
 
 from clip2scene.config import TEXT_FREE, ConfigError, Gpus, Job, Settings, digest_of
@@ -228,15 +227,6 @@ class Trial:
     values: Mapping[str, Any]
     """Dotted key to value, of the space's parameters."""
     variant: str | None = None
-
-
-def is_space(path: str | Path) -> bool:
-    """Whether a file is a search space (it has the key ``sweep``); a file that cannot be read is none."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return False
-    return isinstance(values, dict) and "sweep" in values
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from clip2scene.config import ConfigError, Job, Settings, digest_of
-from clip2scene.jobfile import parse, read_values
+from clip2scene.jobfile import OF_THE_TABLE, parse, put, read_values
 
 Dataset = Literal["streetworld", "nuscenes", "semantickitti", "scannet"]
 PAPER_OF = {"streetworld": "nuscenes"}
 """Whose paper number stands beside ours where the paper has no such dataset."""
-_OF_THE_TABLE = ("name", "seed", "storage", "experiment", "dataset.kind")
 
 
 class Column(Settings):
@@ -77,7 +75,8 @@ class Table(Settings):
     columns: dict[Dataset, tuple[Column, ...]] = Field(default_factory=dict)
     """Columns per dataset; a single one, called mIoU, where none is given."""
     jobs: dict[Dataset, dict[str, Any]]
-    """Base job per dataset, without ``name``, ``seed``, ``storage`` and ``experiment``, which are the table's."""
+    """Base job per dataset, without ``name``, ``seed``, ``storage`` and ``experiment``, which are the table's. The key
+    ``base`` names a job file that it is based on."""
     rows: tuple[Row, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -127,15 +126,6 @@ class Cell:
     paper: float | None
 
 
-def is_table(path: str | Path) -> bool:
-    """Whether a file is a table (it has the key ``table``); a file that cannot be read is none."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return False
-    return isinstance(values, dict) and "table" in values
-
-
 def load_table(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Table:
     """Read a table file and apply ``key.path=value`` overrides (``dataset=nuscenes jobs.nuscenes.dataset.root=/data``).
 
@@ -175,17 +165,11 @@ def jobs_of(cells: Iterable[Cell]) -> dict[str, Job]:
 
 def _job(table: Table, changes: dict[str, Any], seed: int, where: str) -> Job:
     values = copy.deepcopy(table.jobs[table.dataset])
-    for key in _OF_THE_TABLE:
-        if key in changes or (key in values and "." not in key):
+    for key in (*OF_THE_TABLE, "dataset.kind"):
+        if key in changes or key in values:
             raise ConfigError(f"{where}: {key}: the table sets it; give it at the top of the table")
     for key, value in changes.items():
-        *parents, last = key.split(".")
-        node = values
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"{where}: set {key!r}: {parent} is a value, not a group of keys")
-        node[last] = copy.deepcopy(value)
+        put(values, key, value, where)
     values |= {
         "name": f"{table.table}-{table.dataset}",
         "seed": seed,
