@@ -62,3 +62,17 @@ def test_half_precision_does_not_overflow(factor, dtype):
         loss = semantic_consistency(points, it.labels, it.text, 0.01) + text_cross_entropy(points, it.labels, it.text)
     assert torch.isfinite(loss)
     assert loss.dtype == torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_is_not_waited_for_and_says_the_same():
+    it = draw(6)
+    points, labels, text = it.points.cuda().requires_grad_(), it.labels.cuda(), it.text.cuda()
+    semantic_consistency(points, labels, text)  # what a first call loads
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = semantic_consistency(points, labels, text)
+        loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert float(loss) == pytest.approx(float(semantic_consistency(it.points, it.labels, it.text)), rel=1e-9)

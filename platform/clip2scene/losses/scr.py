@@ -33,17 +33,16 @@ def semantic_consistency(
         points_ND, text_CD = full_precision(points_ND, text_CD)
         logits_NC = points_ND @ text_CD.T / tau
         num_classes = text_CD.shape[0]
-        counts_C = torch.bincount(labels_N, minlength=num_classes)
-        counted_C = (counts_C > 0) & (counts_C < labels_N.shape[0])
-        if not bool(counted_C.any()):
-            return points_ND.sum() * 0.0
-
+        is_own_NC = torch.zeros_like(logits_NC, dtype=torch.bool).scatter_(1, labels_N[:, None], True)
+        counts_C = is_own_NC.sum(0)
         own_N = logits_NC.gather(1, labels_N[:, None])[:, 0]
         peak_C = segment_max(own_N.detach(), labels_N, num_classes)
         positive_C = segment_sum((own_N - peak_C[labels_N]).exp(), labels_N, num_classes)
-        is_own_NC = torch.zeros_like(logits_NC, dtype=torch.bool).scatter_(1, labels_N[:, None], True)
-        negative_C = logits_NC.masked_fill(is_own_NC, -torch.inf)[:, counted_C].logsumexp(0)
-        return (negative_C - positive_C[counted_C].log() - peak_C[counted_C]).sum()
+        negative_C = logits_NC.masked_fill(is_own_NC, -torch.inf).logsumexp(0)
+        terms_C = negative_C - positive_C.log() - peak_C
+        # Infinite where a class contributes nothing. Taking the others' columns beforehand would wait for a GPU.
+        counted_C = (counts_C > 0) & (counts_C < labels_N.shape[0])
+        return torch.where(counted_C, terms_C, 0.0).sum()
 
 
 def text_cross_entropy(points_ND: torch.Tensor, labels_N: torch.Tensor, text_CD: torch.Tensor) -> torch.Tensor:

@@ -48,10 +48,12 @@ class Segments:
 
         A larger segment is a block of its own. In a block, ``order_N`` still names rows among all.
         """
-        total, firsts = len(self.order_N), [0]
-        if num_rows < total:
-            cuts = torch.arange(num_rows, total, num_rows, device=self.start_S.device)
-            firsts += torch.unique_consecutive(torch.searchsorted(self.start_S, cuts)).tolist()
+        total = len(self.order_N)
+        if total <= num_rows:
+            yield slice(0, total), slice(0, self.count), self  # a GPU is not waited for
+            return
+        cuts = torch.arange(num_rows, total, num_rows, device=self.start_S.device)
+        firsts = [0, *torch.unique_consecutive(torch.searchsorted(self.start_S, cuts)).tolist()]
         edges = [first for first in dict.fromkeys(firsts) if first < self.count] + [self.count]
         starts = [*self.start_S[edges[:-1]].tolist(), total]
         for (first, last), (start, stop) in zip(pairwise(edges), pairwise(starts), strict=True):

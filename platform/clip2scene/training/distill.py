@@ -45,7 +45,7 @@ class Distillation(Training):
             settings=self.settings,
             augment=self.settings.augment,
             voxel_size_m=self.student.voxel_size_m,
-            text_CD=self.text_CD.to(batch.points_N4.device),
+            text_CD=self.text_CD.to(batch.points_N4.device, non_blocking=True),
             seed=self.seed,
             epoch=epoch,
             number=step,

@@ -58,7 +58,7 @@ class Step:
         """A random subset of at most ``contrast.max_pairs`` rows."""
         mixed = np.random.SeedSequence([self.seed, self.number, self.rank]).generate_state(1)
         generator = torch.Generator().manual_seed(int(mixed[0]))
-        return random_rows(num_rows, self.settings.contrast.max_pairs, generator).to(device)
+        return random_rows(num_rows, self.settings.contrast.max_pairs, generator).to(device, non_blocking=True)
 
     def classes(self, features_PD: torch.Tensor) -> torch.Tensor:
         """Class whose text is nearest to each row, (P,) int64."""
