@@ -43,6 +43,8 @@ class Pipeline:
         self.stages = Stages(job)
         self.seconds: dict[str, float] = {}
         self.report: dict[str, Any] = {"name": job.name, "stage": job.stage, "seed": job.seed}
+        self.scores: dict[str, float] = {}
+        """The last ones, called as in MLflow (``miou/student_3d``)."""
         self.example: dict[str, np.ndarray] = {}
 
     def run(
@@ -241,7 +243,9 @@ class Pipeline:
             run.log_figure(make(), path)
 
     def _log_final(self, run: Run, values: dict[str, float]) -> None:
-        run.log_metrics({_grouped(name): value for name, value in values.items()})
+        scores = {_grouped(name): value for name, value in values.items()}
+        self.scores |= scores
+        run.log_metrics(scores)
 
     def _log_scores(
         self, run: Run, scores: Scores, values: dict[str, float], domains: dict[str, str], prefix: str = ""

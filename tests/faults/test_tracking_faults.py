@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -22,6 +23,8 @@ from clip2scene.jobfile import load_job
 from clip2scene.pipeline import Pipeline
 from clip2scene.tracking.errors import TrackingError
 from clip2scene.tracking.outbox import Outbox
+from clip2scene.tracking.sweep_record import read_sweep
+from clip2scene.tracking.sweep_runs import FORMAT, TrialRun, sweep_run
 from clip2scene.tracking.tracker import Tracker, client_of, connect
 from commands import REPOSITORY, tell_recovery
 
@@ -263,6 +266,29 @@ def test_a_job_whose_server_is_gone_at_its_end_ends_well(server, streetworld_roo
     assert set(first.data.metrics) == set(second.data.metrics)
     for run in (first, second):
         assert "report.json" in {item.path for item in client.list_artifacts(run.info.run_id)}
+
+
+@pytest.mark.long
+def test_a_sweep_whose_server_is_away_at_its_end_waits_and_reads_all(server, tmp_path):
+    job = load_job(REPOSITORY / "jobs" / "demo.yaml")
+    tracker = connect(server.uri, "sweep", tmp_path / "outbox", patience_s=6.0)
+    with sweep_run(tracker, "away", "digest", {"selection": "no labels"}) as parent:
+        parent.log_dict({"format": FORMAT, "parameters": []}, "sweep.json")
+        trial = TrialRun(tracker, parent, "away", 0, job, None)
+        server.kill()
+        trial.log_epoch(1, {"loss": 2.0, "verifying/miou": 0.25})
+        trial.end("finished", {"miou": 0.25, "epochs": 1.0, "seconds": 3.0})
+        impatient = dataclasses.replace(tracker, patience_s=0.0)
+        sentence = "does not answer, so that we cannot read it; what is finished is kept, and the same command goes on"
+        with pytest.raises(TrackingError, match=sentence), impatient.told("read it"):
+            pass
+        back = threading.Timer(1.0, server.start)
+        back.start()
+        with tracker.told("read the sweep"):
+            record = read_sweep(server.uri, "away")
+        back.join()
+    assert [trial.finals for trial in record.trials] == [{"miou": 0.25, "epochs": 1.0, "seconds": 3.0}]
+    assert client_of(server.uri).get_run(record.trials[0].run_id).info.status == "FINISHED"
 
 
 def client_run(server: MlflowServer, experiment: str, report: dict) -> str:

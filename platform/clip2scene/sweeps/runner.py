@@ -110,15 +110,15 @@ def run_sweep(sweep: Sweep, tracker: Tracker, folder: Path, command: str, pages_
         "selection": f"labels of the {VERIFY_SPLIT} scenes" if space.reads_labels else "no labels",
     }
     with sweep_run(tracker, space.sweep, sweep.digest, tags) as parent:
-        if not is_recorded(parent):
+        if not is_recorded(tracker, parent):
             slots = _slots(sweep)
             labels = _prepare(sweep, folder)
             parent.log_dict(_about(sweep, command, labels), "sweep.json")
             started_s = time.monotonic()
             _search(sweep, TrialWork(_absolute(sweep), folder / "trials", labels), tracker, parent, folder, slots)
             _add(folder, seconds=time.monotonic() - started_s)
-            _record_counts(sweep, parent, folder)
-        record = read_sweep(tracker.uri, space.sweep)
+            _record_counts(sweep, parent, folder, _read(tracker, space.sweep))
+        record = _read(tracker, space.sweep)
         keep_sweep(record, parent, pages_at)
     if record.best:
         with writing(folder / "best.yaml") as aside:
@@ -283,10 +283,15 @@ def _about(sweep: Sweep, command: str, labels: bool) -> dict[str, Any]:
     }
 
 
-def _record_counts(sweep: Sweep, parent: Run, folder: Path) -> None:
+def _read(tracker: Tracker, name: str) -> SweepRecord:
+    with tracker.told(f"read the sweep {name!r}"):
+        return read_sweep(tracker.uri, name)
+
+
+def _record_counts(sweep: Sweep, parent: Run, folder: Path, record: SweepRecord) -> None:
     """What the sweep cost, once, when it is over."""
     counts = _counts(folder)
-    finals = [trial.finals for trial in read_sweep(parent.uri, sweep.space.sweep).trials]
+    finals = [trial.finals for trial in record.trials]
     parent.log_metrics(
         {
             **counts,

@@ -29,7 +29,6 @@ from clip2scene.tracking.table_record import (
     TableRecord,
     finished_jobs,
     mean_and_deviation,
-    metrics_of,
     read_table,
     table_run,
 )
@@ -68,7 +67,8 @@ def run_table(table: Table, tracker: Tracker, source: str, command: str, pages_a
     with table_run(tracker, table.table, table.dataset, table.run_digest()) as parent:
         about = _about(table, cells, command)
         parent.log_dict(about, "table.json")
-        found = finished_jobs(tracker, table.table)
+        with tracker.present("look for finished jobs"):
+            found = finished_jobs(tracker, table.table)
         missing = {digest: job for digest, job in jobs_of(cells).items() if digest not in found}
         console().print(
             f"{table.table}: {len(jobs_of(cells))} jobs for {len(cells)} cells, "
@@ -82,7 +82,8 @@ def run_table(table: Table, tracker: Tracker, source: str, command: str, pages_a
                 if done.error is not None:
                     failed[done.digest] = done.error
         parent.log_dict(about | {"failures": failed}, "table.json")
-        record = read_table(tracker.uri, f"{table.table}-{table.dataset}")
+        with tracker.told(f"read the table {table.table!r}"):
+            record = read_table(tracker.uri, f"{table.table}-{table.dataset}")
         _keep(record, parent, pages_at)
     return record
 
@@ -195,14 +196,15 @@ def _one(digest: str, job: Job, metrics: Sequence[str], tags: Mapping[str, str],
     started = time.perf_counter()
     try:
         name = f"{tags['row']}, seed {job.seed}"
-        report = Pipeline(job, brief=True).run(tracker, parent=parent, name=name, tags=tags)
-        kept = metrics_of(tracker.uri, report["run_id"])
+        pipeline = Pipeline(job, brief=True)
+        pipeline.run(tracker, parent=parent, name=name, tags=tags)
     except Clip2sceneError as error:
         return Done(digest, time.perf_counter() - started, {}, str(error))
     except Exception as error:
         sentence = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
         return Done(digest, time.perf_counter() - started, {}, sentence)
-    return Done(digest, time.perf_counter() - started, {name: kept[name] for name in metrics if name in kept})
+    kept = {name: pipeline.scores[name] for name in metrics if name in pipeline.scores}
+    return Done(digest, time.perf_counter() - started, kept)
 
 
 def _silent(n: int = 1, **fields: Any) -> None:

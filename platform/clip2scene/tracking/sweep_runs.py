@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from clip2scene.config import Job
-from clip2scene.tracking.server import healthy
 from clip2scene.tracking.tracker import Run, Tracker, client_of
 
 FORMAT = "clip2scene-sweep-1"
@@ -26,8 +25,7 @@ _FINAL = "final/"
 def sweep_run(tracker: Tracker, name: str, digest: str, tags: Mapping[str, str]) -> Iterator[Run]:
     """The parent run of a sweep: the one of the same ``digest`` goes on, otherwise a new one begins.
 
-    When the block ends, no run below it stays open: a driver that was killed could not close its trials'. Where the
-    server is away, they stay so until the sweep goes on.
+    When the block ends, no run below it stays open.
     """
     given = {"stage": "sweep", "sweep": name, "sweep_digest": digest, **tags}
     known = tracker.find_run({"stage": "sweep", "sweep": name, "sweep_digest": digest})
@@ -35,24 +33,13 @@ def sweep_run(tracker: Tracker, name: str, digest: str, tags: Mapping[str, str])
         try:
             yield run
         finally:
-            _close_below(tracker, run)
+            tracker.close_below(run)
 
 
-def _close_below(tracker: Tracker, run: Run) -> None:
-    from mlflow.exceptions import MlflowException
-
-    if not healthy(tracker.uri):  # MLflow's client would try again for a minute
-        return
-    client = client_of(tracker.uri)
-    below = f"tags.`mlflow.parentRunId` = '{run.run_id}' and attributes.status = 'RUNNING'"
-    with contextlib.suppress(MlflowException):  # a first error is the one to tell
-        for left in client.search_runs([tracker.experiment_id], below, max_results=1000):
-            client.set_terminated(left.info.run_id, "KILLED")
-
-
-def is_recorded(run: Run) -> bool:
+def is_recorded(tracker: Tracker, run: Run) -> bool:
     """Whether a sweep's run holds its final figures, so that there is nothing left to run."""
-    return "trials" in client_of(run.uri).get_run(run.run_id).data.metrics
+    with tracker.present("look into the sweep's run") as client:
+        return "trials" in client.get_run(run.run_id).data.metrics
 
 
 def is_sweep(uri: str, name: str) -> bool:
@@ -81,9 +68,12 @@ class TrialRun:
                 system_metrics=False,
             )
         )
-        data = client_of(tracker.uri).get_run(self.run.run_id).data if known else None
-        self._epoch = _last_epoch(self.run) if data is not None else 0
-        self._ended = data is not None and f"{_FINAL}epochs" in data.metrics
+        self._epoch, self._ended = 0, False
+        if known:
+            with tracker.present("read what a trial's run holds") as client:
+                history = client.get_metric_history(known, f"{_TRAIN}loss")
+                self._epoch = max((metric.step for metric in history), default=0)
+                self._ended = f"{_FINAL}epochs" in client.get_run(known).data.metrics
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Keep an epoch's metrics, once: a trial that goes on from a checkpoint tells of its first epochs again.
@@ -128,8 +118,3 @@ def _compared(job: Job) -> dict[str, Any]:
     settings = job.model_dump(mode="json", by_alias=True)
     groups = ("dataset", "teacher", "prompts", "student", "distill", "resources")
     return {"seed": job.seed} | {group: settings[group] for group in groups}
-
-
-def _last_epoch(run: Run) -> int:
-    history = client_of(run.uri).get_metric_history(run.run_id, f"{_TRAIN}loss")
-    return max((metric.step for metric in history), default=0)

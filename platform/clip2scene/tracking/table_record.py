@@ -142,11 +142,6 @@ def direction(cell: TableCell, reference: TableCell) -> str:
     return "same" if (mean > 0) == (cell.paper > reference.paper) else "opposite"
 
 
-def metrics_of(uri: str, run_id: str) -> dict[str, float]:
-    """The last value of every metric of a run."""
-    return dict(client_of(uri).get_run(run_id).data.metrics)
-
-
 def finished_jobs(tracker: Tracker, table: str) -> dict[str, JobRun]:
     """The latest finished run of every job of a table, by the job's digest."""
     return _by_digest(tracker.uri, [tracker.experiment_id], table)
@@ -156,7 +151,7 @@ def finished_jobs(tracker: Tracker, table: str) -> dict[str, JobRun]:
 def table_run(tracker: Tracker, table: str, dataset: str, digest: str) -> Iterator[Run]:
     """The parent run of a table: the one of the same ``digest`` goes on, otherwise a new one begins.
 
-    When the block ends, no run below it stays open: a worker that was killed could not close its own.
+    When the block ends, no run below it stays open.
     """
     tags = {"stage": "table", "table": table, "table_dataset": dataset, "table_digest": digest}
     known = tracker.find_run(tags)
@@ -164,10 +159,7 @@ def table_run(tracker: Tracker, table: str, dataset: str, digest: str) -> Iterat
         try:
             yield run
         finally:
-            client = client_of(tracker.uri)
-            below = f"tags.`mlflow.parentRunId` = '{run.run_id}' and attributes.status = 'RUNNING'"
-            for left in client.search_runs([tracker.experiment_id], below, max_results=1000):
-                client.set_terminated(left.info.run_id, "KILLED")
+            tracker.close_below(run)
 
 
 def read_table(uri: str, name: str) -> TableRecord:

@@ -112,7 +112,7 @@ class Tracker:
         """
         text = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         order = ["attributes.start_time DESC"]
-        with self._present("look for a run") as client:
+        with self.present("look for a run") as client:
             runs = client.search_runs([self.experiment_id], text, max_results=1, order_by=order)
         return runs[0].info.run_id if runs else None
 
@@ -129,13 +129,13 @@ class Tracker:
         given = {**origin_tags(), **tags}
         if parent is not None:
             given["mlflow.parentRunId"] = parent.run_id
-        with self._present(f"open the run {name!r}") as client:
+        with self.present(f"open the run {name!r}") as client:
             return str(client.create_run(self.experiment_id, run_name=name, tags=given).info.run_id)
 
     def _reopen(self, run_id: str) -> str:
         from mlflow.exceptions import MlflowException
 
-        with self._present(f"continue the run {run_id!r}") as client:
+        with self.present(f"continue the run {run_id!r}") as client:
             try:
                 known = client.get_run(run_id)
             except MlflowException as error:
@@ -151,9 +151,36 @@ class Tracker:
                 client.delete_tag(run_id, "error")
         return run_id
 
+    def close_below(self, run: Run) -> None:
+        """Close what is open below a run: a process that was killed could not close its own.
+
+        Where the server is away they stay open until the run goes on.
+        """
+        from mlflow.exceptions import MlflowException
+
+        if not healthy(self.uri):  # MLflow's client would try again for a minute
+            return
+        client = client_of(self.uri)
+        below = f"tags.`mlflow.parentRunId` = '{run.run_id}' and attributes.status = 'RUNNING'"
+        with suppress(MlflowException):  # a first error is the one to tell
+            for left in client.search_runs([self.experiment_id], below, max_results=1000):
+                client.set_terminated(left.info.run_id, "KILLED")
+
     @contextmanager
-    def _present(self, purpose: str) -> Iterator[Any]:
-        """A client for what only a server that is there can do."""
+    def told(self, purpose: str) -> Iterator[None]:
+        """Inside of the block the server has what runs wrote, the outbox too; :meth:`present` says what is raised."""
+        with self.present(purpose) as client:
+            if self.outbox is not None:
+                Outbox(self.outbox).deliver_all(client, self.uri)
+            yield
+
+    @contextmanager
+    def present(self, purpose: str) -> Iterator[Any]:
+        """A client for what only a server that is there can do.
+
+        Raises:
+            TrackingError: the server is away and stays away; the sentence says that we cannot ``purpose``.
+        """
         from mlflow.exceptions import MlflowException
 
         away = f"MLflow at {self.uri} does not answer, so that we cannot {purpose}; what is finished is kept"
