@@ -61,16 +61,30 @@ def test_a_job_is_based_on_another_and_its_own_settings_win(tmp_path):
 @pytest.mark.parametrize(
     ("base", "sentence"),
     [
-        ("other.yaml", r"job\.yaml: base=other\.yaml: leads back to this file|other\.yaml: base=job\.yaml: leads back"),
-        ("nowhere.yaml", r"nowhere\.yaml: cannot read the job file \(No such file or directory\)"),
-        ("[a, b]", r"job\.yaml: base=\['a', 'b'\]: the name of a job file beside this one is needed"),
+        ("circle.yaml", r"job\.yaml: base=circle\.yaml: base=job\.yaml: leads back to this file$"),
+        ("nowhere.yaml", r"job\.yaml: base=nowhere\.yaml: .*nowhere\.yaml: cannot read the job file \(No such file"),
+        ("empty.yaml", r"job\.yaml: base=empty\.yaml: .* is a mapping of keys to values, and this is empty$"),
+        ("typo.yaml", r"job\.yaml: base=typo\.yaml: distil: unknown key; .* did you mean distill\?$"),
+        ("wrong.yaml", r"job\.yaml: base=wrong\.yaml: distill\.epochs=-1: input should be greater than"),
+        ("link.yaml", r"job\.yaml: base=link\.yaml: "),
+        (str(JOBS / "table3_ablation.yaml"), r"job\.yaml: base=.*: a table, and a job is needed$"),
+        ('"\\0"', r"job\.yaml: base="),
+        ("[a, b]", r"job\.yaml: base=\['a', 'b'\]: the name of a job file beside this one is needed$"),
     ],
 )
 def test_a_base_that_is_none(tmp_path, base, sentence):
     (tmp_path / "job.yaml").write_text(f"base: {base}\n")
-    (tmp_path / "other.yaml").write_text("base: job.yaml\n")
-    with pytest.raises(ConfigError, match=sentence):
+    for name, text in {
+        "circle": "base: job.yaml",
+        "empty": "",
+        "typo": "distil: {}",
+        "wrong": "distill: {epochs: -1}",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    (tmp_path / "link.yaml").symlink_to("link.yaml")
+    with pytest.raises(ConfigError, match=sentence) as caught:
         load_job(tmp_path / "job.yaml")
+    assert "\n" not in str(caught.value)
 
 
 def test_models_are_frozen():
@@ -116,6 +130,8 @@ def test_models_are_frozen():
             r"evaluate\.methods='student_3d': a list is needed, such as evaluate\.methods=\[student_3d\]$",
         ),
         ("name.first=3", r"override 'name\.first=3': name\.first: name is a value, not a group of keys$"),
+        ("base=demo.yaml", r"override 'base=demo\.yaml': a base stands in the file"),
+        ("dataset.train_split=foo", r"dataset\.train_split='foo': input should be 'train', 'val'"),
         ("no-equals", r"override 'no-equals' is not of the form key\.path=value"),
         ("distill.epochs=[", r"override 'distill\.epochs=\[': the value is not valid YAML"),
     ],
@@ -133,7 +149,18 @@ def test_a_mistake_in_a_list_of_groups_has_its_place():
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"), [("- a\n- b\n", "mapping"), ("a: [", "not valid YAML"), ("stage: index\n", "name: required")]
+    ("text", "sentence"),
+    [
+        ("- a\n- b\n", "mapping of keys to values, and this is a list$"),
+        ("", "and this is empty$"),
+        ("a: [", "not valid YAML"),
+        ("stage: index\n", "name: required"),
+        ("bas: demo.yaml\n", r"bas: unknown key; allowed here: base, .*; did you mean base\?$"),
+        (
+            "name: a\ndataset: {kind: streetworld}\ndistill.scr.tau: 3\n",
+            r"distill\.scr\.tau: unknown key; .*; in a file it stands in its group, distill: \{scr: \{tau: \.\.\.\}\}$",
+        ),
+    ],
 )
 def test_a_damaged_job_file(tmp_path, text, sentence):
     path = tmp_path / "job.yaml"

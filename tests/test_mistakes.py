@@ -18,7 +18,10 @@ def test_doctor_passes():
         (["run", "jobs/none.yaml"], "cannot read the job file"),
         (["run", "jobs/demo.yaml", "resources.gpus_per_worker=64"], "needs 128 GPUs"),
         (["run", "jobs/demo.yaml", "storage=/proc/nowhere"], "cannot make this folder"),
-        (["run", "jobs/demo.yaml", "prompts.vocabulary=latin"], "allowed: nuscenes"),
+        (
+            ["run", "jobs/demo.yaml", "prompts.vocabulary=latin"],
+            "prompts.vocabulary='latin': input should be ",
+        ),
         (
             ["run", "search_spaces/temperatures.yaml"],
             "`clip2scene sweep search_spaces/temperatures.yaml --job JOB.yaml`",

@@ -17,6 +17,7 @@ _ROUNDED_WITHIN = 0.06
 STAGES = ("index", "extract", "distill", "evaluate", "finetune")
 TEXT_FREE = ("pointcontrast",)
 """Methods whose features are not in CLIP's space: nothing can be scored before they are fine-tuned."""
+Split = Literal["train", "val", "test", "parametrizing", "verifying", "mini_train", "mini_val"]
 Stage = Literal["index", "extract", "distill", "evaluate", "finetune", "streetworld_clip"]
 
 
@@ -91,10 +92,10 @@ class DatasetSettings(Settings):
     """Earlier sweeps to index per keyframe; 0 for a download of keyframes only."""
     images_per_scene: int | None = Field(None, ge=1)
     """ScanNet: at most this many posed frames of a scene, spread evenly; all when not given."""
-    train_split: str = "parametrizing"
-    """Split that is distilled and fine-tuned on: ``train``, ``val``, ``test``, ``parametrizing`` or ``verifying`` (both
-    parts of ``train``), and in nuScenes ``mini_train`` or ``mini_val``."""
-    eval_split: str = "verifying"
+    train_split: Split = "parametrizing"
+    """Split that is distilled and fine-tuned on; ``parametrizing`` and ``verifying`` are parts of ``train``, and
+    ``mini_train`` and ``mini_val`` nuScenes' alone."""
+    eval_split: Split = "verifying"
     """Split that scores are computed on; named as ``train_split``."""
     streetworld: StreetworldSettings = StreetworldSettings()
 
@@ -102,6 +103,9 @@ class DatasetSettings(Settings):
     def _root_is_given(self) -> DatasetSettings:
         if self.kind != "streetworld" and self.root is None:
             raise ValueError(f"dataset.root must name the {self.kind} folder when dataset.kind={self.kind}")
+        for key in ("train_split", "eval_split"):
+            if getattr(self, key).startswith("mini") and self.kind not in ("nuscenes", "streetworld"):
+                raise ValueError(f"dataset.{key}={getattr(self, key)}: {self.kind} has no such split, nuScenes has")
         return self
 
 
@@ -119,9 +123,9 @@ class TeacherSettings(Settings):
     clip_normalisation: bool = True
     """Normalise with CLIP's mean and std; the released code does not."""
     keep_last_residual: bool = False
-    """Keep the last block's residual connection beside its value path."""
+    """Keep the last block's residual connection beside its value path, as the released code does."""
     keep_last_mlp: bool = False
-    """Keep the last block's MLP after its value path."""
+    """Keep the last block's MLP after its value path, likewise."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the vision tower; features are stored as float16 either way."""
     seed: int = Field(0, ge=0)
@@ -131,9 +135,9 @@ class TeacherSettings(Settings):
 class PromptSettings(Settings):
     """Class names and sentences whose averaged text embeddings are the label space (t_c)."""
 
-    vocabulary: str | None = None
-    """Whose class names the teacher labels pixels with while distilling: ``nuscenes``, ``semantickitti``, ``scannet``,
-    ``cityscapes`` or ``all``; the data set's own when not given. Scores are always over the data set's own classes."""
+    vocabulary: Literal["nuscenes", "semantickitti", "scannet", "cityscapes", "all"] | None = None
+    """Whose class names the teacher labels pixels with while distilling; the data set's own when not given. Scores are
+    always over the data set's own classes."""
     templates: Literal["clip85", "plain"] = "clip85"
     """``clip85``: the 85 templates averaged per class (paper); ``plain``: the class name alone."""
 
@@ -243,8 +247,8 @@ class AugmentSettings(Settings):
     """Uniform rotation about z."""
     flip: bool = True
     """Mirror x and y, each with probability one half."""
-    scale: float = Field(0.05, ge=0, lt=1)
-    """Uniform scaling within 1 ± this."""
+    scale: float = Field(0.0, ge=0, lt=1)
+    """Uniform scaling within 1 ± this; not in the paper."""
 
 
 class OptimiserSettings(Settings):
@@ -317,9 +321,10 @@ class FinetuneSettings(TrainingSettings):
     checkpoint: str | None = None
     """A student file to start from instead of distilling one (made with the same ``student`` settings)."""
     protocol: Literal["clip2scene_frame", "slidr_scene"] = "clip2scene_frame"
-    """``clip2scene_frame``: every n-th keyframe; ``slidr_scene``: every n-th scene. Not comparable."""
+    """``clip2scene_frame``: the first keyframe and every n-th after it; ``slidr_scene``: the n-th scene and every n-th
+    after it. Not comparable."""
     label_fraction: float = Field(0.01, gt=0, le=1)
-    """1/n: the first keyframe (or scene) and every n-th after it is labelled; 0.333 is every third, 0.7 is refused."""
+    """1/n: every n-th keyframe (or scene) is labelled; 0.333 is every third, 0.7 is refused."""
     epochs: int = Field(100, ge=1)
     """Passes over the labelled keyframes."""
     backbone_learning_rate_scale: float = Field(1.0, gt=0)
@@ -429,7 +434,7 @@ class Job(Settings):
 
 
 _RELEASED: dict[str, Any] = {
-    "teacher": {"clip_normalisation": False},
+    "teacher": {"clip_normalisation": False, "keep_last_residual": True, "keep_last_mlp": True},
     "distill": {
         "normalise_features": False,
         "sweep_choice": "random",

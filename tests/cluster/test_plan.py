@@ -110,8 +110,10 @@ def test_a_data_set_that_is_not_there_has_its_official_counts():
     ten_times = planned(NUSCENES, *OFFICIAL, *SMALL_TEACHER, there=machine(gpus=2), frames=281_300)
     assert ten_times.data.images == 10 * made.data.images
     assert works(ten_times)["extract"].stored_bytes == 10 * works(made)["extract"].stored_bytes
-    with pytest.raises(ConfigError, match="split 'holdout': no count"):
-        planned(NUSCENES, "dataset.train_split=holdout", "stage=index")
+    with pytest.raises(ConfigError, match="split 'verifying': no count"):
+        planned(str(REPOSITORY / "jobs" / "scannet.yaml"), "dataset.train_split=verifying", "stage=index")
+    with pytest.raises(ConfigError, match="ftp://x/y"):
+        planned(NUSCENES, *OFFICIAL, "storage=ftp://x/y", "stage=index")
 
 
 def test_time_and_money_on_more_gpus():
@@ -238,8 +240,10 @@ def test_json_and_words_that_do_not_fit(capsys, tmp_path):
     assert values["seconds"] == pytest.approx(sum(stage["seconds"] for stage in values["stages"]))
     assert sum(values["memory"].values()) > values["memory"]["process"]
     for words, sentence in (
-        (["--frames", "0"], "--frames 0: must be above 0"),
+        (["--frames", "0"], "--frames 0: must be a number above 0"),
         (["--address", "http://x", "--gpus", "2"], "--address: a cluster says"),
+        (["--images-per-second", "nan"], "--images-per-second nan: must be a number above 0"),
+        (["--price-per-gpu-hour", "inf"], "--price-per-gpu-hour inf: must be a number"),
         (["--job", DEMO], "--job JOB belongs to a search space"),
         (["--rates", str(tmp_path / "none.json")], "cannot be read"),
     ):

@@ -40,7 +40,7 @@ def test_tables_and_sweeps_are_submitted_too():
     assert len(table.jobs) > 10
     sweep = submit.read_submission(SPACE, ["job.seed=1"], DEMO)
     assert (sweep.verb, [path.name for path in sweep.files]) == ("sweep", ["temperatures.yaml", "demo.yaml"])
-    with pytest.raises(ConfigError, match="--job JOB belongs to a search space"):
+    with pytest.raises(ConfigError, match="a search space varies a job; give --job JOB"):
         submit.read_submission(SPACE)
     with pytest.raises(ConfigError, match="--job JOB belongs to a search space"):
         submit.read_submission(DEMO, (), DEMO)

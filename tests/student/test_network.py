@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clip2scene.config import StudentSettings
+from clip2scene.config import ConfigError, StudentSettings
 from clip2scene.data.index import DataError
 from clip2scene.student.checkpoint import load_checkpoint, save_checkpoint
 from clip2scene.student.network import Student
@@ -160,3 +160,12 @@ def test_gpu_equals_cpu(settings):
         here = student(points, zeros)["classifier"]
         there = student.cuda()(points.cuda(), zeros.cuda())["classifier"].cpu()
     torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-4)
+
+
+def test_more_cells_than_spconvs_hash_tells_apart_are_refused():
+    student = Student(SMALL, num_classes=3).eval()
+    points = torch.tensor([[0.0, 0, 0, 0], [400, 400, 200, 0]])
+    with torch.no_grad():
+        student(points, torch.zeros(2, dtype=torch.long))
+        with pytest.raises(ConfigError, match=r"student\.voxel_size_m=\S+: on a CPU spconv confuses .* 2\^32 in all"):
+            student(points, torch.tensor([0, 9]))

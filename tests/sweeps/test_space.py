@@ -22,6 +22,7 @@ from clip2scene.sweeps.scheduler import scheduler_of
 from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.space import TrialResources, load_sweep
 from clip2scene.tracking import sweep_runs
+from clip2scene.tracking.tracker import Tracker
 from commands import REPOSITORY
 
 JOB = {"name": "job", "seed": 5, "dataset": {"kind": "streetworld"}, "teacher": {"model": "streetworld"}}
@@ -205,14 +206,11 @@ def test_an_error_is_told_where_mlflow_is_away_at_the_end(answers, monkeypatch):
     def search_runs(*_, **__):
         raise MlflowException("away")
 
-    tracker = SimpleNamespace(
-        uri="http://127.0.0.1:1",
-        experiment_id="0",
-        find_run=lambda tags: None,
-        run=lambda name, **_: contextlib.nullcontext(SimpleNamespace(run_id="1")),
-    )
-    monkeypatch.setattr(sweep_runs, "healthy", lambda uri: answers)
-    monkeypatch.setattr(sweep_runs, "client_of", lambda uri: SimpleNamespace(search_runs=search_runs))
+    tracker = Tracker("http://127.0.0.1:1", "0")
+    monkeypatch.setattr(Tracker, "find_run", lambda self, tags: None)
+    monkeypatch.setattr(Tracker, "run", lambda self, name, **_: contextlib.nullcontext(SimpleNamespace(run_id="1")))
+    monkeypatch.setattr("clip2scene.tracking.tracker.healthy", lambda uri: answers)
+    monkeypatch.setattr("clip2scene.tracking.tracker.client_of", lambda uri: SimpleNamespace(search_runs=search_runs))
     with pytest.raises(ValueError, match="first"), sweep_runs.sweep_run(tracker, "test", "digest", {}):
         raise ValueError("first")
     with sweep_runs.sweep_run(tracker, "test", "digest", {}):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clip2scene.config import DistillSettings, OptimiserSettings, ResourceSettings, ScrSettings
+from clip2scene.config import ConfigError, DistillSettings, OptimiserSettings, ResourceSettings, ScrSettings
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.training.evaluate import ConstantMethod, StudentMethod, TeacherMethod, evaluate, label_counts
 from clip2scene.training.finetune import choose_labelled
@@ -157,7 +157,9 @@ def test_labelled_fractions(tiny):
     assert choose_labelled(frames, "clip2scene_frame", 1.0) == frames
     assert choose_labelled(frames, "clip2scene_frame", 0.5) == frames[::2]
     by_scene = choose_labelled(frames, "slidr_scene", 0.5)
-    assert {frame.scene for frame in by_scene} == set(list(dict.fromkeys(f.scene for f in frames))[::2])
+    assert {frame.scene for frame in by_scene} == set(list(dict.fromkeys(f.scene for f in frames))[1::2])
+    with pytest.raises(ConfigError, match=r"label_fraction=0.01: one scene in 100, and the training split has \d"):
+        choose_labelled(frames, "slidr_scene", 0.01)
 
 
 @pytest.fixture

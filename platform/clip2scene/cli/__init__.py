@@ -265,6 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="key=value",
         help="settings to change, such as distill.epochs=5; `clip2scene settings` lists all",
     )

@@ -17,7 +17,9 @@ def register(verbs: Any) -> None:
     """Add the verbs."""
     submit = verbs.add_parser("submit", help="run a job, a table or a sweep on a Ray cluster, and follow its log")
     submit.add_argument("file", help="job, table or search space, such as jobs/demo.yaml")
-    submit.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, as with run and sweep")
+    submit.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="settings to change, as with run and sweep"
+    )
     submit.add_argument("--job", help="with a search space: job file whose settings are varied")
     submit.add_argument(
         "--tracking-uri", help="MLflow server, as the cluster reaches it; MLFLOW_TRACKING_URI when not given"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from typing import Any
 
 from clip2scene.config import ConfigError
@@ -13,7 +14,9 @@ def register(verbs: Any) -> None:
     """Add the verb."""
     plan = verbs.add_parser("plan", help="what a job, a table or a sweep would do, take, want and cost; nothing is run")
     plan.add_argument("file", help="job, table or search space, such as jobs/nuscenes.yaml")
-    plan.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, as with run and sweep")
+    plan.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="settings to change, as with run and sweep"
+    )
     plan.add_argument("--job", help="with a search space: job file whose settings are varied")
     where = plan.add_argument_group("where it would run (this machine when not given)")
     where.add_argument("--address", metavar="URL", help="Ray's dashboard of a cluster")
@@ -30,11 +33,11 @@ def register(verbs: Any) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     for name in ("cpus", "frames", "images_per_second", "steps_per_second"):
-        if (value := getattr(options, name)) is not None and value <= 0:
-            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: must be above 0")
+        if (value := getattr(options, name)) is not None and not 0 < value < math.inf:
+            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: must be a number above 0")
     for name in ("gpus", "price_per_gpu_hour"):
-        if (value := getattr(options, name)) is not None and value < 0:
-            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: must not be below 0")
+        if (value := getattr(options, name)) is not None and not 0 <= value < math.inf:
+            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: must be a number, not below 0")
     if options.address is not None and (options.cpus, options.gpus) != (None, None):
         raise ConfigError(
             "--address: a cluster says what it has; --cpus and --gpus are for machines that are not there"

@@ -12,7 +12,8 @@ from clip2scene.jobfile import Schema, did_you_mean, settings_of
 
 _INTRODUCTION = (
     "Settings of a job with what is allowed and [default]; key=value after the job file changes one, as in "
-    "`clip2scene run jobs/demo.yaml distill.scr.tau=0.7`."
+    "`clip2scene run jobs/demo.yaml distill.scr.tau=0.7`. A job file may also have `base: FILE`: another one "
+    "beside it, from which it takes all others."
 )
 _TYPES = {"boolean": "true or false", "integer": "integer", "number": "number", "string": "text"}
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}

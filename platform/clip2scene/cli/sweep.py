@@ -18,7 +18,7 @@ def register(verbs: Any) -> None:
     )
     sweep.add_argument("space", nargs="?", help="search space, such as search_spaces/temperatures.yaml")
     sweep.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="of the space, or with job. before it of the job"
+        "overrides", nargs="*", default=[], metavar="key=value", help="of the space, or with job. before it of the job"
     )
     sweep.add_argument("--job", help="job file whose settings are varied")
     sweep.add_argument("--resume", metavar="NAME", help="go on with a sweep that was interrupted; no file is needed")

@@ -14,8 +14,8 @@ from clip2scene.cluster.rates import RatedStage, Rates
 from clip2scene.cluster.session import trains
 from clip2scene.cluster.submit import check_fits
 from clip2scene.config import STAGES, ConfigError, Job
-from clip2scene.jobfile import kind_of, load_job, read_values
-from clip2scene.storage import is_remote
+from clip2scene.jobfile import kind_with_job, load_job, read_values
+from clip2scene.storage import folder_of, is_remote
 from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.space import Scheduler, Sweep, load_sweep
 from clip2scene.tables.spec import expand, jobs_of, load_table
@@ -54,9 +54,7 @@ def plan(
         ConfigError: a file cannot be read, or a key or value is wrong.
         DataError: the data set is damaged.
     """
-    kind = kind_of(path)
-    if (kind == "sweep") != (job_path is not None):
-        raise ConfigError(f"{path}: --job JOB belongs to a search space (a file with the key 'sweep'), and only there")
+    kind = kind_with_job(path, job_path)
     planner = Planner(machine, rates, num_frames)
     words = list(overrides)
     if job_path is not None:
@@ -66,7 +64,7 @@ def plan(
     if kind == "table":
         values = read_values(path, words, "table")
         jobs, dataset = values.get("jobs"), values.get("dataset")
-        base = jobs.get(dataset) if isinstance(jobs, dict) else None
+        base = jobs.get(dataset) if isinstance(jobs, dict) and isinstance(dataset, str) else None
         table = load_table(path, [*words, *_no_root(base, f"jobs.{dataset}.")])
         return plan_jobs(list(jobs_of(expand(table, path)).values()), table.table, planner)
     job = load_job(path, [*words, *_no_root(read_values(path, words, "job"))])
@@ -81,6 +79,7 @@ def plan_jobs(jobs: Sequence[Job], name: str, planner: Planner) -> Plan:
     works: dict[str, Work] = {}
     trainings = 0
     for job in jobs:
+        folder_of(job.storage)  # refuses what is none
         for work in planner.works(job):
             works[work.stage] = works[work.stage].plus(work) if work.stage in works else work
             trainings += work.stage == "distill"

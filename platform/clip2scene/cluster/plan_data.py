@@ -223,7 +223,7 @@ def _labelled(job: Job, frames: int, scenes: int) -> int:
     every = max(round(1 / job.finetune.label_fraction), 1)
     if job.finetune.protocol == "clip2scene_frame":
         return math.ceil(frames / every)
-    return round(math.ceil(scenes / every) * frames / scenes)
+    return round(scenes // every * frames / scenes)
 
 
 def _scaled(data: Data, num_frames: int) -> Data:

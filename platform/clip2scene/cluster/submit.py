@@ -23,7 +23,7 @@ import clip2scene
 from clip2scene.cluster.jobs import Jobs
 from clip2scene.cluster.session import trains
 from clip2scene.config import ConfigError, Job, digest_of, gpu_places
-from clip2scene.jobfile import kind_of, load_job, read_values
+from clip2scene.jobfile import kind_of, kind_with_job, load_job, read_values
 from clip2scene.storage import folder_of
 from clip2scene.tracking.provenance import REVISION, git_revision, user_name
 
@@ -76,9 +76,7 @@ def read_submission(path: str, overrides: Sequence[str] = (), job_path: str | No
 
     words = tuple(overrides)
     settings: Any
-    kind = kind_of(path)
-    if (kind == "sweep") != (job_path is not None):
-        raise ConfigError(f"{path}: --job JOB belongs to a search space (a file with the key 'sweep'), and only there")
+    kind = kind_with_job(path, job_path)
     if job_path is not None:
         sweep = load_sweep(path, job_path, words)
         space = sweep.space.model_dump(mode="json", by_alias=True)

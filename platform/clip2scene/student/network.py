@@ -16,6 +16,7 @@ Legend: N points, V voxels, F backbone width, D width of the teacher's space, C 
 from __future__ import annotations
 
 import gc
+import math
 import warnings
 from typing import Literal
 
@@ -33,7 +34,7 @@ with warnings.catch_warnings():
     finally:
         gc.enable()
 
-from clip2scene.config import StudentSettings
+from clip2scene.config import ConfigError, StudentSettings
 from clip2scene.student.layouts import Layout, layout_of
 from clip2scene.student.voxels import Voxels, mean_of_points, rows_of_points, voxelise
 
@@ -169,7 +170,14 @@ class SparseUNet(nn.Module):
         return torch.cat(columns, dim=1)
 
     def _sparse(self, features_V: torch.Tensor, voxels: Voxels, cloud_N: torch.Tensor) -> spconv.SparseConvTensor:
-        return spconv.SparseConvTensor(features_V, voxels.coordinates_V4, list(voxels.shape), int(cloud_N.max()) + 1)
+        num_clouds = int(cloud_N.max()) + 1
+        if features_V.device.type == "cpu" and math.prod(voxels.shape) * num_clouds > _CELLS_ON_CPU:
+            raise ConfigError(
+                f"student.voxel_size_m={self.settings.voxel_size_m:g}: on a CPU spconv confuses the voxels of so many "
+                f"clouds ({num_clouds} of {' x '.join(map(str, voxels.shape))} cells, 2^32 in all are allowed); lower "
+                "batch_size, distill.num_sweeps, or take larger voxels"
+            )
+        return spconv.SparseConvTensor(features_V, voxels.coordinates_V4, list(voxels.shape), num_clouds)
 
 
 class _Submanifold(nn.Module):
@@ -256,5 +264,7 @@ class _PointLayer(nn.Sequential):
         super().__init__(nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True))
 
 
+_CELLS_ON_CPU = 2**32
+"""spconv 2.3's CPU hash has keys of 32 bits, in which a cell beyond this is the same as one of another cloud."""
 # The other algorithms are CUDA only; weights have the same layout for all, so one checkpoint serves both.
 _ALGORITHM = ConvAlgo.Native

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, model_validator
 
 from clip2scene.config import TEXT_FREE, ConfigError, Gpus, Job, Settings, digest_of
-from clip2scene.jobfile import parse, put, read_values
+from clip2scene.jobfile import kind_of, parse, put, read_values
 from clip2scene.storage import is_remote
 
 TRAIN_SPLIT, VERIFY_SPLIT = "parametrizing", "verifying"
@@ -166,7 +166,7 @@ class Space(Settings):
     budget: Budget = Budget()
     resources: TrialResources = TrialResources()
     touches_features: bool = False
-    """Allow keys that decide the feature store (``dataset``, ``teacher``): every value costs an extraction."""
+    """Allow keys that decide the feature store (``dataset``, ``teacher``, ``variant``): each value is an extraction."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -312,6 +312,8 @@ def load_sweep(space_path: str | Path, job_path: str | Path, overrides: Iterable
     Raises:
         ConfigError: a file cannot be read; a key or value is wrong, in the space or in any trial.
     """
+    if (kind := kind_of(job_path)) != "job":
+        raise ConfigError(f"--job {job_path}: a {kind}, and a job is needed")
     overrides = list(overrides)
     of_job = [override.removeprefix("job.") for override in overrides if override.startswith("job.")]
     of_space = [override for override in overrides if not override.startswith("job.")]

@@ -136,6 +136,12 @@ def load_table(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) ->
     for place, row in enumerate(_listed(values, "rows", str(path)), start=1):
         parse(Row, row, f"{path}: row {place} ({row.get('name')!r})")
     table = parse(Table, values, str(path))
+    for override in overrides:
+        group, _, rest = override.partition("=")[0].partition(".")
+        if group == "jobs" and (of := rest.partition(".")[0]) != table.dataset:
+            raise ConfigError(
+                f"override {override!r}: changes nothing with dataset={table.dataset}; give dataset={of} too"
+            )
     expand(table, str(path))
     return table
 
@@ -165,7 +171,7 @@ def jobs_of(cells: Iterable[Cell]) -> dict[str, Job]:
 
 def _job(table: Table, changes: dict[str, Any], seed: int, where: str) -> Job:
     values = copy.deepcopy(table.jobs[table.dataset])
-    for key in (*OF_THE_TABLE, "dataset.kind"):
+    for key in OF_THE_TABLE:
         if key in changes or key in values:
             raise ConfigError(f"{where}: {key}: the table sets it; give it at the top of the table")
     for key, value in changes.items():
@@ -176,7 +182,10 @@ def _job(table: Table, changes: dict[str, Any], seed: int, where: str) -> Job:
         "storage": table.storage,
         "experiment": table.experiment,
     }
-    return parse(Job, values, where)
+    job = parse(Job, values, where)
+    if job.dataset.kind != table.dataset:
+        raise ConfigError(f"{where}: dataset.kind={job.dataset.kind}: jobs.{table.dataset} must be of {table.dataset}")
+    return job
 
 
 def _listed(values: dict[str, Any], key: str, path: str) -> list[dict[str, Any]]:

@@ -71,7 +71,7 @@ class Encoder:
             if teacher.digest != digest:
                 raise ConfigError(f"the weights of {teacher_settings.model} are {teacher.digest} there, not {digest}")
             self._teacher = teacher.to(self._device)
-        except ConfigError as error:
+        except (ConfigError, RuntimeError, AssertionError) as error:  # the latter two are torch's, of a GPU
             self._failure = f"an actor on {platform.node()} cannot load the teacher: {error}"
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from clip2scene.config import FinetuneSettings
+from clip2scene.config import ConfigError, FinetuneSettings
 from clip2scene.data.index import Frame
 from clip2scene.student.network import Student
 from clip2scene.training.fit import Training
@@ -49,20 +49,31 @@ class Finetuning(Training):
         labels_N = batch.labels_N.long() - 1
         counted_N = labels_N >= 0
         loss = cross_entropy(logits_NC, labels_N, ignore_index=-1, reduction="sum") / counted_N.sum().clamp(min=1)
-        right = (logits_NC.argmax(1) == labels_N)[counted_N].float().sum() / counted_N.sum().clamp(min=1)
+        right = ((logits_NC.argmax(1) == labels_N) & counted_N).sum() / counted_N.sum().clamp(min=1)
         return {"loss": loss, "accuracy": right}
 
 
 def choose_labelled(frames: tuple[Frame, ...], protocol: str, fraction: float) -> tuple[Frame, ...]:
     """The keyframes whose labels may be used: every n-th keyframe or every n-th scene, n = 1 / fraction.
 
+    Keyframes begin with the first, as in CLIP2Scene's released code, and scenes with the n-th, as in SLidR's
+    (``downstream/dataloader_nuscenes.py``), which takes them in the order of nuScenes' table.
+
     Args:
         frames: training keyframes in scene and time order.
         protocol: ``clip2scene_frame`` or ``slidr_scene``; the two are not comparable.
         fraction: in (0, 1].
+
+    Raises:
+        ConfigError: fewer than n scenes.
     """
     every = max(round(1 / fraction), 1)
     if protocol == "clip2scene_frame":
         return frames[::every]
-    scenes = list(dict.fromkeys(frame.scene for frame in frames))[::every]
+    scenes = list(dict.fromkeys(frame.scene for frame in frames))
+    if len(scenes) < every:
+        raise ConfigError(
+            f"finetune.label_fraction={fraction:g}: one scene in {every}, and the training split has {len(scenes)}"
+        )
+    scenes = scenes[every - 1 :: every]
     return tuple(frame for frame in frames if frame.scene in set(scenes))
