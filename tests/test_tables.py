@@ -102,9 +102,7 @@ def test_a_base_job_is_a_file_beside_the_table_and_its_name_and_storage_are_the_
     assert (job.distill.epochs, job.distill.num_sweeps, job.distill.batch_size) == (9, 2, 6)
     with pytest.raises(ConfigError, match=r"jobs\.nuscenes\.seed=1': changes nothing with dataset=streetworld"):
         load_table(written(tmp_path, values), ["jobs.nuscenes.seed=1"])
-    with pytest.raises(
-        ConfigError, match=r"dataset\.kind=scannet: jobs\.streetworld must be of streetworld"
-    ):
+    with pytest.raises(ConfigError, match=r"dataset\.kind=scannet: jobs\.streetworld must be of streetworld"):
         load_table(written(tmp_path, values), ["jobs.streetworld.dataset={kind: scannet, root: /data}"])
     values["jobs"]["streetworld"]["storage"] = "mine"
     with pytest.raises(ConfigError, match="storage: the table sets it"):

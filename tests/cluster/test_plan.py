@@ -112,7 +112,7 @@ def test_a_data_set_that_is_not_there_has_its_official_counts():
     assert works(ten_times)["extract"].stored_bytes == 10 * works(made)["extract"].stored_bytes
     with pytest.raises(ConfigError, match="split 'verifying': no count"):
         planned(str(REPOSITORY / "jobs" / "scannet.yaml"), "dataset.train_split=verifying", "stage=index")
-    with pytest.raises(ConfigError, match="ftp://x/y"):
+    with pytest.raises(ConfigError, match="storage: ftp:// is not known"):
         planned(NUSCENES, *OFFICIAL, "storage=ftp://x/y", "stage=index")
 
 
