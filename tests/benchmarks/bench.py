@@ -6,6 +6,8 @@ import contextlib
 import functools
 import os
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,17 @@ class Bench:
     @functools.cached_property
     def cores(self) -> int:
         return len(os.sched_getaffinity(0))
+
+    def processes(self, count: int) -> str:
+        """What so many processes that share nothing but the machine do beside one: products and gathers."""
+
+        def run(count: int) -> int:
+            command = [sys.executable, "-c", _ALONE, str(self.pick(2.0, 4.0))]
+            started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+            return sum(int(process.communicate()[0]) for process in started)
+
+        more = statistics.median(run(count) / run(1) for _ in range(3))
+        return f"{count} processes without any communication do {more:.2f}x the work of one on these {self.cores} cores"
 
     @functools.cached_property
     def memory_bandwidth(self) -> float:
@@ -90,6 +103,21 @@ class Bench:
         with ray_here(self.cores):
             extract(self.world, self.world.frames, self.teacher_settings, ExtractSettings(), path, silent)
         return path
+
+
+_ALONE = """
+import sys, time
+import torch
+torch.set_num_threads(1)
+a, b = torch.randn(768, 768), torch.randn(20_000, 512)
+rows = torch.randint(0, 20_000, (60_000,))
+deadline, done = time.perf_counter() + float(sys.argv[1]), 0
+while time.perf_counter() < deadline:
+    a @ a
+    b.index_select(0, rows).sum()
+    done += 1
+print(done)
+"""
 
 
 @contextlib.contextmanager

@@ -119,7 +119,7 @@ def _scaling(bench: Bench, actors: int) -> Measured:
         raise Skipped(f"{actors} workers need {actors} cores, here are {bench.cores}")
     rates = _extractions(bench)
     linear = [actors * rate for rate in rates["1"]]
-    limit = f"{_START_UP}; the driver and Ray itself take part of the {bench.cores} cores"
+    limit = f"{_START_UP}; {bench.processes(actors)}, and the driver and Ray itself take part of them"
     return Measured(_work(bench), rates[str(actors)], linear, unit="images/s", limit=limit)
 
 
