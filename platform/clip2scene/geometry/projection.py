@@ -1,7 +1,7 @@
 """From LiDAR points to pixels, with the ego motion between the two exposures taken out.
 
 The cloud has the LiDAR's pose at its own time and every image its camera's pose at *its* own time; they meet in the
-world frame. Shapes: N points. Pixels are (u right, v down) of the full-resolution image, its first pixel's centre at 0.
+world frame. Shapes: N points. Pixels are (u right, v down) of the full-resolution image, as its intrinsics count them.
 """
 
 from __future__ import annotations
