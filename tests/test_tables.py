@@ -14,6 +14,7 @@ from clip2scene.jobfile import kind_of
 from clip2scene.tables.runner import run_table
 from clip2scene.tables.spec import expand, jobs_of, load_table
 from clip2scene.tracking.server import embedded_server
+from clip2scene.tracking.table_html import table_figures
 from clip2scene.tracking.tracker import connect
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
@@ -235,7 +236,7 @@ def test_a_table_runs_and_a_second_time_does_nothing(tmp_path, streetworld_root,
 
     root, version = streetworld_root
     values = with_row(set={"teacher.model": "local-dir:/nowhere"}, name="broken")
-    values["storage"] = str(tmp_path / "storage")
+    values |= {"storage": str(tmp_path / "storage"), "score": "miou/student_3d_all_points"}
     values["jobs"]["streetworld"] |= {
         "dataset": {
             "kind": "streetworld",
@@ -275,7 +276,10 @@ def test_a_table_runs_and_a_second_time_does_nothing(tmp_path, streetworld_root,
     assert job.data.tags["row"] == "full | the same"
     assert (job.data.tags["table"], job.data.tags["column"], job.data.tags["seed"]) == ("tiny", "mIoU", "7")
     full, same, broken = record.cells
-    assert full.values == {7: pytest.approx(100 * job.data.metrics["miou/student_3d"])}
+    assert full.values == {7: pytest.approx(100 * job.data.metrics["miou/student_3d_all_points"])}
+    per_class = [iou for iou, _ in full.iou_per_class().values()]
+    assert sum(per_class) / len(per_class) == pytest.approx(full.values[7])
+    assert {name for name, _, _ in table_figures(record)} == {"classes_1", "scene_1", "scene_2"}
     assert same.values == {7: pytest.approx(100 * job.data.metrics["miou/teacher_2d"])}
     assert same.values[7] > 0
     assert "/nowhere" in broken.failures[0]

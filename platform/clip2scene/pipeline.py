@@ -20,6 +20,7 @@ from clip2scene.progress import console
 from clip2scene.stages import Stages, Trained
 from clip2scene.tracking import figures
 from clip2scene.tracking.overview import frame_figure
+from clip2scene.tracking.table_record import ALL_POINTS
 from clip2scene.tracking.tracker import Run, Tracker
 from clip2scene.training.evaluate import Scores, example_frame
 from clip2scene.training.fit import Metrics
@@ -180,7 +181,9 @@ class Pipeline:
             for method, counts in scores.counts.items():
                 values |= {f"{method}_miou": mean_iou(counts["seen"]), f"{method}_accuracy": accuracy(counts["seen"])}
             if "student_3d" in scores.counts:
-                values["student_3d_all_points_miou"] = mean_iou(scores.counts["student_3d"]["all"])
+                every, of_all = f"student_3d{ALL_POINTS}", scores.counts["student_3d"]["all"]
+                values[f"{every}_miou"] = mean_iou(of_all)
+                self._log_per_class(run, every, self._per_class(of_all))
             self._log_scores(run, scores, values, dict.fromkeys(scores.counts, "seen"))
             self._log_overview(run, scores)
         self.report |= values
@@ -251,16 +254,11 @@ class Pipeline:
         self, run: Run, scores: Scores, values: dict[str, float], domains: dict[str, str], prefix: str = ""
     ) -> None:
         """Scores, scores per class and figures; ``domains`` says on which points each method is scored."""
-        classes = self.stages.vocabulary.classes
-        per_class = {
-            method: dict(zip(classes, iou(scores.counts[method][domain]).tolist(), strict=True))
-            for method, domain in domains.items()
-        }
+        per_class = {method: self._per_class(scores.counts[method][domain]) for method, domain in domains.items()}
         self.report.setdefault("per_class", {}).update(per_class)
         self._log_final(run, values)
-        run.log_metrics(
-            {f"iou_{prefix}{method}/{c}": v for method, ious in per_class.items() for c, v in ious.items() if v == v}
-        )
+        for method, ious in per_class.items():
+            self._log_per_class(run, f"{prefix}{method}", ious)
         example, words = scores.example, self.stages.vocabulary
         self.example |= {"points": example["points"], "truth": example["truth"]}
         self.example |= {f"{prefix}{method}": example[method] for method in domains}
@@ -278,6 +276,13 @@ class Pipeline:
             lambda: figures.birds_eye(example["points"], panels, example["truth"], words),
             "figures/birds_eye.png",
         )
+
+    def _per_class(self, counts: np.ndarray) -> dict[str, float]:
+        """IoU by class, NaN for one that does not occur."""
+        return dict(zip(self.stages.vocabulary.classes, iou(counts).tolist(), strict=True))
+
+    def _log_per_class(self, run: Run, method: str, ious: dict[str, float]) -> None:
+        run.log_metrics({f"iou_{method}/{name}": value for name, value in ious.items() if value == value})
 
     def _log_overview(self, run: Run, scores: Scores) -> None:
         """The example's images with what each method says of the points on them."""

@@ -76,11 +76,11 @@ def table_figures(record: TableRecord) -> Iterator[tuple[str, str, Figure]]:
     for column in record.about["columns"]:
         for cell in _different(record, column):
             example = record.example(cell)
-            if example is None or cell.method not in example:
+            if example is None or cell.array not in example:
                 continue
             number += 1
             title = f"{cell.row}, {column}" if several else cell.row
-            figure = scene_row(example["points"], example["truth"], example[cell.method], words, title)
+            figure = scene_row(example["points"], example["truth"], example[cell.array], words, title)
             yield f"scene_{number}", "", figure
 
 

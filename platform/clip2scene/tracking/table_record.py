@@ -23,6 +23,8 @@ from clip2scene.tracking.errors import TrackingError
 from clip2scene.tracking.tracker import Run, Tracker, client_of
 
 FORMAT = "clip2scene-table-1"
+ALL_POINTS = "_all_points"
+"""End of a score's name where every raw point is scored, and not those alone that an image shows."""
 _PRINTED = 0.05
 """Percentage points below which a difference is printed as 0.0."""
 
@@ -60,8 +62,13 @@ class TableCell:
 
     @property
     def method(self) -> str:
-        """What the score is of (``student_3d``): the name that arrays and scores per class go by."""
+        """What the score is of (``student_3d``): the name that scores per class go by."""
         return self.score.removeprefix("miou/")
+
+    @property
+    def array(self) -> str:
+        """The name that the method's labels of the example go by."""
+        return self.method.removesuffix(ALL_POINTS)
 
     @property
     def values(self) -> dict[int, float]:
