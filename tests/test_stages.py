@@ -34,7 +34,7 @@ def test_splits_are_those_of_the_job(stages):
         f.frame_id for f in job.index.frames
     }
     assert not {f.scene for f in job.train_frames} & {f.scene for f in job.eval_frames}
-    with pytest.raises(ConfigError, match="dataset.eval_split='holdout': input should be 'train'"):
+    with pytest.raises(ConfigError, match=r"dataset\.eval_split='holdout': input should be 'train'"):
         stages("dataset.eval_split=holdout")
     with pytest.raises(DataError, match="has no keyframe"):
         stages("dataset.eval_split=mini_val").eval_frames  # noqa: B018
