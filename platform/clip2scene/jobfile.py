@@ -33,11 +33,9 @@ _WITH_OTHERS = ("missing", "value_error")
 def kind_of(path: str | Path) -> Kind:
     """What a file is, by its key ``table`` or ``sweep``; one that cannot be read is a job, whose reading says so."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        values = None
-    kinds: tuple[Kind, ...] = ("table", "sweep")
-    return next((kind for kind in kinds if isinstance(values, dict) and kind in values), "job")
+        return _kind(_read(Path(path), "job"))
+    except ConfigError:
+        return "job"
 
 
 def kind_with_job(path: str | Path, job_path: str | Path | None) -> Kind:
@@ -159,6 +157,11 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
     return values
 
 
+def _kind(values: dict[str, Any]) -> Kind:
+    kinds: tuple[Kind, ...] = ("table", "sweep")
+    return next((kind for kind in kinds if kind in values), "job")
+
+
 def _on_base(values: dict[str, Any], path: Path, where: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Settings in ``path`` on top of those of the job file that they name as ``base``, and of its base."""
     if BASE not in values:
@@ -176,7 +179,7 @@ def _on_base(values: dict[str, Any], path: Path, where: str, above: tuple[Path, 
         raise ConfigError(f"{where}: no file can be called so ({error})") from error
     if leads_back:
         raise ConfigError(f"{where}: leads back to this file")
-    if (kind := kind_of(base)) != "job":
+    if (kind := _kind(below)) != "job":
         raise ConfigError(f"{where}: a {kind}, and a job is needed")
     whole = _on_base(below, base, where, above)
     try:
