@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from clip2scene.config import (
+    ContrastSettings,
     DistillSettings,
     FinetuneSettings,
     OptimiserSettings,
@@ -22,11 +25,13 @@ from clip2scene.data.nuscenes import build_index
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.teacher import store
 from clip2scene.teacher.store import FeatureStore
+from clip2scene.teacher.superpixels import SuperpixelStore, segment_images
 from clip2scene.training.distill import Distillation
 from clip2scene.training.finetune import Finetuning
 from clip2scene.training.samples import SampleSource
 
 STUDENT = StudentSettings(voxel_size_m=1.0, channels=(8, 8, 16))
+CONTRAST = ContrastSettings(max_pairs=256, superpixels_per_image=20)
 ADAMW = OptimiserSettings(kind="adamw", learning_rate=5e-3)
 
 
@@ -82,3 +87,29 @@ def tiny(streetworld_root: tuple[Path, str], tmp_path_factory: pytest.TempPathFa
     store.write_manifest(folder, about | {"frames": len(index.frames), "images": images, "broken": []})
     text_CD = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((16, 12)).astype(np.float32)), dim=1)
     return Tiny(index, FeatureStore.open(folder), text_CD)
+
+
+@contextmanager
+def silent(description, total, unit):
+    yield lambda count: None
+
+
+@pytest.fixture(scope="session")
+def distillation(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Distillation]:
+    """``distillation(method)`` of two keyframes, with superpixels where the method needs them."""
+    folder, frames = tmp_path_factory.mktemp("superpixels"), tiny.index.frames[:2]
+    segment_images(tiny.index, frames, CONTRAST, 56, 104, folder, 0, silent)
+    superpixels = SuperpixelStore.open(folder)
+
+    def make(method="clip2scene", settings=None, root=tiny.index.root, **changes):
+        settings = settings or DistillSettings(method=method, contrast=CONTRAST)
+        source = SampleSource(
+            root,
+            tiny.store,
+            num_sweeps=2,
+            sweep_choice=settings.sweep_choice,
+            superpixels=superpixels if settings.method == "slidr" else None,
+        )
+        return tiny.distillation(frames=frames, source=source, settings=settings, **({"epochs": 4} | changes))
+
+    return make

@@ -4,45 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sys
-from contextlib import contextmanager
 
 import pytest
 import torch
 
-from clip2scene.config import ConfigError, ContrastSettings, DistillSettings, Job, ResourceSettings
+from clip2scene.config import ConfigError, DistillSettings, Job, ResourceSettings
 from clip2scene.data.vocabulary import vocabulary
-from clip2scene.teacher.superpixels import SuperpixelStore, segment_images
 from clip2scene.training.fit import fit
 from clip2scene.training.objectives import OBJECTIVES
 from clip2scene.training.samples import SampleSource, join
-
-CONTRAST = ContrastSettings(max_pairs=256, superpixels_per_image=20)
-
-
-@contextmanager
-def silent(description, total, unit):
-    yield lambda count: None
-
-
-@pytest.fixture(scope="module")
-def distillation(tiny, tmp_path_factory):
-    """``distillation(method)`` of two keyframes, with superpixels where the method needs them."""
-    folder, frames = tmp_path_factory.mktemp("superpixels"), tiny.index.frames[:2]
-    segment_images(tiny.index, frames, CONTRAST, 56, 104, folder, 0, silent)
-    superpixels = SuperpixelStore.open(folder)
-
-    def make(method="clip2scene", settings=None, root=tiny.index.root, **changes):
-        settings = settings or DistillSettings(method=method, contrast=CONTRAST)
-        source = SampleSource(
-            root,
-            tiny.store,
-            num_sweeps=2,
-            sweep_choice=settings.sweep_choice,
-            superpixels=superpixels if settings.method == "slidr" else None,
-        )
-        return tiny.distillation(frames=frames, source=source, settings=settings, **({"epochs": 4} | changes))
-
-    return make
 
 
 def train(training, folder):
@@ -113,7 +83,7 @@ def test_voxel_cells_are_the_students_voxels(distillation, tiny):
 )
 def test_every_parameter_has_a_gradient(distillation, settings):
     """What data-parallel training asks for: it stops at a parameter without one."""
-    training = distillation(settings=DistillSettings(contrast=CONTRAST, **settings))
+    training = distillation(settings=DistillSettings(**settings))
     model = training.build()
     training.loss(model, first_batch(training), 0, 0)["loss"].backward()
     assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]

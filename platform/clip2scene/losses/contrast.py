@@ -50,7 +50,7 @@ def superpixel_means(
     """
     with torch.autocast(points_PD.device.type, enabled=False):
         points_PD, pixels_PD = full_precision(points_PD, pixels_PD)
-        counted_P = segments_P >= 0
+        counted_P = (segments_P >= 0).nonzero()[:, 0]
         ids_S, segments_P = torch.unique(segments_P[counted_P], return_inverse=True)
         return (
             segment_mean(points_PD[counted_P], segments_P, len(ids_S)),

@@ -27,15 +27,14 @@ def grid_cells(coordinates_N3: torch.Tensor, frames_N: torch.Tensor, grid_size_m
         grid_size_m: edge of a cell.
 
     Returns:
-        (N,) int64, contiguous from 0.
+        (N,) int64, not contiguous: they need no look at all points, so a GPU is not waited for.
     """
     if not coordinates_N3.shape[0]:
         return frames_N
     cells_N3 = torch.floor(coordinates_N3 / grid_size_m).long()
     cells_N3 = cells_N3 - cells_N3.amin(0)
     size_3 = cells_N3.amax(0) + 1
-    keys_N = ((frames_N * size_3[0] + cells_N3[:, 0]) * size_3[1] + cells_N3[:, 1]) * size_3[2] + cells_N3[:, 2]
-    return torch.unique(keys_N, return_inverse=True)[1]
+    return ((frames_N * size_3[0] + cells_N3[:, 0]) * size_3[1] + cells_N3[:, 1]) * size_3[2] + cells_N3[:, 2]
 
 
 def spatial_temporal_consistency(

@@ -133,7 +133,7 @@ class SparseUNet(nn.Module):
         voxels = voxelise(points_N4[:, :3], cloud_N, self.settings.voxel_size_m, 2**layout.levels)
         rows_N = voxels.voxel_of_point_N
         inputs_N = self._inputs(points_N4, voxels)
-        x = self._sparse(mean_of_points(inputs_N, rows_N, len(voxels.coordinates_V4)), voxels, cloud_N)
+        x = self._sparse(mean_of_points(inputs_N, rows_N, len(voxels.coordinates_V4)), voxels)
         for layer in self.stem:
             x = layer(x)
         point_N = inputs_N
@@ -169,15 +169,14 @@ class SparseUNet(nn.Module):
             columns.append(points_N4[:, 3:4])
         return torch.cat(columns, dim=1)
 
-    def _sparse(self, features_V: torch.Tensor, voxels: Voxels, cloud_N: torch.Tensor) -> spconv.SparseConvTensor:
-        num_clouds = int(cloud_N.max()) + 1
-        if features_V.device.type == "cpu" and math.prod(voxels.shape) * num_clouds > _CELLS_ON_CPU:
+    def _sparse(self, features_V: torch.Tensor, voxels: Voxels) -> spconv.SparseConvTensor:
+        if features_V.device.type == "cpu" and math.prod(voxels.shape) * voxels.num_clouds > _CELLS_ON_CPU:
             raise ConfigError(
                 f"student.voxel_size_m={self.settings.voxel_size_m:g}: on a CPU spconv confuses the voxels of so many "
-                f"clouds ({num_clouds} of {' x '.join(map(str, voxels.shape))} cells, 2^32 in all are allowed); lower "
-                "batch_size, distill.num_sweeps, or take larger voxels"
+                f"clouds ({voxels.num_clouds} of {' x '.join(map(str, voxels.shape))} cells, 2^32 in all are allowed); "
+                "lower batch_size, distill.num_sweeps, or take larger voxels"
             )
-        return spconv.SparseConvTensor(features_V, voxels.coordinates_V4, list(voxels.shape), num_clouds)
+        return spconv.SparseConvTensor(features_V, voxels.coordinates_V4, list(voxels.shape), voxels.num_clouds)
 
 
 class _Submanifold(nn.Module):

@@ -5,6 +5,7 @@ Legend: N points of all clouds of a batch, V occupied voxels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ class Voxels:
     """(V, 4) int32: cloud, then x, y, z voxel indices from 0."""
     shape: tuple[int, int, int]
     """Extent of the grid in voxels."""
+    num_clouds: int
     voxel_of_point_N: torch.Tensor
     """(N,) int64 row of ``coordinates_V4``."""
 
@@ -35,7 +37,9 @@ def voxelise(coordinates_N3: torch.Tensor, cloud_N: torch.Tensor, voxel_size_m: 
     cell_N3 = torch.floor(coordinates_N3 / voxel_size_m).long()
     origin_3 = torch.div(cell_N3.amin(0), alignment, rounding_mode="floor") * alignment
     cell_N3 = cell_N3 - origin_3
-    shape = tuple(int(size) for size in (torch.div(cell_N3.amax(0), alignment, rounding_mode="floor") + 1) * alignment)
+    size_3 = (torch.div(cell_N3.amax(0), alignment, rounding_mode="floor") + 1) * alignment
+    # All numbers that the host needs at once: a GPU is waited for each time.
+    *shape, num_clouds = torch.cat((size_3, cloud_N.amax(0, keepdim=True) + 1)).tolist()
     keys_N = _keys(cloud_N, cell_N3, shape)
     keys_V, voxel_of_point_N = torch.unique(keys_N, return_inverse=True)
     coordinates_V4 = torch.stack(
@@ -47,7 +51,7 @@ def voxelise(coordinates_N3: torch.Tensor, cloud_N: torch.Tensor, voxel_size_m: 
         ),
         dim=1,
     ).int()
-    return Voxels(coordinates_V4, (shape[0], shape[1], shape[2]), voxel_of_point_N)
+    return Voxels(coordinates_V4, (shape[0], shape[1], shape[2]), num_clouds, voxel_of_point_N)
 
 
 def rows_of_points(voxels: Voxels, indices_V4: torch.Tensor, stride: int) -> torch.Tensor:
@@ -63,9 +67,10 @@ def rows_of_points(voxels: Voxels, indices_V4: torch.Tensor, stride: int) -> tor
 def mean_of_points(features_ND: torch.Tensor, rows_N: torch.Tensor, num_rows: int) -> torch.Tensor:
     """Average the features of the points of every voxel: (N, D) to (V, D)."""
     sums_VD = features_ND.new_zeros((num_rows, features_ND.shape[1])).index_add(0, rows_N, features_ND)
-    counts_V = torch.bincount(rows_N, minlength=num_rows).clamp(min=1)
-    return sums_VD / counts_V[:, None]
+    # Not bincount, which looks for the largest row and so waits for a GPU.
+    counts_V = rows_N.new_zeros(num_rows).index_add_(0, rows_N, torch.ones_like(rows_N))
+    return sums_VD / counts_V.clamp(min=1)[:, None]
 
 
-def _keys(cloud_N: torch.Tensor, cell_N3: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def _keys(cloud_N: torch.Tensor, cell_N3: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return ((cloud_N * shape[0] + cell_N3[:, 0]) * shape[1] + cell_N3[:, 1]) * shape[2] + cell_N3[:, 2]

@@ -182,7 +182,7 @@ def _encode_short(model: open_clip.CLIP, tokens_SL: Tensor) -> Tensor:
     tokens_SL = tokens_SL[:, :length]
     x_SLW = model.token_embedding(tokens_SL) + model.positional_embedding[:length]
     x_SLW = model.ln_final(model.transformer(x_SLW, attn_mask=model.attn_mask[:length, :length]))
-    x_SW = x_SLW[torch.arange(len(x_SLW)), tokens_SL.argmax(dim=1)]
+    x_SW = x_SLW[torch.arange(len(x_SLW), device=x_SLW.device), tokens_SL.argmax(dim=1)]
     projection = model.text_projection
     return projection(x_SW) if isinstance(projection, nn.Linear) else x_SW @ projection
 

@@ -124,6 +124,7 @@ class PointClipMethod:
         teacher = load_teacher(self.teacher).to(device)
         text_CD = self.text_CD.to(device)
         size = (self.teacher.image_height_px, self.teacher.image_width_px)
+        width_height_2 = torch.tensor(size[::-1]).to(device)
 
         def predict(sample: Sample) -> torch.Tensor:
             points_N3 = sample.points_N4[:, :3]
@@ -132,7 +133,7 @@ class PointClipMethod:
             shown = show(points_N3, *size)
             images_VHW = (render(shown, *size) * 255).round().byte()
             view_P, point_P = shown.view_P[shown.asked_P], shown.point_P[shown.asked_P]
-            position_P2 = shown.pixel_P2[shown.asked_P] / torch.tensor(size[::-1], device=device)
+            position_P2 = shown.pixel_P2[shown.asked_P] / width_height_2
             logits_NC = torch.zeros(len(points_N3), len(text_CD), device=device)
             # One view after another: an image's features never depend on what they are computed with.
             for view in view_P.unique().tolist():

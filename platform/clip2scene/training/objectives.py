@@ -148,7 +148,8 @@ def pointcontrast(model: nn.Module, batch: Sample, step: Step) -> Terms:
     """
     num_clouds, num_points = int(batch.cloud_N.max()) + 1, len(batch.points_N4)
     rng = np.random.default_rng([step.seed, step.number, step.rank])
-    turn_K33 = torch.stack([random_transform(step.augment, rng) for _ in range(num_clouds)]).to(batch.points_N4)
+    turn_K33 = torch.stack([random_transform(step.augment, rng) for _ in range(num_clouds)])
+    turn_K33 = turn_K33.to(batch.points_N4, non_blocking=True)
     turned_N3 = torch.einsum("nij,nj->ni", turn_K33[batch.cloud_N], batch.points_N4[:, :3])
     second_N4 = torch.cat((turned_N3, batch.points_N4[:, 3:]), dim=1)
     points_2N4 = torch.cat((batch.points_N4, second_N4))

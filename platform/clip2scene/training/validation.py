@@ -122,8 +122,8 @@ def same_in_both_sweeps(
     Returns:
         (2,) int64: cells that agree, and cells that have points of both sweeps.
     """
-    cell_N = grid_cells(points_N3, torch.zeros_like(cloud_N), CELL_M)
-    size = int(cell_N.max()) + 1
+    ids_M, cell_N = torch.unique(grid_cells(points_N3, torch.zeros_like(cloud_N), CELL_M), return_inverse=True)
+    size = len(ids_M)
     counts = torch.bincount((cloud_N * size + cell_N) * num_classes + classes_N, minlength=2 * size * num_classes)
     counts_2MC = counts.view(2, size, num_classes)
     both_M = (counts_2MC.sum(2) > 0).all(0)
