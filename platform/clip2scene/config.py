@@ -276,6 +276,9 @@ class TrainingSettings(Settings):
     """Stop after this many steps whatever ``epochs`` says."""
     batch_size: int = Field(4, ge=1)
     """Keyframes a step, over all workers; a multiple of their number."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """Of the network's activations and their gradients, with the loss scaled; weights and losses stay in fp32. ``fp16``
+    needs GPUs."""
     augment: AugmentSettings = AugmentSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
 
@@ -327,8 +330,10 @@ class FinetuneSettings(TrainingSettings):
     """1/n: every n-th keyframe (or scene) is labelled; 0.333 is every third, 0.7 is refused."""
     epochs: int = Field(100, ge=1)
     """Passes over the labelled keyframes."""
-    backbone_learning_rate_scale: float = Field(1.0, gt=0)
-    """Learning rate of pre-trained weights relative to the new head's."""
+    loss: Literal["cross_entropy", "lovasz"] = "cross_entropy"
+    """``lovasz``: Lovász-Softmax beside the cross-entropy, as in the released code."""
+    head_learning_rate_scale: float = Field(1.0, gt=0)
+    """Learning rate of the new classifier relative to the backbone's."""
 
     @model_validator(mode="after")
     def _every_nth(self) -> FinetuneSettings:
@@ -421,6 +426,16 @@ class Job(Settings):
         if isinstance(values, dict) and values.get("variant") == "released":
             return merged(_RELEASED, values)
         return values
+
+    @model_validator(mode="after")
+    def _half_precision_needs_gpus(self) -> Job:
+        for key, training in (("distill", self.distill), ("finetune", self.finetune)):
+            if training.precision == "fp16" and not self.resources.gpus_per_worker:
+                raise ValueError(
+                    f"{key}.precision=fp16 needs resources.gpus_per_worker above 0 (spconv has no fp16 on CPUs); "
+                    "allowed without: fp32"
+                )
+        return self
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Job:

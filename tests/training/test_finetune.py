@@ -7,6 +7,7 @@ import torch
 
 from clip2scene.config import FinetuneSettings, OptimiserSettings, ResourceSettings
 from clip2scene.training.fit import fit
+from clip2scene.training.samples import join
 
 HERE = ResourceSettings(num_workers=0)
 PROBE = FinetuneSettings(mode="linear_probe")
@@ -49,6 +50,29 @@ def test_a_linear_probe_moves_only_the_classifier(tiny, tmp_path, distilled, sta
 def test_full_finetuning_moves_both(tiny, tmp_path, distilled):
     before, after, _ = train(tiny, tmp_path, pretrained=distilled, epochs=1)
     assert moved(before, after) == (True, True)
+
+
+def test_lovasz_is_added_to_the_cross_entropy(tiny):
+    terms = []
+    for loss in ("cross_entropy", "lovasz"):
+        training = tiny.finetuning(settings=FinetuneSettings(loss=loss))
+        torch.manual_seed(0)
+        terms.append(training.loss(training.build(), join([training.source.read(f) for f in training.frames]), 0, 0))
+    assert 0 < terms[1]["lovasz"] < 1
+    assert terms[1]["loss"].item() == pytest.approx((terms[0]["loss"] + terms[1]["lovasz"]).item())
+
+
+def test_the_head_learns_faster_than_the_backbone_by_its_scale(tiny, tmp_path):
+    """SGD without decay moves a weight by its learning rate times the gradient, which is the same in both."""
+    plain = OptimiserSettings(kind="sgd", learning_rate=1e-3, momentum=0, dampening=0, weight_decay=0)
+    steps = []
+    for scale in (1.0, 100.0):
+        settings = FinetuneSettings(head_learning_rate_scale=scale)
+        before, after, _ = train(tiny, tmp_path / f"{scale}", settings=settings, optimiser=plain, epochs=1)
+        steps.append({key: after[key] - value for key, value in before.items() if value.is_floating_point()})
+    for key, step in steps[0].items():
+        faster = 100 if key.startswith("heads.") else 1
+        torch.testing.assert_close(steps[1][key], faster * step, rtol=1e-3, atol=1e-6 * faster)
 
 
 def test_weight_decay_and_momentum_leave_a_frozen_backbone_alone(tiny, tmp_path, distilled):

@@ -77,9 +77,9 @@ def test_a_step_of_every_method_is_the_same_there(elsewhere, distillation, metho
     assert not backward
 
 
-@pytest.mark.parametrize("mode", ["full", "linear_probe"])
-def test_a_step_of_finetuning_is_the_same_there(elsewhere, tiny, mode):
-    here, there, forward, backward = elsewhere(both_steps, tiny.finetuning(settings=FinetuneSettings(mode=mode)))
+@pytest.mark.parametrize("settings", [{}, {"mode": "linear_probe"}, {"loss": "lovasz"}], ids=str)
+def test_a_step_of_finetuning_is_the_same_there(elsewhere, tiny, settings):
+    here, there, forward, backward = elsewhere(both_steps, tiny.finetuning(settings=FinetuneSettings(**settings)))
     torch.testing.assert_close(there, here, rtol=0, atol=0)
     assert forward == NETWORK
     assert not backward

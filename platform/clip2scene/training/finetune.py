@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from clip2scene.config import ConfigError, FinetuneSettings
 from clip2scene.data.index import Frame
+from clip2scene.losses.lovasz import lovasz_softmax
 from clip2scene.student.network import Student
 from clip2scene.training.fit import Training
 from clip2scene.training.samples import Sample
@@ -20,7 +21,7 @@ from clip2scene.training.samples import Sample
 
 @dataclass(frozen=True)
 class Finetuning(Training):
-    """Cross-entropy over the labelled points, ignore left out."""
+    """Cross-entropy over the labelled points, with Lovász-Softmax or without; ignore is left out."""
 
     settings: FinetuneSettings
     num_classes: int
@@ -39,18 +40,20 @@ class Finetuning(Training):
         return model
 
     def learning_rate_scale(self, parameter: str) -> float:
-        """Pre-trained weights may move more slowly than the new classifier."""
-        is_new = self.pretrained is None or parameter.startswith("heads.")
-        return 1.0 if is_new else self.settings.backbone_learning_rate_scale
+        """The new classifier may move faster than the backbone."""
+        return self.settings.head_learning_rate_scale if parameter.startswith("heads.") else 1.0
 
     def loss(self, model: nn.Module, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
-        """``loss`` and ``accuracy`` on labelled points."""
+        """``loss`` and ``accuracy`` on labelled points; ``lovasz``, the one part of the loss, where it has two."""
         logits_NC = model(batch.points_N4, batch.cloud_N)["classifier"].float()
         labels_N = batch.labels_N.long() - 1
         counted_N = labels_N >= 0
         loss = cross_entropy(logits_NC, labels_N, ignore_index=-1, reduction="sum") / counted_N.sum().clamp(min=1)
         right = ((logits_NC.argmax(1) == labels_N) & counted_N).sum() / counted_N.sum().clamp(min=1)
-        return {"loss": loss, "accuracy": right}
+        if self.settings.loss == "cross_entropy":
+            return {"loss": loss, "accuracy": right}
+        lovasz = lovasz_softmax(logits_NC, labels_N)
+        return {"loss": loss + lovasz, "lovasz": lovasz, "accuracy": right}
 
 
 def choose_labelled(frames: tuple[Frame, ...], protocol: str, fraction: float) -> tuple[Frame, ...]:

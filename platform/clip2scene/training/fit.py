@@ -71,7 +71,14 @@ class Training(ABC):
         model = self.build().to(worker.device)
         optimiser = self._make_optimiser(model)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._learning_rate_factor)
-        history = _resume(worker, model, optimiser, schedule)
+        half = self.settings.precision == "fp16"
+        if half:
+            # A step that overflows is left out, and the schedule goes on; torch suspects a mistake if it is the first.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            model.forward = torch.autocast(worker.device.type, torch.float16)(model.forward)
+        scaler = torch.amp.GradScaler(worker.device.type, enabled=half)
+        state = {"optimiser": optimiser, "schedule": schedule, "scaler": scaler}
+        history = _resume(worker, model, state)
         for metrics in history:
             worker.emit("epoch", metrics)
         wrapped = _data_parallel(model) if worker.world_size > 1 else model
@@ -94,8 +101,9 @@ class Training(ABC):
                     break
                 terms = self.loss(wrapped, batch.to(worker.device), epoch, step)
                 optimiser.zero_grad(set_to_none=True)
-                terms["loss"].backward()
-                optimiser.step()
+                scaler.scale(terms["loss"]).backward()
+                scaler.step(optimiser)
+                scaler.update()
                 schedule.step()
                 totals.add(terms)
                 step += 1
@@ -120,7 +128,7 @@ class Training(ABC):
             history.append(metrics)
             worker.emit("epoch", metrics)
             if last or (epoch + 1) % self.resources.checkpoint_every_epochs == 0:
-                worker.save(lambda folder: _write(folder, model, optimiser, schedule, history))
+                worker.save(lambda folder: _write(folder, model, state, history))
 
     def _batches(self, cache: SampleCache, worker: Worker, epoch: int) -> Iterator[Sample]:
         """This rank's share of every batch of the epoch, in an order that only seed and epoch decide."""
@@ -230,20 +238,20 @@ def _nothing(model: nn.Module) -> Metrics:
     return {}
 
 
-def _write(folder: Path, model: nn.Module, optimiser: Any, schedule: Any, history: list[Metrics]) -> None:
+def _write(folder: Path, model: nn.Module, state: dict[str, Any], history: list[Metrics]) -> None:
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
-    torch.save({"optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}, folder / "optimiser.pt")
+    torch.save({name: part.state_dict() for name, part in state.items()}, folder / "optimiser.pt")
     (folder / "history.json").write_text(json.dumps(history))
 
 
-def _resume(worker: Worker, model: nn.Module, optimiser: Any, schedule: Any) -> list[Metrics]:
+def _resume(worker: Worker, model: nn.Module, state: dict[str, Any]) -> list[Metrics]:
     folder = worker.last_checkpoint()
     if folder is None:
         return []
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    state = torch.load(folder / "optimiser.pt", weights_only=True, map_location=worker.device)
-    optimiser.load_state_dict(state["optimiser"])
-    schedule.load_state_dict(state["schedule"])
+    saved = torch.load(folder / "optimiser.pt", weights_only=True, map_location=worker.device)
+    for name, part in state.items():
+        part.load_state_dict(saved[name])
     history: list[Metrics] = json.loads((folder / "history.json").read_text())
     return history
 

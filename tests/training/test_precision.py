@@ -1,0 +1,125 @@
+"""Training in half precision: the loop and its scaled loss with a network that has fp16 on CPUs; spconv on GPUs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from clip2scene.config import ConfigError, FinetuneSettings, OptimiserSettings, ResourceSettings
+from clip2scene.jobfile import load_job
+from clip2scene.training.finetune import Finetuning
+from clip2scene.training.fit import fit
+from clip2scene.training.samples import join
+
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
+HERE = ResourceSettings(num_workers=0, checkpoint_every_epochs=1)
+
+
+class PointNetwork(torch.nn.Module):
+    seen: set[torch.dtype] = set()  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 16))
+
+    def forward(self, points_N4, cloud_N):
+        logits_NC = self.layers(points_N4)
+        self.seen.add(logits_NC.dtype)
+        return {"classifier": logits_NC}
+
+
+@dataclasses.dataclass(frozen=True)
+class PointTraining(Finetuning):
+    """``factor`` of the loss: a large one overflows fp16 until the scale has come down."""
+
+    factor: float = 1.0
+
+    def build(self):
+        return PointNetwork()
+
+    def loss(self, *args):
+        terms = super().loss(*args)
+        return terms | {"loss": terms["loss"] * self.factor}
+
+
+@pytest.fixture
+def training(tiny):
+    def make(precision, factor=1.0, **changes):
+        plain = tiny.finetuning(**changes, settings=FinetuneSettings(precision=precision), resources=HERE)
+        values = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
+        return PointTraining(**values, factor=factor)
+
+    return make
+
+
+def run(training, folder, **callbacks):
+    return fit(training, name="run", folder=folder, resources=HERE, **callbacks)
+
+
+def scaler_state(folder):
+    newest = max(folder.glob("run/checkpoint_*"))
+    return torch.load(newest / "optimiser.pt", weights_only=True)["scaler"]
+
+
+def test_the_network_computes_in_fp16_and_learns_the_same(training, tmp_path):
+    fitted = {}
+    for precision, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
+        PointNetwork.seen.clear()
+        fitted[precision] = run(training(precision, epochs=60), tmp_path / precision)
+        assert PointNetwork.seen == {dtype}
+        assert {value.dtype for value in fitted[precision].weights.values()} == {torch.float32}
+    full, half = fitted["fp32"].history, fitted["fp16"].history
+    assert full != half
+    assert half[-1]["loss"] == pytest.approx(full[-1]["loss"], rel=0.03)
+    assert half[-1]["loss"] < 0.9 * half[0]["loss"]
+    assert not scaler_state(tmp_path / "fp32")
+    assert scaler_state(tmp_path / "fp16")["scale"] > 2**10
+
+
+def test_steps_that_overflow_are_left_out_and_the_scale_survives_a_restart(training, tmp_path):
+    sgd = OptimiserSettings(kind="sgd", learning_rate=1e-9)
+    overflowing = training("fp16", factor=1e6, epochs=6, optimiser=sgd)
+
+    def stop(epoch, metrics):
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    whole = run(overflowing, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(overflowing, tmp_path / "parts", on_epoch=stop)
+    before = scaler_state(tmp_path / "parts")["scale"]
+    resumed = run(overflowing, tmp_path / "parts")
+    assert before < 2**16
+    assert scaler_state(tmp_path / "parts") == scaler_state(tmp_path / "whole")
+    assert all(torch.equal(whole.weights[key], value) for key, value in resumed.weights.items())
+    assert all(value.isfinite().all() for value in whole.weights.values())
+
+
+@pytest.mark.parametrize("stage", ["distill", "finetune"])
+def test_fp16_without_gpus_is_refused(stage):
+    with pytest.raises(ConfigError, match=rf"{stage}\.precision=fp16 needs resources\.gpus_per_worker above 0"):
+        load_job(JOBS / "demo.yaml", [f"{stage}.precision=fp16"])
+    job = load_job(JOBS / "nuscenes.yaml", [f"{stage}.precision=fp16", "dataset.root=/data"])
+    assert getattr(job, stage).precision == "fp16"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("method", ["clip2scene", "pointcontrast"])
+def test_a_step_in_fp16_has_the_gradients_of_fp32(distillation, method):
+    training = distillation(method)
+    batch = join([training.source.read(frame) for frame in training.frames]).to(torch.device("cuda"))
+    gradients = []
+    for half in (False, True):
+        torch.manual_seed(0)
+        model = training.build().cuda()
+        with torch.autocast("cuda", torch.float16, enabled=half):
+            features = model(batch.points_N4, batch.cloud_N)["scr"]
+        assert features.dtype == (torch.float16 if half else torch.float32)
+        if half:
+            model.forward = torch.autocast("cuda", torch.float16)(model.forward)
+        (2**10 * training.loss(model, batch, 0, 0)["loss"]).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]) / 2**10)
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.99
