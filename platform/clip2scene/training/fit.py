@@ -68,17 +68,9 @@ class Training(ABC):
     def __call__(self, worker: Worker) -> None:
         """Train on this worker; rank 0 emits now and then the ``step`` it is at, and every ``epoch`` with metrics."""
         torch.manual_seed(self.seed)
-        model = self.build().to(worker.device)
-        optimiser = self._make_optimiser(model)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._learning_rate_factor)
-        half = self.settings.precision == "fp16"
-        if half:
-            # A step that overflows is left out, and the schedule goes on; torch suspects a mistake if it is the first.
-            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            model.forward = torch.autocast(worker.device.type, torch.float16)(model.forward)
-        scaler = torch.amp.GradScaler(worker.device.type, enabled=half)
-        state = {"optimiser": optimiser, "schedule": schedule, "scaler": scaler}
-        history = _resume(worker, model, state)
+        learner = _Learner(self, worker.device)
+        model, checkpoint = learner.model, worker.last_checkpoint()
+        history = [] if checkpoint is None else learner.read(checkpoint)
         for metrics in history:
             worker.emit("epoch", metrics)
         wrapped = _data_parallel(model) if worker.world_size > 1 else model
@@ -100,11 +92,7 @@ class Training(ABC):
                 if step >= self.steps:
                     break
                 terms = self.loss(wrapped, batch.to(worker.device), epoch, step)
-                optimiser.zero_grad(set_to_none=True)
-                scaler.scale(terms["loss"]).backward()
-                scaler.step(optimiser)
-                scaler.update()
-                schedule.step()
+                learner.step(terms["loss"])
                 totals.add(terms)
                 step += 1
                 if time.perf_counter() - told > _TELL_EVERY_S:
@@ -122,13 +110,13 @@ class Training(ABC):
                 metrics |= validate(model)
             metrics |= {
                 "epoch": float(epoch + 1),
-                "learning_rate": float(schedule.get_last_lr()[0]),
+                "learning_rate": learner.learning_rate,
                 "frames_per_second": totals.count * self.settings.batch_size / seconds,
             }
             history.append(metrics)
             worker.emit("epoch", metrics)
             if last or (epoch + 1) % self.resources.checkpoint_every_epochs == 0:
-                worker.save(lambda folder: _write(folder, model, state, history))
+                worker.save(lambda folder: learner.write(folder, history))
 
     def _batches(self, cache: SampleCache, worker: Worker, epoch: int) -> Iterator[Sample]:
         """This rank's share of every batch of the epoch, in an order that only seed and epoch decide."""
@@ -141,28 +129,6 @@ class Training(ABC):
     def _augmented(self, cache: SampleCache, epoch: int, at: int, position: int) -> Sample:
         rng = np.random.default_rng([self.seed, epoch, at])
         return augment(cache.get(position, rng), self.settings.augment, rng)
-
-    def _make_optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
-        settings = self.settings.optimiser
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                groups.setdefault(self.learning_rate_scale(name), []).append(parameter)
-        scaled = [{"params": ps, "lr": settings.learning_rate * scale} for scale, ps in groups.items()]
-        if settings.kind == "adamw":
-            return torch.optim.AdamW(scaled, weight_decay=settings.weight_decay)
-        return torch.optim.SGD(
-            scaled,
-            momentum=settings.momentum,
-            dampening=settings.dampening,
-            weight_decay=settings.weight_decay,
-        )
-
-    def _learning_rate_factor(self, step: int) -> float:
-        warmup = self.settings.optimiser.warmup_fraction * self.steps
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.steps - warmup, 1)))
 
 
 @dataclass(frozen=True)
@@ -238,22 +204,76 @@ def _nothing(model: nn.Module) -> Metrics:
     return {}
 
 
-def _write(folder: Path, model: nn.Module, state: dict[str, Any], history: list[Metrics]) -> None:
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
-    torch.save({name: part.state_dict() for name, part in state.items()}, folder / "optimiser.pt")
-    (folder / "history.json").write_text(json.dumps(history))
+class _Learner:
+    """The network and what changes with it from step to step: all that a checkpoint holds."""
 
+    def __init__(self, training: Training, device: torch.device):
+        self._training = training
+        self.model = training.build().to(device)
+        self._optimiser = self._make_optimiser()
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._learning_rate_factor)
+        half = training.settings.precision == "fp16"
+        if half:
+            # A step that overflows is left out, and the schedule goes on; torch suspects a mistake if it is the first.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.model.forward = torch.autocast(device.type, torch.float16)(self.model.forward)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self._device = device
 
-def _resume(worker: Worker, model: nn.Module, state: dict[str, Any]) -> list[Metrics]:
-    folder = worker.last_checkpoint()
-    if folder is None:
-        return []
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    saved = torch.load(folder / "optimiser.pt", weights_only=True, map_location=worker.device)
-    for name, part in state.items():
-        part.load_state_dict(saved[name])
-    history: list[Metrics] = json.loads((folder / "history.json").read_text())
-    return history
+    @property
+    def learning_rate(self) -> float:
+        """The optimiser's, for the next step."""
+        return float(self._schedule.get_last_lr()[0])
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Follow the gradient of a loss."""
+        self._optimiser.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        self._schedule.step()
+
+    def write(self, folder: Path, history: list[Metrics]) -> None:
+        """A checkpoint, with the metrics of the epochs so far."""
+        weights = {key: value.contiguous() for key, value in self.model.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+        torch.save({name: part.state_dict() for name, part in self._parts().items()}, folder / "optimiser.pt")
+        (folder / "history.json").write_text(json.dumps(history))
+
+    def read(self, folder: Path) -> list[Metrics]:
+        """Go on from a checkpoint; its metrics."""
+        self.model.load_state_dict(load_file(folder / "model.safetensors"))
+        saved = torch.load(folder / "optimiser.pt", weights_only=True, map_location=self._device)
+        for name, part in self._parts().items():
+            part.load_state_dict(saved[name])
+        history: list[Metrics] = json.loads((folder / "history.json").read_text())
+        return history
+
+    def _parts(self) -> dict[str, Any]:
+        return {"optimiser": self._optimiser, "schedule": self._schedule, "scaler": self._scaler}
+
+    def _make_optimiser(self) -> torch.optim.Optimizer:
+        settings = self._training.settings.optimiser
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(self._training.learning_rate_scale(name), []).append(parameter)
+        scaled = [{"params": ps, "lr": settings.learning_rate * scale} for scale, ps in groups.items()]
+        if settings.kind == "adamw":
+            return torch.optim.AdamW(scaled, weight_decay=settings.weight_decay)
+        return torch.optim.SGD(
+            scaled,
+            momentum=settings.momentum,
+            dampening=settings.dampening,
+            weight_decay=settings.weight_decay,
+        )
+
+    def _learning_rate_factor(self, step: int) -> float:
+        steps = self._training.steps
+        warmup = self._training.settings.optimiser.warmup_fraction * steps
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
 class _Totals:
