@@ -2,14 +2,15 @@
 
 Its tensors hold their values in the CPU's memory and say that they lie on ``pretend:0``. As on a GPU, an operator that
 is given tensors of both refuses; and as on a GPU, the host waits for all that it asked for before wherever it needs a
-value: a number, a shape that depends on values, a copy to or from memory that is not pinned. Kernels, streams and
-speed are not pretended: those need the GPU.
+value: a number, a shape that depends on values, a copy from the device, or one to it that is not ``non_blocking``.
+Kernels, streams, pinned memory and speed are not pretended: those need the GPU.
 
 torch must know of the device before it first computes a gradient: :func:`register` in a new process.
 """
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,16 +66,19 @@ def device() -> torch.device:
 def pretended() -> Iterator[list[str]]:
     """Operators may use the device; the list fills with the places of ours that made the host wait for it, in order.
 
-    A place is ``file: line of code``. spconv's own operators, which read a tensor's memory, are given that of the CPU.
-    Finding a kernel's pairs is one wait each, ``spconv``, as on a GPU, where their number decides an output's size.
+    A place is ``file: line of code``. spconv's own operators, which read a tensor's memory, are given that of the CPU;
+    the place of their waits is ``spconv``. Its native algorithm fetches the number of pairs in every convolution,
+    forward and backward, and counts the output's voxels where a convolution has a stride.
     """
     import spconv.pytorch.ops as ops
 
-    def on_cpu(operator: Callable[..., Any], *, waits: bool) -> Any:
+    def on_cpu(operator: Callable[..., Any], waits: Callable[[inspect.BoundArguments], bool]) -> Any:
+        signature = inspect.signature(operator)
+
         def run(*args: Any, **kwargs: Any) -> Any:
             if not _on_device((args, kwargs)):
                 return operator(*args, **kwargs)
-            if waits:
+            if waits(signature.bind(*args, **kwargs)):
                 _waits.append("spconv")
             with _disable_current_modes():
                 return tree_map(_there, operator(*tree_map(_here, args), **tree_map(_here, kwargs)))
@@ -84,9 +88,9 @@ def pretended() -> Iterator[list[str]]:
     _waits.clear()
     with (
         _Factories(),
-        on_cpu(ops.get_indice_pairs, waits=True),
-        on_cpu(ops.indice_conv, waits=False),
-        on_cpu(ops.indice_conv_backward, waits=False),
+        on_cpu(ops.get_indice_pairs, lambda given: not given.arguments["subm"]),
+        on_cpu(ops.indice_conv, lambda given: True),
+        on_cpu(ops.indice_conv_backward, lambda given: True),
         # In inference mode an operator that is made of others would come here whole.
         patch.multiple(torch.inference_mode, __enter__=_no_grad_begins, __exit__=_no_grad_ends),
     ):

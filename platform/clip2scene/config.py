@@ -333,7 +333,7 @@ class FinetuneSettings(TrainingSettings):
     loss: Literal["cross_entropy", "lovasz"] = "cross_entropy"
     """``lovasz``: Lovász-Softmax beside the cross-entropy, as in the released code."""
     head_learning_rate_scale: float = Field(1.0, gt=0)
-    """Learning rate of the new classifier relative to the backbone's."""
+    """Learning rate of the new classifier relative to the optimiser's, which the backbone has."""
 
     @model_validator(mode="after")
     def _every_nth(self) -> FinetuneSettings:

@@ -94,12 +94,11 @@ def gpu_student_step(bench: Bench) -> Measured:
     def step(half: bool) -> Callable[[], None]:
         torch.manual_seed(0)
         model = training.build().to(device)
-        if half:
-            model.forward = torch.autocast("cuda", torch.float16)(model.forward)
+        network = torch.autocast("cuda", torch.float16, enabled=half)(lambda *given: model(*given))
 
         def run() -> None:
             model.zero_grad(set_to_none=True)
-            training.loss(model, batch, 0, 0)["loss"].backward()
+            training.loss(network, batch, 0, 0)["loss"].backward()
 
         return lambda: _synchronised(run)
 

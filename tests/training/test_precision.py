@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from clip2scene.config import ConfigError, FinetuneSettings, OptimiserSettings, ResourceSettings
@@ -20,9 +22,11 @@ HERE = ResourceSettings(num_workers=0, checkpoint_every_epochs=1)
 
 class PointNetwork(torch.nn.Module):
     seen: set[torch.dtype] = set()  # noqa: RUF012
+    latest: PointNetwork
 
     def __init__(self):
         super().__init__()
+        PointNetwork.latest = self
         self.layers = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 16))
 
     def forward(self, points_N4, cloud_N):
@@ -45,6 +49,20 @@ class PointTraining(Finetuning):
         return terms | {"loss": terms["loss"] * self.factor}
 
 
+@dataclasses.dataclass(frozen=True)
+class RankedTraining(PointTraining):
+    """Only rank 0's loss is large; ``apart`` is how far the ranks' weights are from each other before the step."""
+
+    def loss(self, *args):
+        rank = torch.distributed.get_rank()
+        terms = Finetuning.loss(self, *args)
+        mine = torch.nn.utils.parameters_to_vector(PointNetwork.latest.parameters()).detach()
+        least, most = mine.clone(), mine.clone()
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return terms | {"loss": terms["loss"] * (self.factor if rank == 0 else 1), "apart": (most - least).max()}
+
+
 @pytest.fixture
 def training(tiny):
     def make(precision, factor=1.0, **changes):
@@ -55,8 +73,8 @@ def training(tiny):
     return make
 
 
-def run(training, folder, **callbacks):
-    return fit(training, name="run", folder=folder, resources=HERE, **callbacks)
+def run(training, folder, resources=HERE, **callbacks):
+    return fit(training, name="run", folder=folder, resources=resources, **callbacks)
 
 
 def scaler_state(folder):
@@ -76,7 +94,7 @@ def test_the_network_computes_in_fp16_and_learns_the_same(training, tmp_path):
     assert half[-1]["loss"] == pytest.approx(full[-1]["loss"], rel=0.03)
     assert half[-1]["loss"] < 0.9 * half[0]["loss"]
     assert not scaler_state(tmp_path / "fp32")
-    assert scaler_state(tmp_path / "fp16")["scale"] > 2**10
+    assert scaler_state(tmp_path / "fp16")["scale"] <= 2**16
 
 
 def test_steps_that_overflow_are_left_out_and_the_scale_survives_a_restart(training, tmp_path):
@@ -98,6 +116,16 @@ def test_steps_that_overflow_are_left_out_and_the_scale_survives_a_restart(train
     assert all(value.isfinite().all() for value in whole.weights.values())
 
 
+def test_ranks_agree_on_the_scale(training, tmp_path, ray_cluster):
+    """Where rank 0 alone overflows, both leave the step out: else their weights would part."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import it
+    two = ResourceSettings(num_workers=2, checkpoint_every_epochs=1)
+    sgd = OptimiserSettings(kind="sgd", learning_rate=1e-9)
+    fitted = run(RankedTraining(**vars(training("fp16", factor=1e6, epochs=30, optimiser=sgd))), tmp_path, two)
+    assert scaler_state(tmp_path)["scale"] < 2**16
+    assert all(row["apart"] == 0 for row in fitted.history)
+
+
 @pytest.mark.parametrize("stage", ["distill", "finetune"])
 def test_fp16_without_gpus_is_refused(stage):
     with pytest.raises(ConfigError, match=rf"{stage}\.precision=fp16 needs resources\.gpus_per_worker above 0"):
@@ -115,11 +143,9 @@ def test_a_step_in_fp16_has_the_gradients_of_fp32(distillation, method):
     for half in (False, True):
         torch.manual_seed(0)
         model = training.build().cuda()
-        with torch.autocast("cuda", torch.float16, enabled=half):
-            features = model(batch.points_N4, batch.cloud_N)["scr"]
+        network = torch.autocast("cuda", torch.float16, enabled=half)(lambda *given: model(*given))  # noqa: B023
+        features = network(batch.points_N4, batch.cloud_N)["scr"]
         assert features.dtype == (torch.float16 if half else torch.float32)
-        if half:
-            model.forward = torch.autocast("cuda", torch.float16)(model.forward)
-        (2**10 * training.loss(model, batch, 0, 0)["loss"]).backward()
+        (2**10 * training.loss(network, batch, 0, 0)["loss"]).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]) / 2**10)
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.99

@@ -8,7 +8,8 @@ A training worker holds, in bytes (float32 and index types as in the code):
   DistributedDataParallel with several workers);
 - ``kept samples``: ``cached_frames`` (or all, if fewer) x a decoded keyframe: of every point 16 (x, y, z, intensity),
   8 (cloud) and 1 (label); of every pair 44; of every image h x w x D x 2;
-- ``step``: what backpropagation keeps of one step, see :func:`step_bytes`, and the joined batch itself.
+- ``step``: what backpropagation keeps of one step, see :func:`step_bytes`, and the joined batch itself; in float32, so
+  that fp16 needs less.
 
 It is an estimate: within a factor of :data:`WITHIN` of measured peaks above ``process`` (tests/cluster/test_plan.py).
 

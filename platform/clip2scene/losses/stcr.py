@@ -27,7 +27,7 @@ def grid_cells(coordinates_N3: torch.Tensor, frames_N: torch.Tensor, grid_size_m
         grid_size_m: edge of a cell.
 
     Returns:
-        (N,) int64, not contiguous: they need no look at all points, so a GPU is not waited for.
+        (N,) int64, with gaps: to number them through, the host would have to wait for a GPU.
     """
     if not coordinates_N3.shape[0]:
         return frames_N

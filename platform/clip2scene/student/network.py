@@ -18,6 +18,7 @@ from __future__ import annotations
 import gc
 import math
 import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -37,6 +38,9 @@ with warnings.catch_warnings():
 from clip2scene.config import ConfigError, StudentSettings
 from clip2scene.student.layouts import Layout, layout_of
 from clip2scene.student.voxels import Voxels, mean_of_points, rows_of_points, voxelise
+
+Network = Callable[..., dict[str, torch.Tensor]]
+"""What a loss needs of a student: :meth:`Student.forward`, whatever is wrapped around it."""
 
 
 class Student(nn.Module):

@@ -38,7 +38,7 @@ def voxelise(coordinates_N3: torch.Tensor, cloud_N: torch.Tensor, voxel_size_m: 
     origin_3 = torch.div(cell_N3.amin(0), alignment, rounding_mode="floor") * alignment
     cell_N3 = cell_N3 - origin_3
     size_3 = (torch.div(cell_N3.amax(0), alignment, rounding_mode="floor") + 1) * alignment
-    # All numbers that the host needs at once: a GPU is waited for each time.
+    # One copy for all numbers that the host needs: each copy waits for a GPU.
     *shape, num_clouds = torch.cat((size_3, cloud_N.amax(0, keepdim=True) + 1)).tolist()
     keys_N = _keys(cloud_N, cell_N3, shape)
     keys_V, voxel_of_point_N = torch.unique(keys_N, return_inverse=True)
@@ -65,11 +65,12 @@ def rows_of_points(voxels: Voxels, indices_V4: torch.Tensor, stride: int) -> tor
 
 
 def mean_of_points(features_ND: torch.Tensor, rows_N: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Average the features of the points of every voxel: (N, D) to (V, D)."""
-    sums_VD = features_ND.new_zeros((num_rows, features_ND.shape[1])).index_add(0, rows_N, features_ND)
+    """Average the features of the points of every voxel: (N, D) to (V, D), summed in float32 at least."""
+    wide_ND = features_ND.to(torch.promote_types(features_ND.dtype, torch.float32))
+    sums_VD = wide_ND.new_zeros((num_rows, wide_ND.shape[1])).index_add(0, rows_N, wide_ND)
     # Not bincount, which looks for the largest row and so waits for a GPU.
     counts_V = rows_N.new_zeros(num_rows).index_add_(0, rows_N, torch.ones_like(rows_N))
-    return sums_VD / counts_V.clamp(min=1)[:, None]
+    return (sums_VD / counts_V.clamp(min=1)[:, None]).to(features_ND.dtype)
 
 
 def _keys(cloud_N: torch.Tensor, cell_N3: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clip2scene.config import ConfigError, DistillSettings
-from clip2scene.student.network import Student
+from clip2scene.student.network import Network, Student
 from clip2scene.training.fit import Training
 from clip2scene.training.objectives import OBJECTIVES, Step
 from clip2scene.training.samples import Sample
@@ -38,7 +38,7 @@ class Distillation(Training):
         heads: tuple[Literal["scr", "stcr"], ...] = ("scr", "stcr") if two else ("scr",)
         return Student(self.student, embedding_dim=self.text_CD.shape[1], heads=heads)
 
-    def loss(self, model: nn.Module, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
+    def loss(self, model: Network, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
         """``loss``; ``scr`` and ``stcr`` of the method itself; ``agreement`` of whichever methods use the images."""
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         about = Step(

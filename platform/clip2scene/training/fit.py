@@ -19,6 +19,7 @@ from torch import nn
 
 from clip2scene.config import ResourceSettings, StudentSettings, TrainingSettings
 from clip2scene.data.index import Frame
+from clip2scene.student.network import Network
 from clip2scene.training.launch import DivergedError, TrainingError, Worker, launch
 from clip2scene.training.samples import Sample, SampleCache, SampleSource, augment, join, made_ahead
 from clip2scene.training.validation import Validation
@@ -48,7 +49,7 @@ class Training(ABC):
         """The network with its initial weights; random ones are drawn from torch's (seeded) generator."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
+    def loss(self, model: Network, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
         """Named scalars; ``loss`` is the one to minimise."""
 
     def learning_rate_scale(self, parameter: str) -> float:
@@ -74,6 +75,8 @@ class Training(ABC):
         for metrics in history:
             worker.emit("epoch", metrics)
         wrapped = _data_parallel(model) if worker.world_size > 1 else model
+        half = self.settings.precision == "fp16"
+        network = torch.autocast(worker.device.type, torch.float16, enabled=half)(lambda *given: wrapped(*given))
         cache = SampleCache(self.source, self.frames, self.resources.cached_frames)
         validate: Callable[[nn.Module], dict[str, float]] = _nothing
         validate_every = 1
@@ -91,7 +94,7 @@ class Training(ABC):
             for batch in made_ahead(batches, Sample.pinned) if worker.device.type == "cuda" else batches:
                 if step >= self.steps:
                     break
-                terms = self.loss(wrapped, batch.to(worker.device), epoch, step)
+                terms = self.loss(network, batch.to(worker.device), epoch, step)
                 learner.step(terms["loss"])
                 totals.add(terms)
                 step += 1
@@ -103,6 +106,7 @@ class Training(ABC):
             if not math.isfinite(metrics["loss"]):
                 raise DivergedError(
                     f"the loss is not finite after epoch {epoch + 1}: {metrics}; lower the learning rate"
+                    + " or train with precision=fp32" * half
                 )
             seconds = time.perf_counter() - started
             last = epoch + 1 == self.settings.epochs or step >= self.steps
@@ -117,6 +121,13 @@ class Training(ABC):
             worker.emit("epoch", metrics)
             if last or (epoch + 1) % self.resources.checkpoint_every_epochs == 0:
                 worker.save(lambda folder: learner.write(folder, history))
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Of the optimiser's learning rate at a step: the warm-up, then half a cosine."""
+        warmup = self.settings.optimiser.warmup_fraction * self.steps
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.steps - warmup, 1)))
 
     def _batches(self, cache: SampleCache, worker: Worker, epoch: int) -> Iterator[Sample]:
         """This rank's share of every batch of the epoch, in an order that only seed and epoch decide."""
@@ -211,18 +222,15 @@ class _Learner:
         self._training = training
         self.model = training.build().to(device)
         self._optimiser = self._make_optimiser()
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._learning_rate_factor)
-        half = training.settings.precision == "fp16"
-        if half:
-            # A step that overflows is left out, and the schedule goes on; torch suspects a mistake if it is the first.
-            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            self.model.forward = torch.autocast(device.type, torch.float16)(self.model.forward)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, training.learning_rate_factor)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=training.settings.precision == "fp16")
+        # A step that overflows is left out, and the schedule goes on; torch suspects a mistake if it is the first.
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         self._device = device
 
     @property
     def learning_rate(self) -> float:
-        """The optimiser's, for the next step."""
+        """For the next step; the backbone's, where its and the head's differ."""
         return float(self._schedule.get_last_lr()[0])
 
     def step(self, loss: torch.Tensor) -> None:
@@ -267,13 +275,6 @@ class _Learner:
             dampening=settings.dampening,
             weight_decay=settings.weight_decay,
         )
-
-    def _learning_rate_factor(self, step: int) -> float:
-        steps = self._training.steps
-        warmup = self._training.settings.optimiser.warmup_fraction * steps
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
 class _Totals:

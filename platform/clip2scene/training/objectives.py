@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn.functional import normalize
 
 from clip2scene.config import AugmentSettings, DistillSettings
@@ -23,6 +22,7 @@ from clip2scene.losses.distances import class_divergence, cosine_distance
 from clip2scene.losses.scr import semantic_consistency, text_cross_entropy
 from clip2scene.losses.stcr import grid_cells, spatial_temporal_consistency
 from clip2scene.losses.switching import switch_generator, switch_labels
+from clip2scene.student.network import Network
 from clip2scene.training.samples import Sample, random_transform
 
 Terms = dict[str, torch.Tensor]
@@ -74,7 +74,7 @@ def share(true_P: torch.Tensor) -> torch.Tensor:
     return true_P.sum() / max(len(true_P), 1)
 
 
-def clip2scene(model: nn.Module, batch: Sample, step: Step) -> Terms:
+def clip2scene(model: Network, batch: Sample, step: Step) -> Terms:
     """``scr`` (equation 1) and ``stcr`` (equations 2 to 4) on heads of their own, with S3's labels for SCR.
 
     A loss of weight 0 is left out, and so is its head: the other one then trains, and predicts with, ``scr``.
@@ -112,20 +112,20 @@ def clip2scene(model: nn.Module, batch: Sample, step: Step) -> Terms:
     return {"loss": torch.stack(total).sum(), **terms, "agreement": share(predictions_P == pixel_labels_P)}
 
 
-def kl(model: nn.Module, batch: Sample, step: Step) -> Terms:
+def kl(model: Network, batch: Sample, step: Step) -> Terms:
     """KL divergence of the student's from the teacher's class probabilities, both with SCR's ``tau``."""
     points_PD, pixels_PD = (step.features(rows_PD) for rows_PD in _pairs(model, batch, step))
     loss = class_divergence(points_PD, pixels_PD, step.text_CD, step.settings.scr.tau)
     return {"loss": loss, "agreement": step.agreement(points_PD, pixels_PD)}
 
 
-def openscene(model: nn.Module, batch: Sample, step: Step) -> Terms:
+def openscene(model: Network, batch: Sample, step: Step) -> Terms:
     """OpenScene's distillation: one minus the cosine of a point's and its pixel's feature."""
     points_PD, pixels_PD = _pairs(model, batch, step)
     return {"loss": cosine_distance(points_PD, pixels_PD), "agreement": step.agreement(points_PD, pixels_PD)}
 
 
-def ppkt(model: nn.Module, batch: Sample, step: Step) -> Terms:
+def ppkt(model: Network, batch: Sample, step: Step) -> Terms:
     """PPKT (Liu et al., 2021): InfoNCE from points to pixels, over a random subset of the pairs."""
     points_PD, pixels_PD = (normalize(rows_PD, dim=1) for rows_PD in _pairs(model, batch, step))
     chosen = step.rows(len(points_PD), points_PD.device)
@@ -133,7 +133,7 @@ def ppkt(model: nn.Module, batch: Sample, step: Step) -> Terms:
     return {"loss": loss, "agreement": step.agreement(points_PD, pixels_PD)}
 
 
-def slidr(model: nn.Module, batch: Sample, step: Step) -> Terms:
+def slidr(model: Network, batch: Sample, step: Step) -> Terms:
     """SLidR (Sautier et al., CVPR 2022): InfoNCE from superpoints to superpixels, over all of the batch."""
     points_PD, pixels_PD = (normalize(rows_PD, dim=1) for rows_PD in _pairs(model, batch, step))
     queries_SD, keys_SD = superpixel_means(points_PD, pixels_PD, batch.pair_segment_P)
@@ -141,7 +141,7 @@ def slidr(model: nn.Module, batch: Sample, step: Step) -> Terms:
     return {"loss": loss, "agreement": step.agreement(points_PD, pixels_PD)}
 
 
-def pointcontrast(model: nn.Module, batch: Sample, step: Step) -> Terms:
+def pointcontrast(model: Network, batch: Sample, step: Step) -> Terms:
     """PointContrast (Xie et al., ECCV 2020): InfoNCE between two views of a random subset of the points.
 
     The second view turns, flips and scales every cloud once more, as ``augment`` allows. No image is used.
@@ -159,14 +159,14 @@ def pointcontrast(model: nn.Module, batch: Sample, step: Step) -> Terms:
     return {"loss": info_nce(views[0], views[1], step.settings.contrast.temperature)}
 
 
-def _pairs(model: nn.Module, batch: Sample, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+def _pairs(model: Network, batch: Sample, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
     """Point features of the head ``scr`` and pixel features of all pairs, both (P, D) float32."""
     points_PD = model(batch.points_N4, batch.cloud_N, batch.pair_point_P)["scr"].float()
     with torch.no_grad():
         return points_PD, step.pixels(batch)
 
 
-OBJECTIVES: dict[str, Callable[[nn.Module, Sample, Step], Terms]] = {
+OBJECTIVES: dict[str, Callable[[Network, Sample, Step], Terms]] = {
     "clip2scene": clip2scene,
     "kl": kl,
     "openscene": openscene,

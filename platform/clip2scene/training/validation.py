@@ -64,7 +64,7 @@ class Validation:
             counts = _Counts(len(text_CD))
             for position in range(len(mine)):
                 sample = cache.get(position).to(worker.device)
-                features_ND = model(sample.points_N4, sample.cloud_N)["scr"].float()
+                features_ND = model(sample.points_N4, sample.cloud_N)["scr"]
                 counts.add(sample, (features_ND @ text_CD.T).argmax(1), teacher(sample))
             model.train(was_training)
             return counts.scores(worker, self.source.label_vocabulary is not None)
