@@ -116,6 +116,7 @@ def test_steps_that_overflow_are_left_out_and_the_scale_survives_a_restart(train
     assert all(value.isfinite().all() for value in whole.weights.values())
 
 
+@pytest.mark.long
 def test_ranks_agree_on_the_scale(training, tmp_path, ray_cluster):
     """Where rank 0 alone overflows, both leave the step out: else their weights would part."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import it
