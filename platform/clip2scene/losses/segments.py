@@ -82,12 +82,6 @@ def segment_sum(rows_ND: torch.Tensor, segments_N: torch.Tensor, num_segments: i
     return out.index_add(0, segments_N, rows_ND)
 
 
-def segment_mean(rows_ND: torch.Tensor, segments_N: torch.Tensor, num_segments: int) -> torch.Tensor:
-    """Mean of the rows of every segment, 0 where it is empty: (N, D) and (N,) to (S, D)."""
-    counts_S = segment_sum(torch.ones_like(segments_N), segments_N, num_segments)  # bincount would wait for a GPU
-    return segment_sum(rows_ND, segments_N, num_segments) / counts_S.clamp(min=1)[:, None]
-
-
 def segment_max(rows_N: torch.Tensor, segments_N: torch.Tensor, num_segments: int) -> torch.Tensor:
     """Largest value of every segment: (N,) and (N,) to (S,); -inf where a segment is empty."""
     out = rows_N.new_full((num_segments,), -torch.inf)

@@ -65,7 +65,16 @@ def rows_of_points(voxels: Voxels, indices_V4: torch.Tensor, stride: int) -> tor
 
 
 def mean_of_points(features_ND: torch.Tensor, rows_N: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Average the features of the points of every voxel: (N, D) to (V, D), summed in float32 at least."""
+    """Mean of the points' features in every voxel (or superpixel), 0 where there is no point.
+
+    Args:
+        features_ND: (N, D); summed in float32 at least.
+        rows_N: voxel of each point, (N,) int64.
+        num_rows: V.
+
+    Returns:
+        (V, D) in the type of ``features_ND``.
+    """
     wide_ND = features_ND.to(torch.promote_types(features_ND.dtype, torch.float32))
     sums_VD = wide_ND.new_zeros((num_rows, wide_ND.shape[1])).index_add(0, rows_N, wide_ND)
     # Not bincount, which looks for the largest row and so waits for a GPU.
