@@ -85,7 +85,7 @@ def test_semantickitti_fine_tuned_from_a_street_world(real_data, street_student,
     """Six scans of sequence 00 are learnt from, three of sequence 08 are scored."""
     words = [f"dataset.root={real_data / 'semantickitti'}", f"finetune.checkpoint={street_student}", SMALL, *HERE]
     words += ["finetune.label_fraction=1", "finetune.epochs=6", "finetune.batch_size=2", f"finetune.optimiser={QUICK}"]
-    words.append("finetune.head_learning_rate_scale=1")
+    words.append("finetune.head_learning_rate_scale=1")  # the job's belongs to its SGD
     stages = Stages(load_job(JOBS / "semantickitti.yaml", [*words, f"storage={tmp_path}"]))
     losses = []
     student = stages.finetune("pretrained", lambda epoch, metrics: losses.append(metrics["loss"]))

@@ -224,8 +224,9 @@ class _Learner:
         self._optimiser = self._make_optimiser()
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, training.learning_rate_factor)
         self._scaler = torch.amp.GradScaler(device.type, enabled=training.settings.precision == "fp16")
-        # A step that overflows is left out, and the schedule goes on; torch suspects a mistake if it is the first.
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        if self._scaler.is_enabled():
+            # A step that overflows is left out, and the schedule goes on; torch suspects a mistake if it is the first.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         self._device = device
 
     @property
