@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from clip2scene import doctor
 from commands import clip2scene, fail, succeed
 
 
 def test_doctor_passes():
     assert "ok      sparse convolution" in succeed("doctor")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that works")
+def test_doctor_tells_of_a_gpu_that_torch_cannot_use(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # as NVML does, whatever the driver's age
+    assert doctor.check() == 1
+    printed = capsys.readouterr().out
+    assert "GPUs: 1\nFAILED  GPUs: " in printed
+    assert "FAILED  shipped CLIP: " in printed
 
 
 @pytest.mark.parametrize(

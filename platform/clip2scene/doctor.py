@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from clip2scene.processor import num_cpus
 
 PACKAGES = ("torch", "ray", "mlflow", "open_clip_torch", "nuscenes-devkit", "spconv-cu120", "spconv-cu126")
 
@@ -24,11 +26,13 @@ def check() -> int:
         except importlib.metadata.PackageNotFoundError:
             if not package.startswith("spconv"):
                 print(f"{package} missing")
-    print(f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB memory")
+    print(f"{num_cpus()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB memory")
     print(f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free here")
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    print(f"GPUs: {', '.join(gpus) if gpus else 'none; everything runs on CPU'}")
-    checks: dict[str, Callable[[], None]] = {"sparse convolution": _convolve, "shipped CLIP": _encode}
+    # That there are some is the driver's word; what fails for a driver too old for torch is their use.
+    gpus = torch.cuda.device_count()
+    print(f"GPUs: {gpus or 'none; everything runs on CPU'}")
+    checks: dict[str, Callable[[], None]] = {} if gpus == 0 else {"GPUs": _add_on_each_gpu}
+    checks |= {"sparse convolution": _convolve, "shipped CLIP": _encode}
     failed = 0
     for name, run in checks.items():
         try:
@@ -40,13 +44,28 @@ def check() -> int:
     return 1 if failed else 0
 
 
+def _add_on_each_gpu() -> None:
+    import torch
+
+    for number in range(torch.cuda.device_count()):
+        name = torch.cuda.get_device_name(number)
+        assert torch.ones(2, device=f"cuda:{number}").sum().item() == 2, f"{name} cannot add"
+        print(f"        {number}: {name}, {torch.cuda.get_device_properties(number).total_memory / 2**30:.0f} GiB")
+
+
+def _device() -> Any:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.device_count() else "cpu")
+
+
 def _convolve() -> None:
     import torch
 
     from clip2scene.config import StudentSettings
     from clip2scene.student.network import Student
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     student = Student(StudentSettings(channels=(8, 8)), embedding_dim=4).to(device)
     points = torch.rand(500, 4, device=device)
     heads = student(points, torch.zeros(500, dtype=torch.long, device=device))
@@ -59,5 +78,5 @@ def _encode() -> None:
     from clip2scene.config import TeacherSettings
     from clip2scene.teacher.clip import load_teacher
 
-    teacher = load_teacher(TeacherSettings(model="streetworld", image_height_px=64, image_width_px=64))
+    teacher = load_teacher(TeacherSettings(model="streetworld", image_height_px=64, image_width_px=64)).to(_device())
     teacher(torch.zeros(1, 3, 64, 64))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from clip2scene.config import gpu_places
+from clip2scene.processor import num_cpus
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def this_machine() -> Machine:
     import psutil
     import torch
 
-    node = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    node = {"CPU": float(num_cpus()), "GPU": float(torch.cuda.device_count())}
     return Machine("this machine", (node,), grows=True, memory_bytes=psutil.virtual_memory().total, is_here=True)
 
 

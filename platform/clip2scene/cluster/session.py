@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from clip2scene.cluster.auth import token_for_this_process, use_token
 from clip2scene.cluster.nodes import NO_METRICS_PORTS, ONLY_THIS_MACHINE
 from clip2scene.config import ConfigError, Job, gpu_places
+from clip2scene.processor import num_cpus
 
 TRAIN_LOOKS = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 """Seconds between two looks of Ray Train's controller at its workers: Ray's two are lost when they start and when they
@@ -45,7 +46,7 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
     try:
         if address is None:
             ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment once, maybe before this block
-            wanted = max(job.resources.num_workers, os.cpu_count() or 1)
+            wanted = max(job.resources.num_workers, num_cpus())
             ray.init(address="local", num_cpus=wanted, include_dashboard=dashboard, **quiet)
         else:
             ray.init(address=address, **quiet)

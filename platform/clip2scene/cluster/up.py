@@ -21,6 +21,7 @@ from clip2scene.cluster.auth import AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH, secr
 from clip2scene.cluster.jobs import API_ADDRESS, RAY_ADDRESS, ClusterError
 from clip2scene.cluster.nodes import ONLY_THIS_MACHINE
 from clip2scene.config import ConfigError
+from clip2scene.processor import num_cpus
 from clip2scene.tracking.server import Login, check_port, embedded_server
 
 USER = "clip2scene"
@@ -65,7 +66,7 @@ def local_cluster(
         TrackingError: MLflow did not come up.
     """
     _check_count("--nodes", nodes, MAX_NODES)
-    cpus = max(MIN_CPUS, (os.cpu_count() or 1) // nodes) if cpus_per_node is None else cpus_per_node
+    cpus = max(MIN_CPUS, num_cpus() // nodes) if cpus_per_node is None else cpus_per_node
     _check_count("--cpus-per-node", cpus, MAX_CPUS)
     check_port(dashboard_port)
     root = Path(storage).expanduser().resolve()
