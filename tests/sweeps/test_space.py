@@ -130,12 +130,16 @@ PATHS = JOB | {
 
 
 def test_a_kept_sweep_goes_on_from_any_folder(load, tmp_path, monkeypatch):
-    space = {"parameters": {TAU: {"uniform": [0.1, 1.0]}}, "num_trials": 3}
+    space = {"parameters": {TAU: {"uniform": [0.1, 1.0]}, LAMBDA: {"uniform": [0.1, 1.0]}}, "num_trials": 3}
     monkeypatch.chdir(tmp_path)
     Path("clip.pt").touch()
     begun, folder = remember(load(**space, job=PATHS), "the command")
     again, _ = remember(load(**space, job=PATHS, title="other"), "")
     assert (again.digest, again.space.title) == (begun.digest, "other")
+    # Numbers of trials hang on the order of the keys, which is not that of the file any more.
+    turned = {"parameters": dict(reversed(space["parameters"].items())), "num_trials": 3, "budget": {"hours": 2}}
+    again, _ = remember(load(**turned, job=PATHS), "")
+    assert (again.trials, again.space.budget.hours) == (begun.trials, 2)
     monkeypatch.chdir(tmp_path.parent)
     held, command = recall(folder)
     assert (held, held.digest, command) == (begun, begun.digest, "the command")
@@ -238,6 +242,16 @@ def test_an_error_is_told_where_mlflow_is_away_at_the_end(answers, monkeypatch):
             {"parameters": {"teacher.image_height_px": {"randint": [32, 64]}}, "touches_features": True},
             "only grid and choice are allowed",
         ),
+        ({"parameters": {"variant": {"grid": ["paper", "released"]}}, "touches_features": True}, "give it in variants"),
+        (
+            {
+                "parameters": {"teacher.keep_last_mlp": {"choice": [False, True]}},
+                "searcher": "tpe",
+                "touches_features": True,
+            },
+            "not with searcher=tpe",
+        ),
+        ({"parameters": {TAU: {"grid": [1.0]}}, "set": {"distill.max_steps": 5}}, "give budget.epochs instead"),
         ({"parameters": {TAU: {"grid": [1.0]}}, "num_trials": 5}, "a grid is run once"),
         ({"parameters": {TAU: {"grid": [1.0]}}, "searcher": "tpe"}, "no grid, no variants and one seed"),
         ({"parameters": {TAU: {"grid": [1.0]}}, "set": {TAU: 1.0}}, "both in parameters and in set"),

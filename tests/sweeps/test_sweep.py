@@ -82,10 +82,10 @@ def written(folder: Path, **space: object) -> list[object]:
     return ["sweep", folder / "space.yaml", "--job", folder / "job.yaml"]
 
 
-def begin(words: list[object], log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "clip2scene.cli", *map(str, words)]
+def begin(words: list[object], log: Path, **environment: str) -> subprocess.Popen[bytes]:
+    command, environment = [sys.executable, "-m", "clip2scene.cli", *map(str, words)], os.environ | environment
     with log.open("wb") as file:
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, cwd=REPOSITORY)
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, cwd=REPOSITORY, env=environment)
 
 
 def wait_for(text: str, log: Path, process: subprocess.Popen[bytes], timeout_s: float = 240) -> None:
@@ -157,8 +157,9 @@ def test_a_finished_sweep_is_not_run_again_and_another_of_its_name_is_refused(un
 def test_a_driver_killed_with_sigkill_is_resumed_to_the_same_end(undisturbed, tmp_path):
     storage = tmp_path / "storage"
     take_inputs(undisturbed[0] / "storage", storage)
-    driver = begin(written(tmp_path), log := tmp_path / "log")
-    wait_for("trial 01: epoch 1/3", log, driver)
+    # Tune keeps its state at once, and so brings its trials back in another order: that of their last words.
+    driver = begin(written(tmp_path), log := tmp_path / "log", TUNE_GLOBAL_CHECKPOINT_S="0")
+    wait_for("trial 02: epoch 1/3", log, driver)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL
     succeed("sweep", "--resume", "tiny", "--storage", storage)
@@ -175,6 +176,21 @@ def test_a_driver_killed_with_sigkill_is_resumed_to_the_same_end(undisturbed, tm
         for folder in (storage, undisturbed[0] / "storage")
     )
     assert [line for line in best if "storage" not in line] == [line for line in best_expected if "storage" not in line]
+
+
+@pytest.mark.long
+def test_a_sweep_ends_when_its_hours_are_over(undisturbed, tmp_path):
+    storage = tmp_path / "storage"
+    take_inputs(undisturbed[0] / "storage", storage)
+    words = written(tmp_path, scheduler={"kind": "none"}, budget={"epochs": 500, "hours": 30 / 3600})
+    printed = succeed(*words)
+    parent, trials = runs_of(storage)
+    assert {trial.tags["state"] for trial in trials} == {"stopped"}
+    assert 0 < len(trials) < 4
+    assert parent.metrics["epochs_run", 0] == [sum(trial.final("epochs") for trial in trials)]
+    assert all(trial.final("miou") == trial.metrics["miou", int(trial.final("epochs"))][0] for trial in trials)
+    assert (storage / "sweeps" / "tiny" / "best.yaml").is_file()
+    assert succeed(*words).splitlines()[:6] == printed.splitlines()[:6]
 
 
 @pytest.mark.long

@@ -89,9 +89,7 @@ def write_trial(tracker, parent, about, number, values, state, scores, epochs, s
         run.log_epoch(epoch, {"loss": 2.0 / epoch, **verified})
     if state == "running":
         run.abandon()
-    elif state == "failed":
-        run.end(state, {}, reason)
-    elif state == "diverged":
-        run.end(state, {"seconds": 8.0 * epochs}, reason)
+    elif state == "failed" or state == "diverged":
+        run.end(state, {"epochs": epochs, "seconds": 8.0 * epochs}, reason)
     else:
         run.end(state, scores | {"epochs": epochs, "seconds": 8.0 * epochs}, reason)

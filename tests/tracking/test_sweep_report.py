@@ -22,7 +22,7 @@ from clip2scene.tracking.sweep_best import best_job, best_yaml
 from clip2scene.tracking.sweep_charts import Point, surface
 from clip2scene.tracking.sweep_figures import importances, sweep_figures
 from clip2scene.tracking.sweep_html import sweep_html
-from clip2scene.tracking.sweep_record import read_sweep
+from clip2scene.tracking.sweep_record import read_sweep, read_sweep_run
 from clip2scene.tracking.sweep_report import compare_url, keep_sweep, short_names, sweep_text
 from clip2scene.tracking.sweep_runs import sweep_run
 from clip2scene.tracking.tracker import connect
@@ -128,6 +128,27 @@ def small(tracker, name, trials, **about):
     return read_sweep(tracker.uri, name)
 
 
+def test_a_trial_that_failed_and_went_on_has_the_figures_of_its_end(tracker):
+    values = {"values": {TAU: 0.5}}
+    trials = [values | {"state": "failed", "epochs": 1, "scores": {}, "reason": "out of memory"}]
+    about = ("again", [interval(TAU, "uniform", 0, 1)])
+    write_sweep(tracker, *about, trials)
+    assert read_sweep(tracker.uri, "again").trials[0].reason == "out of memory"
+    write_sweep(tracker, *about, [values | {"state": "finished", "epochs": 6, "scores": scores(0.5, 0.4)}])
+    record = read_sweep(tracker.uri, "again")
+    assert (record.best_trial.state, record.best_trial.reason, record.best_trial.epochs) == ("finished", "", 6)
+    assert record.best_trial.score("miou") == pytest.approx(50)
+
+
+def test_a_sweep_is_read_by_its_run_where_another_has_its_name(tracker):
+    first = write_sweep(tracker, "twice", [interval(TAU, "uniform", 0, 1)], [], title="the first")
+    with sweep_run(tracker, "twice", "another digest", {"selection": "no labels"}) as other:
+        about = {"format": "clip2scene-sweep-1", "title": "the second", "parameters": []}
+        other.log_dict(about, "sweep.json")
+    assert read_sweep_run(tracker.uri, first.run_id).about["title"] == "the first"
+    assert read_sweep(tracker.uri, "twice").about["title"] == "the second"
+
+
 def test_trials_are_read_back_from_their_runs(record):
     assert [trial.number for trial in record.trials] == list(range(12))
     for trial, written in zip(record.trials, temperatures(), strict=True):
@@ -135,7 +156,7 @@ def test_trials_are_read_back_from_their_runs(record):
         assert trial.state == written["state"]
         assert trial.reason == written.get("reason", "")
     assert record.trials[9].finals == pytest.approx(scores(0.6, 0.9) | {"epochs": 2, "seconds": 16.0})
-    assert record.trials[10].finals == {"seconds": 8.0}
+    assert record.trials[10].finals == {"epochs": 1, "seconds": 8.0}
     assert record.trials[11].finals == {}
     assert record.metrics == COUNTS
     assert record.selection == "labels of the verifying scenes"

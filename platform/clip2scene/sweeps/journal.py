@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from typing import Any
 
 from ray import tune
@@ -17,23 +19,35 @@ from clip2scene.training.validation import PREFIX
 
 
 class Journal:
-    """One sweep's trials as they start, report and end. Only the driver has it."""
+    """One sweep's trials as they start, report and end. Only the driver has it.
 
-    def __init__(self, sweep: Sweep, tracker: Tracker, parent: Run, watch: Watch):
+    ``on_ended`` is called whenever a trial has ended.
+    """
+
+    def __init__(self, sweep: Sweep, tracker: Tracker, parent: Run, watch: Watch, on_ended: Callable[[], None]):
         self._sweep, self._tracker, self._parent, self._watch = sweep, tracker, parent, watch
+        self._on_ended = on_ended
+        hours = sweep.space.budget.hours
+        self._until_s = math.inf if hours is None else time.monotonic() + 3600 * hours
         self._runs: dict[int, TrialRun] = {}
         self._results: dict[int, dict[str, Any]] = {}
         self._epochs: dict[int, int] = {}
 
-    def started(self, number: int, config: dict[str, Any]) -> None:
-        """A trial starts, or starts again after a failure."""
+    @property
+    def is_over(self) -> bool:
+        """Whether the sweep's hours are."""
+        return time.monotonic() > self._until_s
+
+    def started(self, number: int, config: dict[str, Any], num_ended: int) -> None:
+        """A trial starts, or starts again after a failure; so many have ended, before the driver began too."""
         trial = trial_of(self._sweep, config)
         job: Job = self._sweep.job_of(trial, f"trial {number}")
-        shown = dict(trial.values) | ({"variant": trial.variant} if trial.variant else {})
-        self._watch.started(number, shown | ({"seed": trial.seed} if len(self._sweep.seeds) > 1 else {}))
         if number not in self._runs:
             name = self._sweep.space.sweep
             self._runs[number] = TrialRun(self._tracker, self._parent, name, number, job, trial.variant)
+        shown = dict(trial.values) | ({"variant": trial.variant} if trial.variant else {})
+        shown |= {"seed": trial.seed} if len(self._sweep.seeds) > 1 else {}
+        self._watch.started(number, shown, self._runs[number].epoch, num_ended)
 
     def reported(self, number: int, result: dict[str, Any]) -> None:
         """A trial tells of an epoch, or that it diverged."""
@@ -57,6 +71,12 @@ class Journal:
             finals |= {name: metrics[PREFIX + name] for name in OBJECTIVES if PREFIX + name in metrics}
         self._watch.ended(number, state, reason)
         self._runs.pop(number).end(state, finals, reason)
+        self._on_ended()
+
+    def finish(self) -> None:
+        """Tune is done: what it has not told to have ended, the clock has stopped."""
+        for number in list(self._runs):
+            self.ended(number)
 
     def abandon(self) -> None:
         """The driver ends before its trials do."""
@@ -78,21 +98,40 @@ class Relay(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's word for a start, or for another one after a failure."""
-        _current[0].started(trials.index(trial), trial.config)
+        _current[0].started(_number(trial), trial.config, sum(other.is_finished() for other in trials))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Tune's word for a report."""
-        _current[0].reported(trials.index(trial), result)
+        _current[0].reported(_number(trial), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's word for an end, also of a trial that the scheduler stopped."""
-        _current[0].ended(trials.index(trial))
+        _current[0].ended(_number(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's word for a trial that is not tried again."""
-        _current[0].ended(trials.index(trial), trial.get_pickled_error())
+        _current[0].ended(_number(trial), trial.get_pickled_error())
+
+
+class Clock(tune.Stopper):
+    """Ends a sweep whose hours are over: the journal's, as those of Tune's own bound stay what they first were."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """All of them."""
+        return _current[0].is_over
+
+
+def _number(trial: Any) -> int:
+    """A trial's place among the trials that were asked for. Its place among Tune's changes when they are restored."""
+    if "trial" in trial.config:
+        return int(trial.config["trial"])
+    return int(trial.experiment_tag.partition("_")[0]) - 1  # the searcher's count, from 1
 
 
 def _sentence(error: BaseException) -> str:

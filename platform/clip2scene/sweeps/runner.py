@@ -16,9 +16,10 @@ from typing import Any
 
 from clip2scene.config import ConfigError
 from clip2scene.jobfile import put
+from clip2scene.processor import num_cpus
 from clip2scene.stages import Stages
 from clip2scene.storage import Storage, writing
-from clip2scene.sweeps.journal import Journal, Relay
+from clip2scene.sweeps.journal import Clock, Journal, Relay
 from clip2scene.sweeps.scheduler import scheduler_of
 from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.space import TRAIN_SPLIT, VERIFY_SPLIT, Distribution, Sweep, put_together
@@ -26,7 +27,7 @@ from clip2scene.sweeps.trial import TrialWork, run_trial
 from clip2scene.sweeps.watch import Watch
 from clip2scene.teacher.weights import absolute
 from clip2scene.tracking.sweep_best import best_yaml
-from clip2scene.tracking.sweep_record import SweepRecord, read_sweep
+from clip2scene.tracking.sweep_record import SweepRecord, read_sweep_run
 from clip2scene.tracking.sweep_report import keep_sweep
 from clip2scene.tracking.sweep_runs import FORMAT, is_recorded, sweep_run
 from clip2scene.tracking.tracker import Run, Tracker
@@ -65,7 +66,9 @@ def remember(sweep: Sweep, command: str) -> tuple[Sweep, Path]:
                 f"sweep={sweep.space.sweep}: {folder} holds another sweep of this name, with other settings; "
                 "give another name (sweep=NAME) or remove that folder"
             )
-        return Sweep(sweep.space, held.job), folder  # its title and hours may be new
+        hours = held.space.budget.model_copy(update={"hours": sweep.space.budget.hours})
+        # The order of its keys is that of Tune's trials, and no part of the digest.
+        return Sweep(held.space.model_copy(update={"title": sweep.space.title, "budget": hours}), held.job), folder
     values = {
         "space": sweep.space.model_dump(mode="json", by_alias=True, exclude_defaults=True),
         "job": dict(sweep.job),
@@ -114,11 +117,9 @@ def run_sweep(sweep: Sweep, tracker: Tracker, folder: Path, command: str, pages_
             slots = _slots(sweep)
             labels = _prepare(sweep, folder)
             parent.log_dict(_about(sweep, command, labels), "sweep.json")
-            started_s = time.monotonic()
             _search(sweep, TrialWork(_absolute(sweep), folder / "trials", labels), tracker, parent, folder, slots)
-            _add(folder, seconds=time.monotonic() - started_s)
-            _record_counts(sweep, parent, folder, _read(tracker, space.sweep))
-        record = _read(tracker, space.sweep)
+            _record_counts(sweep, parent, folder, _read(tracker, parent))
+        record = _read(tracker, parent)
         keep_sweep(record, parent, pages_at)
     if record.best:
         with writing(folder / "best.yaml") as aside:
@@ -162,7 +163,8 @@ def _search(sweep: Sweep, work: TrialWork, tracker: Tracker, parent: Run, folder
     trainable = tune.with_resources(tune.with_parameters(run_trial, work=work), _resources(sweep))
     space = sweep.space
     with Watch(space.sweep, space.metric, len(sweep.trials), sweep.epochs) as watch:
-        journal = Journal(sweep, tracker, parent, watch)
+        elapsed = _Elapsed(folder)
+        journal = Journal(sweep, tracker, parent, watch, elapsed)
         where = folder / "tune"
         if tune.Tuner.can_restore(str(where)):
             Relay(journal)
@@ -178,7 +180,6 @@ def _search(sweep: Sweep, work: TrialWork, tracker: Tracker, parent: Run, folder
                     search_alg=_searcher(sweep),
                     num_samples=len(sweep.trials) if space.searcher == "tpe" else 1,
                     max_concurrent_trials=slots,
-                    time_budget_s=None if space.budget.hours is None else 3600 * space.budget.hours,
                     reuse_actors=space.resources.num_workers == 0,
                 ),
                 run_config=tune.RunConfig(
@@ -186,13 +187,16 @@ def _search(sweep: Sweep, work: TrialWork, tracker: Tracker, parent: Run, folder
                     storage_path=str(folder),
                     failure_config=tune.FailureConfig(max_failures=space.resources.max_failures),
                     callbacks=[Relay(journal)],
+                    stop=Clock(),
                     verbose=0,
                 ),
             )
         try:
             tuner.fit()
+            journal.finish()
         finally:
             journal.abandon()
+            elapsed()
 
 
 def _param_space(sweep: Sweep) -> dict[str, Any]:
@@ -265,7 +269,7 @@ def _about(sweep: Sweep, command: str, labels: bool) -> dict[str, Any]:
         "sweep": space.sweep,
         "title": space.title or space.sweep,
         "command": command,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": f"{num_cpus()} cores, {platform.machine()}, Python {platform.python_version()}",
         "metric": space.metric,
         "mode": space.mode,
         "parameters": parameters,
@@ -283,9 +287,9 @@ def _about(sweep: Sweep, command: str, labels: bool) -> dict[str, Any]:
     }
 
 
-def _read(tracker: Tracker, name: str) -> SweepRecord:
-    with tracker.told(f"read the sweep {name!r}"):
-        return read_sweep(tracker.uri, name)
+def _read(tracker: Tracker, parent: Run) -> SweepRecord:
+    with tracker.told("read the sweep"):
+        return read_sweep_run(tracker.uri, parent.run_id)
 
 
 def _record_counts(sweep: Sweep, parent: Run, folder: Path, record: SweepRecord) -> None:
@@ -303,8 +307,20 @@ def _record_counts(sweep: Sweep, parent: Run, folder: Path, record: SweepRecord)
     )
 
 
+class _Elapsed:
+    """Adds the seconds since it was last called, so that a driver that is killed loses those of its last trials."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._since_s = folder, time.monotonic()
+
+    def __call__(self) -> None:
+        now_s = time.monotonic()
+        _add(self._folder, seconds=now_s - self._since_s)
+        self._since_s = now_s
+
+
 def _counts(folder: Path) -> dict[str, float]:
-    """What all attempts at the sweep did together."""
+    """What all attempts at the sweep did together; of an extraction that was killed nothing is known."""
     path = folder / "counts.json"
     counts: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return counts

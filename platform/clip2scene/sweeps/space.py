@@ -114,7 +114,7 @@ class Budget(Settings):
     epochs: int | None = Field(None, ge=1)
     """Of a trial that is not stopped; the job's ``distill.epochs`` when not given."""
     hours: float | None = Field(None, gt=0)
-    """After so long what still runs is stopped; counted anew when a sweep is resumed."""
+    """After so long what still runs is stopped and the sweep has ended; counted anew when it goes on after a kill."""
 
 
 class TrialResources(Settings):
@@ -209,8 +209,15 @@ class Space(Settings):
             raise ValueError(
                 f"{key}: decides the feature store, so every value costs an extraction; say touches_features: true"
             )
-        if group in _FEATURES and key in self.parameters and self.parameters[key].kind not in _FINITE:
-            raise ValueError(f"{key}: decides the feature store, so only grid and choice are allowed")
+        if key in self.parameters and group in _FEATURES:
+            if key == "variant":  # its switches are many keys, by which trials are told apart
+                raise ValueError("variant: is no parameter; give it in variants, as {NAME: {variant: released}}")
+            if self.parameters[key].kind not in _FINITE:
+                raise ValueError(f"{key}: decides the feature store, so only grid and choice are allowed")
+            if self.searcher == "tpe":
+                raise ValueError(
+                    f"{key}: decides the feature store, which is made before any trial; not with searcher=tpe"
+                )
 
     @property
     def reads_labels(self) -> bool:
@@ -344,6 +351,11 @@ def put_together(space: dict[str, Any], job: dict[str, Any], space_source: str, 
         made = sweep.job_of(trial, where)
         if made.distill.method in TEXT_FREE:
             raise ConfigError(f"{where}: distill.method={made.distill.method} cannot be scored without fine-tuning")
+        if made.distill.max_steps is not None:
+            raise ConfigError(
+                f"{where}: distill.max_steps={made.distill.max_steps}: a trial runs the budget's epochs; give "
+                "budget.epochs instead (job.distill.max_steps=null)"
+            )
         if sweep.space.scheduler.kind == "asha" and sweep.space.scheduler.grace_epochs > sweep.epochs:
             raise ConfigError(
                 f"{where}: scheduler.grace_epochs={sweep.space.scheduler.grace_epochs} is above the {sweep.epochs} "

@@ -36,7 +36,7 @@ class Watch:
         self._name, self._metric, self._num_trials, self._epochs = name, metric, num_trials, epochs
         self._trials: dict[int, TrialState] = {}
         self._started_s = time.monotonic()
-        self._epochs_seen = 0
+        self._epochs_seen = self._ended_before = 0
         self._live: Any = None
 
     def __enter__(self) -> Watch:
@@ -51,16 +51,20 @@ class Watch:
         if self._live is not None:
             self._live.stop()
 
-    def started(self, number: int, values: Mapping[str, Any]) -> None:
-        """A trial starts, or starts again."""
-        self._trials[number] = TrialState(values)
+    def started(self, number: int, values: Mapping[str, Any], epoch: int, num_ended: int) -> None:
+        """A trial starts, or starts again, from that epoch; so many trials have ended, in earlier attempts too."""
+        self._trials[number] = TrialState(values, epoch=epoch)
+        self._ended_before = max(self._ended_before, num_ended - self._num_ended())
         self._say(number, f"starts: {_settings(values)}")
 
     def reported(self, number: int, epoch: int, score: float) -> None:
-        """A trial has come to an epoch."""
+        """A trial has come to an epoch, or tells again of one before its checkpoint."""
         trial = self._trials[number]
-        self._epochs_seen += max(epoch - trial.epoch, 0)
-        trial.epoch, trial.score = epoch, score
+        trial.score = score
+        if epoch <= trial.epoch:
+            return
+        self._epochs_seen += epoch - trial.epoch
+        trial.epoch = epoch
         self._say(number, f"epoch {epoch}/{self._epochs}, {self._metric} {100 * score:.1f}, {self._left()}")
 
     def ended(self, number: int, state: str, reason: str = "") -> None:
@@ -76,19 +80,22 @@ class Watch:
 
     def _left(self) -> str:
         """An upper bound: what the scheduler will stop is not known."""
-        ended = sum(trial.state != "running" for trial in self._trials.values())
         running = [trial.epoch for trial in self._trials.values() if trial.state == "running"]
-        left = (self._num_trials - ended) * self._epochs - sum(running)
+        left = (self._num_trials - self._ended_before - self._num_ended()) * self._epochs - sum(running)
         elapsed_s = time.monotonic() - self._started_s
         if not self._epochs_seen:
             return "time left not known yet"
         return f"at most {duration(left * elapsed_s / self._epochs_seen)} left"
 
+    def _num_ended(self) -> int:
+        """Trials that this driver saw end."""
+        return sum(trial.state != "running" for trial in self._trials.values())
+
     def _table(self) -> Table:
         from rich import box
         from rich.table import Table
 
-        done = sum(trial.state != "running" for trial in self._trials.values())
+        done = self._ended_before + self._num_ended()
         table = Table(
             title=f"{self._name}: {done}/{self._num_trials} trials ended, {self._left()}",
             title_justify="left",

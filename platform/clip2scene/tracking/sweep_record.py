@@ -162,13 +162,20 @@ def read_sweep(uri: str, name: str) -> SweepRecord:
     parents = client.search_runs(experiments, "tags.stage = 'sweep'", max_results=1000, order_by=order)
     for parent in parents:
         if name == parent.data.tags["sweep"]:
-            return _record(uri, parent)
+            return read_sweep_run(uri, parent.info.run_id)
     known = sorted({parent.data.tags["sweep"] for parent in parents})
     raise ConfigError(f"sweep {name!r}: not in MLflow; known: {', '.join(known) or 'none, run a sweep first'}")
 
 
-def _record(uri: str, parent: Any) -> SweepRecord:
-    about = _about(uri, parent.info.run_id)
+def read_sweep_run(uri: str, run_id: str) -> SweepRecord:
+    """The sweep whose own run has that id, from MLflow alone.
+
+    Raises:
+        TrackingError: it was written in another format.
+    """
+    uri = uri.rstrip("/")
+    parent = client_of(uri).get_run(run_id)
+    about = _about(uri, run_id)
     trials = {}
     for run in _trial_runs(uri, parent):
         trial = trial_of(run, about["parameters"])

@@ -19,6 +19,8 @@ OBJECTIVES = ("miou", "agreement", "consistency", "label_free")
 """Scores on the verifying scenes."""
 _TRAIN = "train/"
 _FINAL = "final/"
+_KEPT = ("finished", "stopped", "diverged")
+"""Ends whose figures stay. A trial that failed goes on when its sweep does, and may end with others."""
 
 
 @contextmanager
@@ -56,6 +58,9 @@ class TrialRun:
     def __init__(self, tracker: Tracker, parent: Run, sweep: str, number: int, job: Job, variant: str | None):
         identity = {"mlflow.parentRunId": parent.run_id, "stage": "trial", "sweep": sweep, "trial": str(number)}
         known = tracker.find_run(identity)
+        self.epoch = 0
+        """The last that is kept."""
+        self._state, self._reason = self._continued(tracker, known) if known else ("", "")
         tags = {**identity, "seed": str(job.seed), "state": "running"} | ({"variant": variant} if variant else {})
         self._stack = ExitStack()
         self.run = self._stack.enter_context(
@@ -68,12 +73,14 @@ class TrialRun:
                 system_metrics=False,
             )
         )
-        self._epoch, self._ended = 0, False
-        if known:
-            with tracker.present("read what a trial's run holds") as client:
-                history = client.get_metric_history(known, f"{_TRAIN}loss")
-                self._epoch = max((metric.step for metric in history), default=0)
-                self._ended = f"{_FINAL}epochs" in client.get_run(known).data.metrics
+
+    def _continued(self, tracker: Tracker, run_id: str) -> tuple[str, str]:
+        """State and reason of the trial as an earlier attempt left it."""
+        with tracker.present("read what a trial's run holds") as client:
+            history = client.get_metric_history(run_id, f"{_TRAIN}loss")
+            self.epoch = max((metric.step for metric in history), default=0)
+            tags = client.get_run(run_id).data.tags
+        return tags.get("state", ""), tags.get("reason", "")
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Keep an epoch's metrics, once: a trial that goes on from a checkpoint tells of its first epochs again.
@@ -82,24 +89,25 @@ class TrialRun:
             epoch: from 1.
             metrics: as the training has them; those of :data:`OBJECTIVES` with the prefix ``verifying/``.
         """
-        if epoch <= self._epoch:
+        if epoch <= self.epoch:
             return
         scores = {name: metrics[f"verifying/{name}"] for name in OBJECTIVES if f"verifying/{name}" in metrics}
         others = {_TRAIN + name: value for name, value in metrics.items() if not name.startswith("verifying/")}
         self.run.log_metrics(scores | others, step=epoch)
-        self._epoch = epoch
+        self.epoch = epoch
 
     def end(self, state: str, finals: Mapping[str, float], reason: str = "") -> None:
         """Close the run.
 
         Args:
             state: ``finished``, ``stopped`` (by the scheduler or the clock), ``diverged`` or ``failed``.
-            finals: scores, ``epochs`` and ``seconds`` of the end; kept once.
+            finals: scores, ``epochs`` and ``seconds`` of the end; kept once, but for those of a failure.
             reason: a sentence, where it did not end well.
         """
-        if finals and not self._ended:
+        if finals and self._state not in _KEPT:
             self.run.log_metrics({_FINAL + name: value for name, value in finals.items()})
-        self.run.set_tags({"state": state} | ({"reason": reason[:500]} if reason else {}))
+        # An earlier attempt's reason is not this one's.
+        self.run.set_tags({"state": state} | ({"reason": reason[:500]} if reason or self._reason else {}))
         if state == "failed":
             error = RuntimeError(reason)
             with contextlib.suppress(RuntimeError):
