@@ -11,10 +11,14 @@ import yaml
 
 from clip2scene.config import ConfigError
 from clip2scene.jobfile import kind_of
+from clip2scene.stages import Stages
+from clip2scene.tables import runner
 from clip2scene.tables.runner import run_table
 from clip2scene.tables.spec import expand, jobs_of, load_table
+from clip2scene.teacher.extract import ExtractReport
 from clip2scene.tracking.server import embedded_server
 from clip2scene.tracking.table_html import table_figures
+from clip2scene.tracking.table_record import table_run
 from clip2scene.tracking.tracker import connect
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
@@ -229,6 +233,43 @@ def test_table_3_has_the_papers_numbers_and_settings():
 def uri(tmp_path_factory):
     with embedded_server(tmp_path_factory.mktemp("mlflow")) as uri:
         yield uri
+
+
+def test_a_table_that_is_run_again_after_another_of_its_name_is_read_from_its_own_run(tmp_path, uri):
+    path, tracker = written(tmp_path, TINY), connect(uri, "again")
+    first, second = (load_table(path, [f"reference={name}", f"storage={tmp_path}"]) for name in ("full", "the same"))
+    (digest,) = jobs_of(expand(first, "tiny"))
+    with tracker.run("job", tags={"table": "tiny", "job_digest": digest}, system_metrics=False) as run:
+        run.log_metrics({"miou/student_3d": 0.2, "miou/teacher_2d": 0.3})
+    records = [run_table(table, tracker, str(path), "clip2scene run") for table in (first, second, first)]
+    assert records[0].run_id == records[2].run_id != records[1].run_id
+    assert [record.about["reference"] for record in records] == ["full", "the same", "full"]
+
+
+def test_images_are_counted_over_all_attempts(tmp_path, uri, monkeypatch):
+    from mlflow import MlflowClient
+
+    table = load_table(written(tmp_path, TINY), ["seeds=[0, 1]", f"storage={tmp_path}"])
+    jobs, tracker = jobs_of(expand(table, "tiny")), connect(uri, "counts")
+    # Images that were encoded and found, for each of the two worlds; the first attempt ends in the second world.
+    made = iter([(6, 0), KeyboardInterrupt(), (0, 6), (4, 2)])
+
+    def make_inputs(stages):
+        did = next(made)
+        if isinstance(did, KeyboardInterrupt):
+            raise did
+        return ExtractReport(*did, broken=(), seconds=0.0)
+
+    def attempt():
+        with table_run(tracker, "counted", "streetworld", "d") as parent:
+            assert runner._prepare(jobs, tracker, parent) == {}
+        return parent
+
+    monkeypatch.setattr(Stages, "make_inputs", make_inputs)
+    with pytest.raises(KeyboardInterrupt):
+        attempt()
+    metrics = MlflowClient(uri).get_run(attempt().run_id).data.metrics
+    assert metrics == {"images_encoded": 10, "images_cached": 8}
 
 
 def test_a_table_runs_and_a_second_time_does_nothing(tmp_path, streetworld_root, ray_cluster, uri):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import subprocess
@@ -24,6 +25,7 @@ from clip2scene.tracking.table_record import (
     finished_jobs,
     mean_and_deviation,
     read_table,
+    read_table_run,
     table_run,
 )
 from clip2scene.tracking.table_report import paper_number, table_text
@@ -150,6 +152,18 @@ def test_text(record):
     assert "vocabulary: v1" in text
 
 
+def test_columns_of_what_differs_shorten_no_score(record):
+    cells = []
+    for place, cell in enumerate(record.cells):
+        tags = {"protocol": f"train->val;clip2scene_frame,{place}", "vocabulary": 4 * f"{place:04x}"}
+        runs = {seed: dataclasses.replace(run, tags={**run.tags, **tags}) for seed, run in cell.runs.items()}
+        cells.append(dataclasses.replace(cell, row=f"{cell.row}, with a name as long as some have", runs=runs))
+    about = {**record.about, "reference": cells[0].row}
+    text = table_text(dataclasses.replace(record, about=about, cells=tuple(cells)))
+    assert "…" not in text
+    assert re.search(r"have +3 +22\.0 ± 2\.0 +20\.8 .* train->val;clip2scene_frame,0 +0000000000000000\n", text)
+
+
 @pytest.mark.parametrize(("value", "text"), [(20.8, "20.8"), (25.08, "25.08"), (0.0, "0.0"), (None, "–")])
 def test_the_papers_numbers_are_printed_as_it_does(value, text):
     assert paper_number(value) == text
@@ -205,6 +219,10 @@ def test_an_unknown_table_names_the_known_ones(record, uri):
     with pytest.raises(ConfigError, match=r"^table 'table9': not in MLflow; known: demo-streetworld$"):
         read_table(uri, "table9")
     assert read_table(uri, "demo-streetworld").run_id == record.run_id
+
+
+def test_a_table_can_be_read_by_its_run(record, uri):
+    assert read_table_run(f"{uri}/", record.run_id) == record
 
 
 def test_the_same_table_goes_on_in_its_run_and_closes_what_was_left_open(record, uri):

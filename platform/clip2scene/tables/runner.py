@@ -7,7 +7,6 @@ on where it was interrupted, and runs nothing twice.
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import re
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 from clip2scene.config import Clip2sceneError, Job
 from clip2scene.pipeline import Pipeline
-from clip2scene.processor import use_threads
+from clip2scene.processor import num_cpus, use_threads
 from clip2scene.progress import console, duration, progress
 from clip2scene.stages import Stages
 from clip2scene.tables.spec import Cell, Table, expand, jobs_of
@@ -29,7 +28,8 @@ from clip2scene.tracking.table_record import (
     TableRecord,
     finished_jobs,
     mean_and_deviation,
-    read_table,
+    metrics_of,
+    read_table_run,
     table_run,
 )
 from clip2scene.tracking.table_report import table_text
@@ -76,14 +76,14 @@ def run_table(table: Table, tracker: Tracker, source: str, command: str, pages_a
         )
         failed: dict[str, str] = {}
         if missing:
-            failed = _prepare(missing, parent)
+            failed = _prepare(missing, tracker, parent)
             ready = {digest: job for digest, job in missing.items() if digest not in failed}
             for done in _run_all(table, ready, cells, tracker, parent) if ready else ():
                 if done.error is not None:
                     failed[done.digest] = done.error
         parent.log_dict(about | {"failures": failed}, "table.json")
         with tracker.told(f"read the table {table.table!r}"):
-            record = read_table(tracker.uri, f"{table.table}-{table.dataset}")
+            record = read_table_run(tracker.uri, parent.run_id)
         _keep(record, parent, pages_at)
     return record
 
@@ -105,11 +105,14 @@ def _run_all(
             yield done
 
 
-def _prepare(jobs: Mapping[str, Job], parent: Run) -> dict[str, str]:
-    """World, index, features and superpixels, once for all jobs that read the same; returns what failed, by job."""
+def _prepare(jobs: Mapping[str, Job], tracker: Tracker, parent: Run) -> dict[str, str]:
+    """World, index, features and superpixels, once for all jobs that read the same; returns what failed, by job.
+
+    The run is told how many images all attempts at the table encoded, and how many this one found.
+    """
     failed: dict[str, str] = {}
     reasons: dict[str, str | None] = {}
-    encoded = cached = 0
+    encoded, cached = metrics_of(tracker, parent).get("images_encoded", 0), 0
     for digest, job in jobs.items():
         stages = Stages(job)
         key = stages.inputs_digest
@@ -117,15 +120,17 @@ def _prepare(jobs: Mapping[str, Job], parent: Run) -> dict[str, str]:
             reasons[key] = None
             try:
                 done = stages.make_inputs()
-                encoded, cached = encoded + done.images_encoded, cached + done.images_cached
             except Clip2sceneError as error:
                 reasons[key] = str(error)
+            else:
+                encoded, cached = encoded + done.images_encoded, cached + done.images_cached
+                # At once: an attempt that is interrupted later has encoded these all the same.
+                parent.log_metrics({"images_encoded": encoded, "images_cached": cached})
         if (reason := reasons[key]) is not None:
             failed[digest] = reason
     for reason in dict.fromkeys(failed.values()):
         count = sum(told == reason for told in failed.values())
         console().print(f"cannot run, {count} of the jobs: {reason}", markup=False, soft_wrap=True)
-    parent.log_metrics({"images_encoded": encoded, "images_cached": cached})
     return failed
 
 
@@ -136,7 +141,10 @@ def _side_by_side(
     tracker: Tracker,
     parent: Run,
 ) -> Iterator[Done]:
-    """One Ray task for all jobs with the same pre-training, one after another in it; tasks share the cluster's CPUs."""
+    """One Ray task for all jobs with the same pre-training, one after another in it; tasks share the cluster's CPUs.
+
+    Of two tasks that fine-tune the same from scratch, one waits for the other (see :func:`launch`).
+    """
     import ray
     from ray.util.queue import Queue
 
@@ -255,7 +263,7 @@ def _about(table: Table, cells: Sequence[Cell], command: str) -> dict[str, Any]:
         "reference": table.reference,
         "columns": [column.name for column in table.columns_of(table.dataset)],
         "command": command,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": f"{num_cpus()} cores, {platform.machine()}, Python {platform.python_version()}",
         "cells": [
             {
                 "group": cell.row.group,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from urllib.parse import quote
 from clip2scene.progress import duration
 from clip2scene.tracking.sweep_record import Configuration, SweepRecord, TrialRecord
 from clip2scene.tracking.sweep_runs import OBJECTIVES
+from clip2scene.tracking.table_report import plain_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,8 +21,6 @@ BEST = "*"
 _NAMES = {"miou": "mIoU", "label_free": "label-free"}
 _COMPARED_RUNS = 100
 """Runs that MLflow's compare page takes."""
-_BOUNDLESS = 10_000
-"""More characters than any row has."""
 
 
 def score_name(name: str) -> str:
@@ -149,18 +147,7 @@ def provenance(record: SweepRecord) -> dict[str, str]:
 
 def sweep_text(record: SweepRecord, width: int = 120) -> str:
     """The sweep as plain text, for terminals, logs and artifacts; wider than ``width`` where its table is."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    parts = list(_parts(record))
-    console = Console(file=io.StringIO(), color_system=None, force_terminal=False, highlight=False, markup=False)
-    boundless = console.options.update(max_width=_BOUNDLESS)
-    tables = [part for part in parts if not isinstance(part, str)]
-    console.width = max(width, *(Measurement.get(console, boundless, table).maximum for table in tables))
-    with console.capture() as captured:
-        for part in parts:
-            console.print(part)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+    return plain_text(_parts(record), width)
 
 
 def compare_url(record: SweepRecord, pages_at: str | None = None) -> str:

@@ -154,6 +154,12 @@ def finished_jobs(tracker: Tracker, table: str) -> dict[str, JobRun]:
     return _by_digest(tracker.uri, [tracker.experiment_id], table)
 
 
+def metrics_of(tracker: Tracker, run: Run) -> dict[str, float]:
+    """What a run holds so far, of earlier attempts too."""
+    with tracker.present("look into the table's run") as client:
+        return dict(client.get_run(run.run_id).data.metrics)
+
+
 @contextmanager
 def table_run(tracker: Tracker, table: str, dataset: str, digest: str) -> Iterator[Run]:
     """The parent run of a table: the one of the same ``digest`` goes on, otherwise a new one begins.
@@ -190,6 +196,20 @@ def read_table(uri: str, name: str) -> TableRecord:
             return _record(uri.rstrip("/"), parent)
     known = sorted({parent.info.run_name for parent in parents})
     raise ConfigError(f"table {name!r}: not in MLflow; known: {', '.join(known) or 'none, run a table first'}")
+
+
+def read_table_run(uri: str, run_id: str) -> TableRecord:
+    """The table that one run is of, whichever of its name ran last.
+
+    Args:
+        uri: An MLflow server.
+        run_id: A table's own run.
+
+    Raises:
+        TrackingError: it was written in another format.
+    """
+    uri = uri.rstrip("/")
+    return _record(uri, client_of(uri).get_run(run_id))
 
 
 def _record(uri: str, parent: Any) -> TableRecord:

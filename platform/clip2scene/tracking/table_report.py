@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from clip2scene.tracking.table_record import TableCell, TableRecord, difference, direction, mean_and_deviation
@@ -15,6 +16,8 @@ LEGEND = (
     "the seeds that both rows have; direction: does ours move the way the paper's does (unclear: less than one "
     "standard deviation)?"
 )
+_BOUNDLESS = 10_000
+"""More characters than any row has."""
 
 
 def row_texts(cell: TableCell, reference: TableCell) -> tuple[str, ...]:
@@ -71,14 +74,22 @@ def failures(record: TableRecord) -> tuple[str, ...]:
 
 
 def table_text(record: TableRecord, width: int = 120) -> str:
-    """The table as plain text, for terminals, logs and artifacts."""
-    from rich.console import Console
+    """The table as plain text, for terminals, logs and artifacts; wider than ``width`` where it has to be."""
+    return plain_text(_parts(record), width)
 
-    console = Console(
-        file=io.StringIO(), width=width, color_system=None, force_terminal=False, highlight=False, markup=False
-    )
+
+def plain_text(parts: Iterable[RenderableType], width: int) -> str:
+    """Tables and sentences below each other, as wide as the widest table where ``width`` would shorten its cells."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    parts = list(parts)
+    console = Console(file=io.StringIO(), color_system=None, force_terminal=False, highlight=False, markup=False)
+    boundless = console.options.update(max_width=_BOUNDLESS)
+    tables = [part for part in parts if not isinstance(part, str)]
+    console.width = max([width, *(Measurement.get(console, boundless, table).maximum for table in tables)])
     with console.capture() as captured:
-        for part in _parts(record):
+        for part in parts:
             console.print(part)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
