@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import subprocess
+import threading
+import time
 
 import pytest
 
 from clip2scene import cli
-from clip2scene.storage import Storage, StorageError, writing
+from clip2scene.storage import Storage, StorageError, locked, writing
 
 
 def test_a_written_artifact_replaces_the_old_one(tmp_path):
@@ -35,6 +38,50 @@ def test_what_fails_leaves_nothing_and_the_old_one_stays(tmp_path, error):
         fail()
     assert list(path.parent.iterdir()) == [path]
     assert json.loads(path.read_text()) == "old"
+
+
+def test_of_two_runs_one_waits(tmp_path, caplog):
+    order = []
+
+    def second():
+        with locked(tmp_path / "store", "fills this store"):
+            order.append("second")
+
+    with locked(tmp_path / "store", "fills this store"):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        while "another run fills this store; waiting for it" not in caplog.text:
+            time.sleep(0.01)
+        order.append("first")
+    waiting.join(timeout=10)
+    assert order == ["first", "second"]
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, caplog):
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path, "fills this store"):
+        pass
+    assert f"{tmp_path}: no locks there (Function not implemented); start nothing twice at a time" in caplog.text
+
+
+def test_a_name_that_others_write_again_is_brought_anew(tmp_path, monkeypatch):
+    class Remote:
+        def get(self, name, aside):
+            if not there:
+                raise FileNotFoundError(name)
+            aside.write_text(there[name])
+
+    storage, path, there = Storage(tmp_path), tmp_path / "report.json", {"report.json": "first"}
+    storage.remote = Remote()
+    for text, anew, expected in (("first", False, "first"), ("second", False, "first"), ("second", True, "second")):
+        there["report.json"] = text
+        assert storage.fetch(path, anew=anew)
+        assert path.read_text() == expected
+    there.clear()
+    assert not storage.fetch(path, anew=True)
 
 
 @pytest.fixture

@@ -6,9 +6,13 @@ A storage is a folder, or an object store (``s3://BUCKET/PREFIX``) with a folder
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import logging
 import os
 import shutil
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +21,15 @@ from typing import Any
 from clip2scene.config import digest_of
 from clip2scene.remote import ObjectStore, StorageError, is_remote
 
-__all__ = ["Storage", "StorageError", "folder_of", "is_remote", "writing"]
+__all__ = ["Storage", "StorageError", "folder_of", "is_remote", "is_seen", "locked", "writing"]
 
 CACHE = "CLIP2SCENE_CACHE"
 """Environment variable with the folder below which object stores are cached; the same path on every machine."""
 _DEFAULT_CACHE = "~/.cache/clip2scene"
+LOCK = ".lock"
+"""File of a folder that whoever fills it holds."""
+_SEEN_WITHIN_S = 5.0
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -31,7 +39,7 @@ def writing(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full or refuses.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # two containers may have the same process ids
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
@@ -45,6 +53,43 @@ def writing(path: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Hold a folder's lock, which is free again if we are killed: a second command waits here, then finds all done.
+
+    Args:
+        folder: made when it is not there.
+        doing: what another run does that holds the lock (``fills this store``), for whoever waits.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a")
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.warning("%s: another run %s; waiting for it", folder, doing)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:  # Lustre without the option flock, some FUSE
+            _log.warning("%s: no locks there (%s); start nothing twice at a time", folder, error.strerror)
+        yield
+
+
+def is_seen(path: Path) -> bool:
+    """Whether a file that another node has made is here, or is within some seconds: a network may show it late."""
+    deadline_s = time.monotonic() + _SEEN_WITHIN_S
+    while not path.exists():
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def folder_of(storage: str | Path) -> Path:
@@ -96,13 +141,17 @@ class Storage:
         """A path as the user finds it: the object's URI, or the file."""
         return str(path) if self.remote is None else f"s3://{self.remote.key(self.name(path))}"
 
-    def fetch(self, path: Path) -> bool:
+    def fetch(self, path: Path, *, anew: bool = False) -> bool:
         """Whether a file is there; it is brought from the object store if it is not here yet.
+
+        Args:
+            path: of the file.
+            anew: bring it though it is here: it lies under a name that others write again.
 
         Raises:
             StorageError: the disk is full, or the object store cannot be reached or refuses.
         """
-        if self.remote is None or path.exists():
+        if self.remote is None or (path.exists() and not anew):
             return path.exists()
         try:
             with writing(path) as aside:

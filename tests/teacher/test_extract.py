@@ -23,10 +23,11 @@ from PIL import Image
 from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
 from clip2scene.data.index import Camera, DataError, Frame, Index
 from clip2scene.progress import progress
+from clip2scene.storage import locked
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import load_teacher
 from clip2scene.teacher.encoder import Encoder, frame_row
-from clip2scene.teacher.extract import ExtractionError, ExtractReport, extract
+from clip2scene.teacher.extract import ExtractionError, ExtractReport, _share, extract
 from clip2scene.teacher.store import FeatureStore
 from commands import tell_recovery
 
@@ -149,7 +150,7 @@ def test_a_second_run_at_once_waits_and_finds_everything_done(run: Run, caplog: 
             if "waiting for it" in record.getMessage():
                 waiting.set()
 
-    listener, logger = Listener(), logging.getLogger("clip2scene.teacher.store")
+    listener, logger = Listener(), logging.getLogger("clip2scene.storage")
     logger.addHandler(listener)
     second = threading.Thread(target=lambda: reports.append(run.extract()))
     try:
@@ -172,10 +173,39 @@ def test_an_actor_with_other_weights_reports_it(run: Run) -> None:
     assert "cannot load the teacher: the weights of local-dir" in json.loads(result["status"][0])["error"]
 
 
+def test_an_actor_that_does_not_see_the_store_reports_it(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("clip2scene.storage._SEEN_WITHIN_S", 0.0)
+    elsewhere = tmp_path / "store"  # as on a machine that does not share the folder
+    encoder = Encoder(run.teacher, run.settings, run.root, elsewhere, digest=load_teacher(run.teacher).digest)
+    result = encoder({key: np.array([value]) for key, value in frame_row(run.index.frames[0]).items()})
+    assert "does not see this folder of the driver's" in json.loads(result["status"][0])["error"]
+    assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize(
+    ("cpus_of_nodes", "actors", "most", "share"),
+    [
+        ([2], 1, 1, 1.0),
+        ([2], 2, 1, 0.5),
+        ([8], 2, 4, 3.5),
+        ([2, 2], 1, 4, 2.0),  # no node has the three that are left of all
+        ([4, 4], 3, 4, 2.0),  # 7 / 3 for each would leave one without a place
+        ([64, 8, 8], 2, 16, 16.0),
+        ([1], 1, 4, 0.0),
+        ([], 2, 4, 0.0),
+    ],
+)
+def test_every_actor_finds_its_cpus_on_one_node(
+    cpus_of_nodes: list[float], actors: int, most: float, share: float
+) -> None:
+    assert _share(cpus_of_nodes, actors, most) == share
+
+
 def test_a_frame_of_many_images_is_encoded_in_parts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clip2scene.teacher.encoder._IMAGES_AT_ONCE", 1)
     digest = load_teacher(run.teacher).digest
-    encoder = Encoder(run.teacher, run.settings, run.root, tmp_path / "store", digest)
+    with locked(tmp_path / "store", "fills this store"):
+        encoder = Encoder(run.teacher, run.settings, run.root, tmp_path / "store", digest)
     frame = run.index.frames[1]
     result = encoder({key: np.array([value]) for key, value in frame_row(frame).items()})
     assert "error" not in json.loads(result["status"][0])

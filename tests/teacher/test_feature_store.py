@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import os
 import pickle
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -119,9 +119,10 @@ def test_features_that_do_not_fit_are_refused(path: Path) -> None:
     assert store.stored_frames(path) == ["f1"]
 
 
-def test_full_disk_leaves_nothing_half_written(path: Path) -> None:
+def test_full_disk_leaves_nothing_half_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The file that is written aside is a link to the device that is always full.
-    (path / "frames" / f".f2.safetensors.{os.getpid()}.part").symlink_to("/dev/full")
+    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=0))
+    (path / "frames" / ".f2.safetensors.00000000.part").symlink_to("/dev/full")
     with pytest.raises(DataError, match=r"f2\.safetensors: cannot be written \(No space left on device\)"):
         store.write_frame(path, "f2", {"A": features(1)}, {}, "t1")
     assert sorted(file.name for file in (path / "frames").iterdir()) == ["f1.safetensors"]

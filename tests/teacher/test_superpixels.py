@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 import torch
 
 from clip2scene.config import ContrastSettings
-from clip2scene.data.index import DataError, Index
+from clip2scene.data.index import DataError, Index, read_index, write_index
 from clip2scene.data.nuscenes import build_index
 from clip2scene.progress import progress
+from clip2scene.teacher import superpixels
 from clip2scene.teacher.superpixels import (
     SuperpixelStore,
     segment_images,
@@ -90,6 +92,23 @@ def test_workers_make_the_same_and_only_what_is_missing(index, made, tmp_path, r
 def test_more_frames_than_workers_are_all_segmented(index, tmp_path, ray_cluster):
     segment(index, tmp_path, workers=1, frames=slice(5))
     assert set(written(tmp_path)) == {f"{frame.frame_id}.npz" for frame in index.frames[:5]}
+
+
+def test_a_task_is_sent_its_own_images_and_not_the_index(index, tmp_path, monkeypatch):
+    frames = [replace(index.frames[0], frame_id=f"frame-{number}") for number in range(200)]
+    write_index(replace(index, frames=tuple(frames)), tmp_path / "index.parquet")
+    many = read_index(tmp_path / "index.parquet")
+    assert len(pickle.dumps(many.frames[0])) > 200_000
+    sizes = []
+
+    def segmented(*job):
+        sizes.append(len(pickle.dumps(job)))
+        return f"frame-{len(sizes) - 1}", {}, ""
+
+    monkeypatch.setattr(superpixels, "_segment_frame", segmented)
+    segment(many, tmp_path / "store", frames=slice(None))
+    assert len(sizes) == 200
+    assert max(sizes) < 5000
 
 
 def test_an_interrupted_run_continues(index, made, tmp_path):

@@ -226,6 +226,31 @@ def test_workers_that_do_not_see_the_folder_say_so_before_they_train(tiny, tmp_p
     assert not list(tmp_path.glob("run/checkpoint_*"))
 
 
+def test_the_same_training_started_twice_is_done_once(tmp_path, caplog):
+    started, steps = threading.Event(), []
+
+    def work(worker):
+        if worker.last_checkpoint() is None:
+            steps.append("trained")
+            started.set()
+            while "another run trains this; waiting for it" not in caplog.text:
+                time.sleep(0.01)
+            worker.save(lambda folder: (folder / "weights").write_text("w"))
+
+    def start():
+        ended.append(launch(work, name="run", folder=tmp_path, resources=HERE))
+
+    ended: list[Path | None] = []
+    both = [threading.Thread(target=start) for _ in range(2)]
+    both[0].start()
+    assert started.wait(timeout=20)
+    both[1].start()
+    for thread in both:
+        thread.join(timeout=20)
+    assert steps == ["trained"]
+    assert [folder.name for folder in ended if folder] == ["checkpoint_000000"] * 2
+
+
 def test_history_is_json(tiny, tmp_path):
     fitted = run(tiny.finetuning(epochs=1), tmp_path)
     assert json.loads(json.dumps(fitted.history)) == fitted.history

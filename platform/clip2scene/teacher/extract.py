@@ -24,7 +24,7 @@ from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings, gpu
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame, Index
 from clip2scene.progress import Progress
-from clip2scene.storage import Storage
+from clip2scene.storage import Storage, locked
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip, load_teacher
 from clip2scene.teacher.encoder import Encoder, frame_row
@@ -91,7 +91,7 @@ def extract(
     wanted = {frame.frame_id: frame for frame in frames}
     for frame_id in wanted:
         store.frame_file(path, frame_id)
-    with store.locked(path):
+    with locked(path, "fills this store"):
         store.remove_leftovers(path)
         entries = _valid_entries(path, storage, index, wanted, teacher.digest, progress)
         pending = [frame for frame_id, frame in wanted.items() if frame_id not in entries]
@@ -230,8 +230,19 @@ def _cpus_per_actor(actors: int, settings: ExtractSettings) -> float:
     An actor pool that books every CPU waits for ever on the first task outside the pool (Ray Data's reads, Train's
     controller), so this is only what Ray counts with; the threads are as asked for.
     """
-    cpus = float(ray.cluster_resources().get("CPU", 0))
-    return math.floor(100 * min(settings.threads_per_actor, max(cpus - 1, 0) / actors)) / 100
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fit = [node for node in nodes if not settings.gpus_per_actor or node.get("GPU", 0)]
+    return _share([node.get("CPU", 0) for node in fit], actors, settings.threads_per_actor)
+
+
+def _share(cpus_of_nodes: list[float], actors: int, most: float) -> float:
+    """The largest share, ``most`` at best, of which every actor finds one on some node, and one CPU is left."""
+    most = min(most, max(sum(cpus_of_nodes) - 1, 0) / actors)
+    for share in sorted({most, *(cpus / k for cpus in cpus_of_nodes for k in range(1, actors + 1))}, reverse=True):
+        booked = math.floor(100 * share) / 100
+        if 0 < booked <= most and sum(int(cpus / booked) for cpus in cpus_of_nodes) >= actors:
+            return booked
+    return 0.0
 
 
 def _gpus_per_actor(actors: int, settings: ExtractSettings) -> float:

@@ -9,11 +9,11 @@ written, and brought when it is read, so that no machine needs the whole store. 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import re
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,23 +240,6 @@ def stored_frames(path: Path, storage: Storage | None = None) -> list[str]:
     return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and not name.startswith("."))
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the store's lock: a second run waits here, then finds everything done. Freed if we are killed."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("a")
-    except OSError as error:
-        raise DataError(f"{path}: the feature store cannot be written there ({error.strerror})") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.warning("%s: another run is filling this store; waiting for it", path)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def remove_leftovers(path: Path) -> None:
     """Delete what killed writers left aside. Only for the holder of the store's lock."""
     for folder in (path, path / "frames"):
@@ -315,7 +298,7 @@ def _remote_entry(file: Path, stream: Any) -> FrameEntry:
 
 def _write(file: Path, data: bytes, storage: Storage | None) -> None:
     """Write aside, then rename: a reader sees the whole file or none."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}.part")
+    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:

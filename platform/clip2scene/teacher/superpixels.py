@@ -15,7 +15,7 @@ import itertools
 import json
 import logging
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from clip2scene.config import ContrastSettings, digest_of
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame, Index
 from clip2scene.progress import Progress
-from clip2scene.storage import Storage, StorageError
+from clip2scene.storage import Storage, StorageError, locked
 from clip2scene.teacher import store
 
 FORMAT = "clip2scene-superpixels-1"
@@ -141,7 +141,7 @@ def segment_images(
     wanted = {frame.frame_id: frame for frame in frames}
     for frame_id in wanted:
         _file(path, frame_id)
-    with store.locked(path):
+    with locked(path, "fills this store"):
         for aside in (path / "frames").glob(".*"):
             aside.unlink(missing_ok=True)
         broken = _all_known(path, storage, index, wanted, how)
@@ -150,7 +150,8 @@ def segment_images(
         if pending or not storage.fetch(path / "manifest.json"):
             storage.remove(path / "manifest.json")
             with progress("superpixels", sum(images.values()), unit="images") as advance:
-                jobs = [(path, storage, index.root.resolve(), frame, how) for frame in pending]
+                root = index.root.resolve()
+                jobs = ((path, storage, root, frame.frame_id, _images(frame), how) for frame in pending)
                 for frame_id, found, error in _run_all(jobs, num_workers):
                     if error:
                         raise DataError(error)
@@ -219,12 +220,14 @@ def _how(settings: ContrastSettings, height: int, width: int) -> dict[str, Any]:
     }
 
 
-_Job = tuple[Path, Storage, Path, Frame, dict[str, Any]]
+_Image = tuple[str, str, int, int]
+"""Camera, path below the dataset's root, width and height (pixels)."""
+_Job = tuple[Path, Storage, Path, str, list[_Image], dict[str, Any]]
 _Done = tuple[str, dict[str, str], str]
 """Frame id, its broken images with their reasons, and why the frame could not be written (empty: it was)."""
 
 
-def _run_all(jobs: list[_Job], num_workers: int) -> Iterator[_Done]:
+def _run_all(jobs: Iterable[_Job], num_workers: int) -> Iterator[_Done]:
     if num_workers == 0:
         yield from (_segment_frame(*job) for job in jobs)
         return
@@ -239,23 +242,30 @@ def _run_all(jobs: list[_Job], num_workers: int) -> Iterator[_Done]:
         yield ray.get(done)
 
 
-def _segment_frame(path: Path, storage: Storage, root: Path, frame: Frame, how: dict[str, Any]) -> _Done:
+def _images(frame: Frame) -> list[_Image]:
+    """What a task is told about a frame: a frame itself is sent with the index's whole table, 147 MB of nuScenes."""
+    return [(camera.name, camera.image_path, camera.width, camera.height) for camera in frame.cameras]
+
+
+def _segment_frame(
+    path: Path, storage: Storage, root: Path, frame_id: str, images: list[_Image], how: dict[str, Any]
+) -> _Done:
     """Segment and store one frame; runs on a worker, and tells of errors instead of raising them."""
     maps, broken = {}, {}
-    for camera in frame.cameras:
+    for camera, image_path, width, height in images:
         try:
-            image_HW3 = read_image(resolve(root, camera.image_path), camera.width, camera.height)
+            image_HW3 = read_image(resolve(root, image_path), width, height)
         except DataError as error:
-            broken[camera.name] = str(error)
+            broken[camera] = str(error)
             continue
-        maps[camera.name] = slic_segments(image_HW3, how)
+        maps[camera] = slic_segments(image_HW3, how)
     about = json.dumps({"format": FORMAT, "how": how, "broken": broken})
     try:
-        with storage.writing(_file(path, frame.frame_id)) as aside, aside.open("wb") as file:
+        with storage.writing(_file(path, frame_id)) as aside, aside.open("wb") as file:
             np.savez_compressed(file, **{_ABOUT: np.array(about)}, **maps)
     except (StorageError, OSError) as error:
-        return frame.frame_id, broken, str(error)
-    return frame.frame_id, broken, ""
+        return frame_id, broken, str(error)
+    return frame_id, broken, ""
 
 
 def _all_known(

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import platform
 import shutil
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +21,7 @@ import torch
 from clip2scene.config import Clip2sceneError, ResourceSettings
 from clip2scene.processor import use_threads
 from clip2scene.progress import console
-from clip2scene.storage import CACHE
+from clip2scene.storage import CACHE, is_seen, locked
 from clip2scene.training.checkpoints import CHECKPOINTS_KEPT, newest_whole, numbered, seal
 from clip2scene.training.orders import Orders
 
@@ -58,7 +56,7 @@ class Worker:
         """Keep what ``write`` puts into a folder as the newest checkpoint. Every rank calls this equally often."""
         for left in self._folder.glob(".checkpoint.*"):  # of a killed attempt
             shutil.rmtree(left, ignore_errors=True)
-        aside = self._folder / f".checkpoint.{os.getpid()}"
+        aside = self._folder / f".checkpoint.{uuid.uuid4().hex[:8]}"
         aside.mkdir(parents=True)
         write(aside)
         seal(aside)
@@ -108,7 +106,6 @@ class Work(Protocol):
 
 _MARK = "mark"
 """The driver's file that every worker must see."""
-_MARK_WITHIN_S = 5.0
 _crews: list[Crew] = []
 """The crew of the block that runs in this process."""
 
@@ -166,15 +163,17 @@ def launch(
             on_message(kind, value)
 
     here = Worker(folder / name, hear)
-    if resources.num_workers == 0:
-        use_threads(resources.threads_per_worker)
-        work(here)
-    else:
-        with contextlib.ExitStack() as stack:
-            if not (_crews and _crews[-1].resources == resources):
-                stack.enter_context(crew(resources))
-            _crews[-1].run(work, folder / name, hear)
-    return here.last_checkpoint()
+    # Of two commands that train the same, each would take the other's checkpoints for those of a killed attempt.
+    with locked(folder / name, "trains this"):
+        if resources.num_workers == 0:
+            use_threads(resources.threads_per_worker)
+            work(here)
+        else:
+            with contextlib.ExitStack() as stack:
+                if not (_crews and _crews[-1].resources == resources):
+                    stack.enter_context(crew(resources))
+                _crews[-1].run(work, folder / name, hear)
+        return here.last_checkpoint()
 
 
 class Crew:
@@ -289,7 +288,7 @@ def _serve(orders: Any, threads: int, mark: Path) -> None:
     from ray.train.collective import barrier, broadcast_from_rank_zero
 
     use_threads(threads)
-    if not _is_seen(mark):
+    if not is_seen(mark):
         sentence = (
             f"{mark.parents[1]}: the training worker on {platform.node()} does not see this folder of the driver's; "
             f"give a storage that all nodes share (with s3:// a {CACHE} that they share)"
@@ -310,16 +309,6 @@ def _serve(orders: Any, threads: int, mark: Path) -> None:
         if leads:
             ray.get(orders.done.remote(number))
         number += 1
-
-
-def _is_seen(mark: Path) -> bool:
-    """Whether a file is there, or is within some seconds: a network's folder may be shown late."""
-    deadline_s = time.monotonic() + _MARK_WITHIN_S
-    while not mark.exists():
-        if time.monotonic() > deadline_s:
-            return False
-        time.sleep(0.2)
-    return True
 
 
 def on_this_node() -> Any:
