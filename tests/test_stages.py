@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,18 @@ def stages(streetworld_root, tmp_path):
     return make
 
 
+def without_labels(root: Path, version: str, folder: Path) -> Path:
+    """A copy of the world as nuScenes is before lidarseg is unpacked over it."""
+    bare = shutil.copytree(root, folder / "bare")
+    shutil.rmtree(bare / "lidarseg")
+    (bare / version / "lidarseg.json").unlink()
+    categories = json.loads((bare / version / "category.json").read_text())
+    for category in categories:
+        category.pop("index", None)
+    (bare / version / "category.json").write_text(json.dumps(categories))
+    return bare
+
+
 def test_splits_are_those_of_the_job(stages):
     job = stages()
     assert {f.frame_id for f in job.train_frames} | {f.frame_id for f in job.eval_frames} == {
@@ -47,6 +60,21 @@ def test_nothing_that_a_sweep_varies_moves_the_feature_store(stages):
     )
     assert varied.store_path == plain.store_path
     assert stages("teacher.keep_last_mlp=true").store_path != plain.store_path
+
+
+def test_labels_and_sweeps_move_what_they_decide_alone(stages, streetworld_root, tmp_path):
+    labelled, few = stages(), stages("dataset.max_sweeps=1")
+    bare = stages(f"dataset.root={without_labels(*streetworld_root, tmp_path)}")
+    assert len({job.index.digest for job in (labelled, few, bare)}) == 3
+    assert labelled.store_path == few.store_path == bare.store_path
+    assert labelled.distill_digest == bare.distill_digest != few.distill_digest
+
+
+def test_a_student_is_of_its_teachers_texts(stages, tmp_path, monkeypatch):
+    plain, other = stages(), stages()
+    monkeypatch.setitem(vars(other.teacher), "text_digest", "another tower")
+    assert plain.store_path == other.store_path
+    assert plain.distill_digest != other.distill_digest
 
 
 def test_a_changed_table_is_indexed_again(stages, streetworld_root, tmp_path):
@@ -69,18 +97,7 @@ def test_a_checkpoint_of_another_architecture(stages, tmp_path):
 
 
 def test_scores_need_labels(stages, streetworld_root, tmp_path):
-    import json
-
-    root, version = streetworld_root
-    bare = tmp_path / "bare"
-    shutil.copytree(root, bare)
-    shutil.rmtree(bare / "lidarseg")
-    (bare / version / "lidarseg.json").unlink()
-    categories = json.loads((bare / version / "category.json").read_text())
-    for category in categories:
-        category.pop("index", None)
-    (bare / version / "category.json").write_text(json.dumps(categories))
-    job = stages(f"dataset.root={bare}")
+    job = stages(f"dataset.root={without_labels(*streetworld_root, tmp_path)}")
     assert job.eval_frames[0].label_path is None
     with pytest.raises(DataError, match="has no label file"):
         job.score_finetuned({})

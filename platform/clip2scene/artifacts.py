@@ -92,7 +92,7 @@ class Artifacts:
 
     def text(self, words: Vocabulary, templates: Templates) -> torch.Tensor:
         """Class embeddings t_c of a vocabulary, (C, D) float32, L2-normalised."""
-        key = digest_of(self.teacher.digest, self.job.teacher.model_dump(mode="json"), words.digest, templates)
+        key = digest_of(self.teacher.text_digest, self.job.teacher.model_dump(mode="json"), words.digest, templates)
         path = self.storage.path("texts", f"{key}.safetensors")
         if not self.storage.fetch(path):
             text_CD = text_embeddings(self.teacher, words, templates)
@@ -108,7 +108,7 @@ class Artifacts:
     @property
     def store_digest(self) -> str:
         """Address of the feature store."""
-        return digest_of(FORMAT, self.index.digest, self.teacher.digest)
+        return digest_of(FORMAT, self.index.digests.images, self.teacher.digest)
 
     @property
     def store_path(self) -> Path:
@@ -158,7 +158,8 @@ class Artifacts:
         """Where the superpixels of the settings lie."""
         teacher = self.job.teacher
         size = (teacher.image_height_px, teacher.image_width_px)
-        return self.storage.path("superpixels", superpixel_digest(self.index.digest, self.job.distill.contrast, *size))
+        key = superpixel_digest(self.index.digests.images, self.job.distill.contrast, *size)
+        return self.storage.path("superpixels", key)
 
     def superpixels(self) -> SuperpixelStore:
         """Segment the training images that are not segmented yet (SLidR needs them)."""

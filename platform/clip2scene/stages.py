@@ -103,7 +103,9 @@ class Stages(Artifacts):
         job = self.job
         return digest_of(
             "distill",
+            self.index.digests.unlabelled,
             self.store_digest,
+            self.teacher.text_digest,
             self.prompt_vocabulary.digest,
             job.prompts.templates,
             [frame.frame_id for frame in self.train_frames],
@@ -198,7 +200,8 @@ class Stages(Artifacts):
             ),
         }
         methods: dict[str, Callable[[], Method]] = {name: known[name] for name in job.evaluate.methods}
-        return self._score("annotation-free", methods, [student.digest, self.prompts_digest, self.store_digest])
+        made_of = [student.digest, self.prompts_digest, self.store_digest, self.teacher.text_digest]
+        return self._score("annotation-free", methods, made_of)
 
     def score_finetuned(self, students: dict[str, Trained]) -> Scores:
         """Fine-tuned students by initialisation, and the majority class of the labelled keyframes."""
@@ -223,7 +226,8 @@ class Stages(Artifacts):
                 f"dataset.eval_split={self.job.dataset.eval_split!r}: frame {unlabelled.frame_id} has no label file; "
                 "scores need lidarseg labels"
             )
-        digest = digest_of("scores", kind, list(methods), digests, [frame.frame_id for frame in frames])
+        ids = [frame.frame_id for frame in frames]
+        digest = digest_of("scores", kind, list(methods), self.index.digest, digests, ids)
         path = self.storage.path("scores", f"{digest}.npz")
         if self.storage.fetch(path):
             return _read_scores(path)

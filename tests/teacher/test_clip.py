@@ -152,6 +152,18 @@ def test_digest_covers_weights_and_reading_and_nothing_else(tiny_clip: TinyClip,
     assert len(others | {same}) == len(changes) + 2
 
 
+def test_the_text_tower_has_a_digest_of_its_own(tiny_clip: TinyClip, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_clip("token"), tmp_path / "other")
+    file = folder / "open_clip_model.safetensors"
+    weights = load_file(file)
+    weights["token_embedding.weight"][0, 0] += 1
+    save_file(weights, file)
+    first, other = load_teacher(tiny(tiny_clip("token"))), load_teacher(tiny(folder))
+    assert first.digest == other.digest
+    assert first.text_digest != other.text_digest
+    assert first.text_digest == load_teacher(tiny(tiny_clip("token"), clip_normalisation=False)).text_digest
+
+
 def test_random_weights_follow_the_seed_and_leave_the_callers_generator() -> None:
     settings = TeacherSettings(model="RN50", pretrained="random", image_height_px=32, image_width_px=32)
     torch.manual_seed(3)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -75,6 +75,17 @@ class Frame:
         return _LAZY[name](vars(self)["_table"].column(name)[vars(self)["_row"]])
 
 
+class Digests(NamedTuple):
+    """Hashes of an index (16 hex characters each)."""
+
+    whole: str
+    """Of everything."""
+    unlabelled: str
+    """Of all but the label files: what is learned without labels stays the same when they come."""
+    images: str
+    """Of ids and images: a teacher's features are of those alone, however many sweeps are indexed."""
+
+
 @dataclass(frozen=True)
 class Index:
     """All keyframes of a dataset version, in scene and time order."""
@@ -87,15 +98,28 @@ class Index:
     left_out: tuple[str, ...] = ()
     """A sentence each: what the builder left out, as a pose is not finite or a mesh is missing. Not in the digest."""
 
-    @functools.cached_property
+    @property
     def digest(self) -> str:
         """Hash of the contents, independent of where the dataset lies."""
+        return self.digests.whole
+
+    @functools.cached_property
+    def digests(self) -> Digests:
+        """Hashes of the contents, and of the parts that decide what is made without the others."""
+        rows = (_row(frame) for frame in self.frames)
         # As digest_of(FORMAT, dataset, version, rows), but a row at a time: one text would be a gigabyte for nuScenes.
-        hashed = hashlib.sha256(f"[{_json(FORMAT)},{_json(self.dataset)},{_json(self.version)},[".encode())
-        for row, frame in enumerate(self.frames):
-            hashed.update(f"{',' * bool(row)}{_json(_row(frame))}".encode())
-        hashed.update(b"]]")
-        return hashed.hexdigest()[:16]
+        start = f"[{_json(FORMAT)},{_json(self.dataset)},{_json(self.version)},[".encode()
+        whole, unlabelled, images = (hashlib.sha256(start) for _ in range(3))
+        for number, row in enumerate(rows):
+            comma = "," * bool(number)
+            whole.update(f"{comma}{_json(row)}".encode())
+            del row["label_path"]
+            unlabelled.update(f"{comma}{_json(row)}".encode())
+            seen = [[camera[key] for key in ("name", "image_path", "width", "height")] for camera in row["cameras"]]
+            images.update(f"{comma}{_json([row['frame_id'], seen])}".encode())
+        for hashed in (whole, unlabelled, images):
+            hashed.update(b"]]")
+        return Digests(*(hashed.hexdigest()[:16] for hashed in (whole, unlabelled, images)))
 
     def frame(self, frame_id: str) -> Frame:
         """The keyframe of that id.
@@ -160,7 +184,7 @@ def write_index(index: Index, path: str | Path) -> None:
         "root": str(index.root.resolve()),
         "version": index.version,
         "left_out": index.left_out,
-        "digest": index.digest,  # takes longer than to read the file
+        "digests": index.digests._asdict(),  # takes longer than to read the file
     }
     table = pa.Table.from_pylist([_row(frame) for frame in index.frames], schema=_SCHEMA)
     table = table.replace_schema_metadata({"clip2scene": json.dumps(about)})
@@ -189,8 +213,8 @@ def read_index(path: str | Path, root: str | Path | None = None) -> Index:
     pa.default_memory_pool().release_unused()
     root = Path(root if root is not None else about["root"])
     index = Index(about["dataset"], root, about["version"], _frames(table), tuple(about.get("left_out", ())))
-    if "digest" in about:
-        vars(index)["digest"] = about["digest"]
+    if "digests" in about:
+        vars(index)["digests"] = Digests(**about["digests"])
     return index
 
 

@@ -6,6 +6,7 @@ Shapes: B images, H x W pixels, h x w patches (L = h * w), W channels inside the
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from typing import Any
@@ -65,7 +66,7 @@ class DenseClip(nn.Module):
         )
         self._mean, self._std = np.asarray(mean, dtype=np.float32), np.asarray(std, dtype=np.float32)
         self.digest: str = _digest(
-            visual,
+            visual.state_dict(),
             {
                 "format": FORMAT,
                 "architecture": loaded.architecture,
@@ -85,6 +86,11 @@ class DenseClip(nn.Module):
             visual.to(torch.bfloat16)
         self.clip.requires_grad_(False)
         super().train(False)
+
+    @functools.cached_property
+    def text_digest(self) -> str:
+        """Hash of all but the vision tower: what :meth:`encode_text` computes with."""
+        return _digest({k: v for k, v in self.clip.state_dict().items() if not k.startswith("visual.")}, {})
 
     def train(self, mode: bool = True) -> DenseClip:
         """Refuse training mode.
@@ -228,10 +234,10 @@ def _resize_positions(visual: Any, grid: tuple[int, int]) -> None:
     visual.grid_size = grid
 
 
-def _digest(visual: nn.Module, how: dict[str, Any]) -> str:
+def _digest(tensors: dict[str, Tensor], how: dict[str, Any]) -> str:
     """Hash of named tensors, byte for byte, and of how they are read (16 hex characters)."""
     sha = hashlib.sha256(json.dumps(how, sort_keys=True, separators=(",", ":")).encode())
-    for name, tensor in sorted(visual.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         array = tensor.detach().cpu().contiguous().numpy()
         sha.update(f"{name}:{array.dtype.str}:{array.shape}".encode())
         sha.update(array.tobytes())
