@@ -150,7 +150,7 @@ class ExtractSettings(Settings):
     gpus_per_actor: Gpus = 0
     """Share of a GPU that each actor books: 1, or 0.5 for two actors on one; 0 encodes on CPUs."""
     threads_per_actor: int = Field(1, ge=1)
-    """CPU threads of each actor; beside a GPU so many read images too."""
+    """CPU threads of each actor, no more than there are CPUs; beside a GPU so many read images too."""
     frames_per_batch: int = Field(4, ge=1)
     """Keyframes that an actor is given at a time; each is encoded by itself, so the features do not depend on it."""
     max_broken_fraction: float = Field(0.01, ge=0, le=1)
@@ -354,7 +354,8 @@ class ResourceSettings(Settings):
     gpus_per_worker: Gpus = 0
     """GPUs that each worker books: 1, or 0 for CPUs; a fraction leaves the rest of its GPU to others."""
     threads_per_worker: int = Field(1, ge=1)
-    """CPU threads of each worker; Ray books one CPU a worker all the same."""
+    """CPU threads of each worker, no more than there are CPUs; beside a GPU so many read its keyframes. Ray books one
+    CPU a worker all the same."""
     cached_frames: int = Field(256, ge=0)
     """Decoded keyframes that each worker keeps in memory."""
     checkpoint_every_epochs: int = Field(5, ge=1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from clip2scene.config import AugmentSettings
 from clip2scene.data.index import DataError
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.geometry.interpolation import bilinear
+from clip2scene.training.launch import Worker
 from clip2scene.training.methods import UNSEEN, TeacherMethod, seen
 from clip2scene.training.samples import SampleCache, SampleSource, augment, join, made_ahead
 
@@ -102,6 +105,14 @@ def test_a_keyframe_without_any_image_has_no_pairs_and_teaches_nothing(tiny, lat
         assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters()), method
 
 
+def test_a_scene_without_cameras_is_read_and_has_no_pairs(tiny, later):
+    sample = SampleSource(tiny.index.root, tiny.store, num_sweeps=2).read(replace(later, cameras=()))
+    assert len(sample.points_N4) > 0 == len(sample.pair_point_P) == len(sample.features_MhwD)
+    assert sample.pair_position_P2.shape == (0, 2)
+    assert sample.pair_position_P2.dtype == torch.float32
+    assert not seen(sample).any()
+
+
 def test_batches_made_ahead_are_the_same_and_so_is_what_goes_wrong(tiny):
     source = SampleSource(tiny.index.root)
     assert [*made_ahead(map(source.read, tiny.index.frames[:3]), lambda s: len(s.points_N4))] == [
@@ -112,6 +123,18 @@ def test_batches_made_ahead_are_the_same_and_so_is_what_goes_wrong(tiny):
     next(batches)
     with pytest.raises(DataError, match="nowhere"):
         next(batches)
+
+
+def test_batches_read_by_several_threads_are_the_same(tiny):
+    training, worker = tiny.distillation(batch_size=4), Worker(Path("unused"), lambda kind, value: None)
+
+    def batches(mapped):
+        cache = SampleCache(training.source, training.frames, size=3)
+        return [batch for epoch in range(2) for batch in training._batches(cache, worker, epoch, mapped)]
+
+    with ThreadPoolExecutor(4) as readers:
+        for one, several in zip(batches(map), batches(readers.map), strict=True):
+            assert all(torch.equal(getattr(one, f.name), getattr(several, f.name)) for f in fields(one))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -8,6 +8,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ class Training(ABC):
         half = self.settings.precision == "fp16"
         network = torch.autocast(worker.device.type, torch.float16, enabled=half)(lambda *given: wrapped(*given))
         cache = SampleCache(self.source, self.frames, self.resources.cached_frames)
+        beside = worker.device.type == "cuda"  # else the network takes all threads itself
+        mapped: Any = ThreadPoolExecutor(self.resources.threads_per_worker).map if beside else map
         validate: Callable[[nn.Module], dict[str, float]] = _nothing
         validate_every = 1
         if self.validation is not None:
@@ -90,8 +93,8 @@ class Training(ABC):
             started, totals = time.perf_counter(), _Totals()
             told = -math.inf  # of an epoch's first step at once
             wrapped.train()
-            batches = self._batches(cache, worker, epoch)
-            for batch in made_ahead(batches, Sample.pinned) if worker.device.type == "cuda" else batches:
+            batches = self._batches(cache, worker, epoch, mapped)
+            for batch in made_ahead(batches, Sample.pinned) if beside else batches:
                 if step >= self.steps:
                     break
                 terms = self.loss(network, batch.to(worker.device), epoch, step)
@@ -129,13 +132,17 @@ class Training(ABC):
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.steps - warmup, 1)))
 
-    def _batches(self, cache: SampleCache, worker: Worker, epoch: int) -> Iterator[Sample]:
-        """This rank's share of every batch of the epoch, in an order that only seed and epoch decide."""
+    def _batches(self, cache: SampleCache, worker: Worker, epoch: int, mapped: Any = map) -> Iterator[Sample]:
+        """This rank's share of every batch of the epoch, in an order that only seed and epoch decide.
+
+        ``mapped`` reads the keyframes of a batch as ``map`` does, or several at a time.
+        """
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.frames))
         order = np.resize(order, self.steps_per_epoch * self.settings.batch_size)
         share = self.settings.batch_size // worker.world_size
         for start in range(worker.rank * share, len(order), self.settings.batch_size):
-            yield join([self._augmented(cache, epoch, at, int(order[at])) for at in range(start, start + share)])
+            places = range(start, start + share)
+            yield join([*mapped(lambda at: self._augmented(cache, epoch, at, int(order[at])), places)])
 
     def _augmented(self, cache: SampleCache, epoch: int, at: int, position: int) -> Sample:
         rng = np.random.default_rng([self.seed, epoch, at])

@@ -9,6 +9,7 @@ Legend: N points of all clouds, P pairs, M images, K sweeps, D feature width.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -154,7 +155,8 @@ class SampleSource:
             return none, none, torch.zeros((0, 2))
         point_P = np.concatenate([p.point_P + start for p, start in zip(pairs, starts, strict=False)])
         camera_P = np.concatenate([p.camera_P for p in pairs])
-        size_M2 = np.array([(camera.width, camera.height) for camera in frame.cameras])
+        # (0, 2) of a scene or a sequence without images.
+        size_M2 = np.array([(camera.width, camera.height) for camera in frame.cameras]).reshape(-1, 2)
         position_P2 = np.concatenate([p.pixel_P2 for p in pairs]) / size_M2[camera_P]
         known_P = image_of_camera[camera_P] >= 0
         return (
@@ -190,22 +192,25 @@ class SampleSource:
 
 
 class SampleCache:
-    """Reads samples, keeping the last ``size`` of them."""
+    """Reads samples, keeping the last ``size`` of them; several threads may ask at once."""
 
     def __init__(self, source: SampleSource, frames: tuple[Frame, ...], size: int):
         self._source, self._frames, self._size = source, frames, size
         self._kept: OrderedDict[int, Sample] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, position: int, rng: np.random.Generator | None = None) -> Sample:
         """The keyframe at ``position``; random sweeps are drawn, and read, anew every time."""
-        if position in self._kept:
-            self._kept.move_to_end(position)
-            return self._kept[position]
+        with self._lock:
+            if position in self._kept:
+                self._kept.move_to_end(position)
+                return self._kept[position]
         sample = self._source.read(self._frames[position], rng)
         if self._size and self._source.sweep_choice != "random":
-            self._kept[position] = sample
-            if len(self._kept) > self._size:
-                self._kept.popitem(last=False)
+            with self._lock:
+                self._kept[position] = sample
+                if len(self._kept) > self._size:
+                    self._kept.popitem(last=False)
         return sample
 
 
