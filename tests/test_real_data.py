@@ -59,6 +59,7 @@ def test_the_real_keyframe_through_extraction_and_ten_steps(real_data, tmp_path)
         "distill.batch_size=2",
         "distill.max_steps=10",
         "extract.gpus_per_actor=0",
+        "extract.threads_per_actor=1",
         "resources.gpus_per_worker=0",
     )
     report = json.loads((tmp_path / "report.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,18 @@ def test_a_checkpoint_of_another_architecture(stages, tmp_path):
     save_checkpoint(path, Student(student, embedding_dim=4).state_dict(), student, {"digest": "abc", "history": []})
     with pytest.raises(DataError, match=r"another architecture: trained with student\.channels=\[8, 8\]"):
         stages(f"finetune.checkpoint={path}").pretrained(lambda epoch, metrics: None)
+
+
+def test_distilling_without_any_image_is_refused_before_the_teacher_is_loaded(stages):
+    job = stages()
+    first = job.train_frames[0]
+    bare = tuple(replace(frame, cameras=()) for frame in job.train_frames)
+    vars(job)["train_frames"] = bare
+    with pytest.raises(DataError, match=r"\Adataset\.train_split='train': none of its 4 keyframes has an image[^\n]*"):
+        job.distill(lambda epoch, metrics: None)
+    assert "teacher" not in vars(job)
+    vars(job)["train_frames"] = (*bare, first)
+    job.check_images()
 
 
 def test_scores_need_labels(stages, streetworld_root, tmp_path):

@@ -19,7 +19,7 @@ from clip2scene.geometry.registration import choose_sweeps
 from clip2scene.progress import console
 from clip2scene.stages import Stages, Trained
 from clip2scene.tracking import figures
-from clip2scene.tracking.overview import frame_figure
+from clip2scene.tracking.overview import frame_figure, readable_images
 from clip2scene.tracking.table_record import ALL_POINTS
 from clip2scene.tracking.tracker import Run, Tracker
 from clip2scene.training.evaluate import Scores, example_frame
@@ -105,6 +105,8 @@ class Pipeline:
         self._index(run)
         teaches = self._needs_teacher()
         if teaches:
+            if last >= STAGES.index("distill"):
+                self.stages.check_images()  # before hours of extraction
             self._extract(run)
         with crew(job.resources):
             if teaches and last >= STAGES.index("distill"):
@@ -121,7 +123,7 @@ class Pipeline:
             index = self.stages.index
             steps = [("train", self.stages.train_frames), ("eval", self.stages.eval_frames)]
             for sentence in index.left_out:
-                console().print(f"index: left out: {sentence}")
+                console().print(f"index: {sentence}", markup=False)
             run.log_metrics(
                 {"frames": len(index.frames), "left_out": len(index.left_out)}
                 | {f"{name}_frames": len(fs) for name, fs in steps}
@@ -286,15 +288,16 @@ class Pipeline:
 
     def _log_overview(self, run: Run, scores: Scores) -> None:
         """The example's images with what each method says of the points on them."""
-        frame = example_frame(self.stages.eval_frames)
+        if self.brief:
+            return
+        index, words, frame = self.stages.index, self.stages.vocabulary, example_frame(self.stages.eval_frames)
+        images = readable_images(index, frame)
+        if not images:  # none was indexed or all are quarantined: the scores are there all the same
+            console().print(f"evaluate: no figure of keyframe {frame.frame_id}, which has no readable image")
+            return
         for method in ("truth", *scores.counts):
-            self._figure(
-                run,
-                functools.partial(
-                    frame_figure, self.stages.index, frame, self.stages.vocabulary, scores.example[method]
-                ),
-                f"figures/images_{method}.png",
-            )
+            draw = functools.partial(frame_figure, index, frame, words, scores.example[method], images)
+            self._figure(run, draw, f"figures/images_{method}.png")
 
     def _needs_teacher(self) -> bool:
         """Fine-tuning from a given student, or from random weights alone, needs none."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from clip2scene.artifacts import Artifacts
-from clip2scene.config import digest_of
+from clip2scene.config import TEXT_FREE, digest_of
 from clip2scene.data.index import DataError, Frame
 from clip2scene.progress import progress
 from clip2scene.student.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -60,8 +60,22 @@ class Stages(Artifacts):
         """Pre-train a student on the training split, or find it."""
         return self._train(self.distillation(), "distill", self.distill_digest, on_epoch)
 
+    def check_images(self) -> None:
+        """Refuse to distil from a training split without a single image: the student would learn nothing, and be kept.
+
+        Raises:
+            DataError: no keyframe of the split has an image, and the method needs some.
+        """
+        job = self.job
+        if job.distill.method not in TEXT_FREE and not any(frame.cameras for frame in self.train_frames):
+            raise DataError(
+                f"dataset.train_split={job.dataset.train_split!r}: none of its {len(self.train_frames)} keyframes "
+                "has an image, which distillation needs; without any, fine-tune from finetune.checkpoint or scratch"
+            )
+
     def distillation(self) -> Distillation:
         """The pre-training of the settings."""
+        self.check_images()
         job = self.job
         return Distillation(
             seed=job.seed,

@@ -105,6 +105,36 @@ def test_pose_that_is_not_finite_is_left_out_and_reported(scene: Path, tmp_path:
     assert read_index(tmp_path / "index.parquet").left_out == index.left_out
 
 
+def test_zero_padded_names_are_the_same_images(scene: Path, tmp_path: Path) -> None:
+    plain = build_index(tmp_path).frames[0]
+    for folder, suffix in (("color", "jpg"), ("depth", "png"), ("pose", "txt")):
+        for number in range(5):
+            (scene / folder / f"{number}.{suffix}").rename(scene / folder / f"{3 * number:05d}.{suffix}")
+    (scene / "pose" / "00003.txt").write_text("-inf -inf -inf -inf\n" * 4)
+    index = build_index(tmp_path)
+    cameras = index.frames[0].cameras
+    assert [camera.name for camera in cameras] == ["000000", "000006", "000009", "000012"]
+    assert [camera.timestamp_us for camera in cameras] == [0, 200000, 300000, 400000]
+    assert cameras[-1].image_path == f"scans/{SCENE}/color/00012.jpg"
+    assert cameras[-1].depth_path == f"scans/{SCENE}/depth/00012.png"
+    np.testing.assert_array_equal(cameras[-1].camera_from_world, plain.cameras[-1].camera_from_world)
+    assert index.left_out == (f"{SCENE}: 1 of its images left out, as their poses are not finite (00003)",)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("0003.jpg", r"color/3.jpg: has the number of 0003.jpg; allowed: one image a number"),
+        ("frame-3.jpg", r"color/frame-3.jpg: not an image's number; allowed: names like 60.jpg or 000060.jpg"),
+        ("3.color.jpg", r"color/3.color.jpg: not an image's number"),
+    ],
+)
+def test_names_of_images_are_numbers_and_each_occurs_once(scene: Path, tmp_path: Path, name: str, message: str) -> None:
+    shutil.copy(scene / "color" / "3.jpg", scene / "color" / name)
+    with _refused(message):
+        build_index(tmp_path)
+
+
 def test_scene_without_its_mesh_is_left_out_even_with_labels(scene: Path, tmp_path: Path) -> None:
     shutil.copytree(scene, tmp_path / "scans" / "scene0000_00")
     index = build_index(tmp_path)
@@ -115,9 +145,13 @@ def test_scene_without_its_mesh_is_left_out_even_with_labels(scene: Path, tmp_pa
 def test_scene_without_images_or_labels_is_kept(scene: Path, tmp_path: Path) -> None:
     shutil.rmtree(scene / "color")
     (scene / f"{SCENE}_vh_clean_2.labels.ply").unlink()
-    frame = build_index(tmp_path).frames[0]
+    index = build_index(tmp_path)
+    frame = index.frames[0]
     assert (frame.cameras, frame.label_path) == ((), None)
     assert read_depths(tmp_path, frame) is None
+    assert index.left_out == (
+        f"{SCENE}: kept for supervised training, but without pairs, as color has no image with a finite pose",
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -271,6 +272,20 @@ def test_missing_image_and_label_file(tiny: Path, part: str, suffix: str) -> Non
     (tiny / "sequences/00" / part / f"000002.{suffix}").unlink()
     with _refused(rf"scan 00_000002: file sequences/00/{part}/000002.{suffix} is missing"):
         build_index(tiny)
+
+
+def test_sequence_without_its_folder_of_images_is_kept_without_cameras(tiny: Path) -> None:
+    whole = build_index(tiny)
+    shutil.rmtree(tiny / "sequences/00/image_2")
+    index = build_index(tiny)
+    assert [f.frame_id for f in index.frames] == [f.frame_id for f in whole.frames]
+    assert [len(f.cameras) for f in index.frames] == [0, 0, 0, 0, 1]
+    assert index.frames[1].label_path == whole.frames[1].label_path
+    assert index.left_out == (
+        "sequences/00: kept for supervised training, but without pairs, as it has no folder image_2",
+    )
+    report = inspect_frame(index, index.frames[1], WORDS)
+    assert (report["points"], report["pairs"], report["seen_by_any"], report["sweeps"]) == (30, {}, 0, 1)
 
 
 def test_image_that_is_no_png(tiny: Path) -> None:

@@ -1,18 +1,29 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
+import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from clip2scene.data.index import DataError
+from clip2scene.data.nuscenes import build_index
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.jobfile import load_job
+from clip2scene.pipeline import Pipeline
 from clip2scene.tracking import figures
+from clip2scene.tracking.overview import frame_figure
+from clip2scene.training.evaluate import Scores
 
+DEMO = Path(__file__).parents[2] / "jobs" / "demo.yaml"
 NUSCENES = vocabulary("nuscenes")
 CAR, ROAD, SIDEWALK = (NUSCENES.classes.index(name) + 1 for name in ("car", "driveable_surface", "sidewalk"))
 RED, GREY, BLUE = (214, 39, 40), (169, 173, 179), (168, 205, 236)
@@ -86,6 +97,59 @@ def test_frame_overview_of_other_cameras_and_no_points():
     figure = figures.frame_overview(images, none, dict.fromkeys(images, np.zeros(0, np.uint8)), NUSCENES)
     assert [axes.get_title() for axes in figure.axes] == ["left: 0 points", "right: 0 points"]
     assert pixels(figure).size
+
+
+@pytest.fixture
+def world(streetworld_root, tmp_path):
+    """The index of a copy of the street world, in which images may be broken."""
+    root = tmp_path / "world"
+    shutil.copytree(streetworld_root[0], root)
+    return build_index(root, streetworld_root[1])
+
+
+def broken(index, cameras):
+    for camera in cameras:
+        path = index.root / camera.image_path
+        path.write_bytes(path.read_bytes()[:300])
+
+
+def test_a_keyframe_is_drawn_on_the_images_that_can_be_read(world, caplog):
+    frame = world.frames[0]
+    broken(world, frame.cameras[1:2])
+    with caplog.at_level(logging.WARNING, "clip2scene.tracking.overview"):
+        figure = frame_figure(world, frame, NUSCENES)
+    drawn = {axes.get_title().split(":")[0] for axes in figure.axes} - {""}
+    assert drawn == {camera.name for camera in frame.cameras} - {frame.cameras[1].name}
+    (record,) = caplog.records
+    assert "truncated or damaged image" in record.getMessage()
+    for bare in (replace(frame, cameras=()), replace(frame, cameras=frame.cameras[1:2])):
+        with pytest.raises(DataError, match=rf"\Aframe {frame.frame_id}: has no readable image"):
+            frame_figure(world, bare, NUSCENES)
+
+
+def test_an_evaluation_goes_on_without_images_to_show(world, tmp_path):
+    words = ["dataset.kind=nuscenes", f"dataset.root={world.root}", f"dataset.version={world.version}"]
+    pipeline = Pipeline(load_job(DEMO, [*words, f"storage={tmp_path / 'storage'}"]))
+    stages, logged = pipeline.stages, []
+    frame = stages.eval_frames[0]
+    labels_N = np.zeros((world.root / frame.cloud_path).stat().st_size // 20, np.uint8)
+    scores = Scores({"student_3d": {}}, {"truth": labels_N, "student_3d": labels_N})
+
+    class Recorded:
+        def log_figure(self, figure, path):
+            logged.append((path, sum(bool(axes.get_title()) for axes in figure.axes)))
+
+    def overview(*, cameras):
+        logged.clear()
+        vars(stages)["eval_frames"] = (replace(frame, cameras=cameras),)
+        pipeline._log_overview(Recorded(), scores)
+        return logged
+
+    broken(world, frame.cameras[:2])
+    paths = ["figures/images_truth.png", "figures/images_student_3d.png"]
+    assert overview(cameras=frame.cameras) == [(path, len(frame.cameras) - 2) for path in paths]
+    assert overview(cameras=frame.cameras[:2]) == []
+    assert overview(cameras=()) == []
 
 
 def test_birds_eye_shows_truth_predictions_and_errors():

@@ -137,7 +137,7 @@ def _index(options: argparse.Namespace) -> int:
     )
     write_index(index, options.output)
     for sentence in index.left_out:
-        print(f"left out: {sentence}")
+        print(sentence)
     print(f"{options.output}: {len(index.frames)} keyframes of {len({f.scene for f in index.frames})} scenes")
     return 0
 

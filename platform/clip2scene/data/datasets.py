@@ -9,6 +9,8 @@ from clip2scene.data.index import Index
 
 KINDS = ("nuscenes", "semantickitti", "scannet")
 
+_BUILDERS = 2
+"""Counts up when a builder makes another index of the same files."""
 _WATCHED = {"semantickitti": "sequences/*/*", "scannet": "scans/*/*"}
 """What changes when a dataset without tables does: files by size and time, folders by the time of their listing."""
 
@@ -48,6 +50,5 @@ def fingerprint(kind: str, root: Path, version: str) -> str:
     """Changes whenever the dataset's tables or listings do; contents are hashed only once they are an index."""
     pattern = _WATCHED.get(kind, f"{version}/*.json")
     stats = [(path, path.stat()) for path in sorted((*root.glob(pattern), *root.glob(f"dataset/{pattern}")))]
-    return digest_of(
-        str(root), version, [(path.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns) for path, s in stats]
-    )
+    found = [(path.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns) for path, s in stats]
+    return digest_of(_BUILDERS, str(root), version, found)

@@ -2,7 +2,8 @@
 
 Read is what ScanNet's own SensReader exports, below ``scans/sceneXXXX_YY``: ``sceneXXXX_YY_vh_clean_2.ply`` (the mesh,
 with its true colours), ``color/N.jpg``, ``depth/N.png``, ``pose/N.txt`` (world_from_camera),
-``intrinsic/intrinsic_color.txt``, and ``sceneXXXX_YY_vh_clean_2.labels.ply`` where labels are known.
+``intrinsic/intrinsic_color.txt``, and ``sceneXXXX_YY_vh_clean_2.labels.ply`` where labels are known. N is the image's
+number; SensReader writes ``60``, and ``000060``, as others do, is as good where all three files are named so.
 
 World coordinates are the mesh's own, as the poses' are: ``axisAlignment`` of ``sceneXXXX_YY.txt`` is not applied, so
 that the walls may stand at any angle to x and y (z is up). ``intrinsic_depth.txt`` is not read: ScanNet's depth maps
@@ -32,7 +33,8 @@ def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
     """Describe every scene of a ScanNet folder: mesh, posed images with depth, labels if there are any.
 
     A scene without a mesh is left out, as is an image whose pose is not finite (ScanNet writes -inf where tracking was
-    lost); ``Index.left_out`` says so. A scene without images is kept for supervised training; it has no pairs.
+    lost); ``Index.left_out`` says so. A scene without images is kept for supervised training; it has no pairs, which
+    ``Index.left_out`` says too.
 
     Args:
         root: the dataset's folder, which holds ``scans``.
@@ -45,7 +47,7 @@ def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
 
     Raises:
         DataError: no scene; a pose, an intrinsic matrix or the first image of a scene is damaged, an image has no pose
-            or depth file, or a path leaves the root.
+            or depth file, a JPEG's name is no number or that of another one, or a path leaves the root.
     """
     root = Path(root).resolve()
     frames: list[Frame] = []
@@ -62,7 +64,11 @@ def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
         if unposed:
             left_out.append(
                 f"{scene}: {len(unposed)} of its images left out, as their poses are not finite "
-                f"({', '.join(map(str, unposed[:5]))}{', ...' if len(unposed) > 5 else ''})"
+                f"({', '.join(unposed[:5])}{', ...' if len(unposed) > 5 else ''})"
+            )
+        if not cameras:
+            left_out.append(
+                f"{scene}: kept for supervised training, but without pairs, as color has no image with a finite pose"
             )
         frame = Frame(
             frame_id=scene,
@@ -80,15 +86,14 @@ def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
 
 def _cameras(
     root: Path, folder: str, files: DatasetFiles, images_per_scene: int | None
-) -> tuple[tuple[Camera, ...], list[int]]:
-    """A scene's images as cameras, and the numbers of those whose pose is not finite."""
-    numbers = sorted(int(name[:-4]) for name in files.names(f"{folder}/color", r"(0|[1-9]\d*)\.jpg"))
+) -> tuple[tuple[Camera, ...], list[str]]:
+    """A scene's images as cameras, and the names of those whose pose is not finite."""
+    stems = _stems(folder, files)
     world_from_camera = {
-        number: _matrix(root, files.existing(f"{folder}/pose/{number}.txt", f"{folder}/color/{number}.jpg"))
-        for number in numbers
+        stem: _matrix(root, files.existing(f"{folder}/pose/{stem}.txt", f"{folder}/color/{stem}.jpg")) for stem in stems
     }
-    posed = [number for number in numbers if np.isfinite(world_from_camera[number]).all()]
-    unposed = [number for number in numbers if not np.isfinite(world_from_camera[number]).all()]
+    posed = [stem for stem in stems if np.isfinite(world_from_camera[stem]).all()]
+    unposed = [stem for stem in stems if not np.isfinite(world_from_camera[stem]).all()]
     if images_per_scene is not None and len(posed) > images_per_scene:
         # The middles of equal parts, so that neither end of the walk is favoured.
         posed = [posed[(2 * i + 1) * len(posed) // (2 * images_per_scene)] for i in range(images_per_scene)]
@@ -99,18 +104,34 @@ def _cameras(
     intrinsics = _intrinsics(root, folder, files, width, height)
     cameras = [
         Camera(
-            name=f"{number:06d}",
-            image_path=files.existing(f"{folder}/color/{number}.jpg", folder),
+            name=f"{int(stem):06d}",
+            image_path=files.existing(f"{folder}/color/{stem}.jpg", folder),
             width=width,
             height=height,
             intrinsics=intrinsics,
-            camera_from_world=_inverse(world_from_camera[number], f"{folder}/pose/{number}.txt"),
-            timestamp_us=number * 1_000_000 // _RATE_HZ,
-            depth_path=files.existing(f"{folder}/depth/{number}.png", f"{folder}/color/{number}.jpg"),
+            camera_from_world=_inverse(world_from_camera[stem], f"{folder}/pose/{stem}.txt"),
+            timestamp_us=int(stem) * 1_000_000 // _RATE_HZ,
+            depth_path=files.existing(f"{folder}/depth/{stem}.png", f"{folder}/color/{stem}.jpg"),
         )
-        for number in posed
+        for stem in posed
     ]
     return tuple(cameras), unposed
+
+
+def _stems(folder: str, files: DatasetFiles) -> list[str]:
+    """Names of a scene's images without ``.jpg``, in the order of their numbers; the pose and depth files share them.
+
+    A name that is no number is refused: a scene that silently has fewer images teaches less, or nothing.
+    """
+    stem_of: dict[int, str] = {}
+    for name in files.names(f"{folder}/color", r".*\.jpg"):
+        stem = name.removesuffix(".jpg")
+        if not re.fullmatch(r"[0-9]+", stem):
+            raise DataError(f"{folder}/color/{name}: not an image's number; allowed: names like 60.jpg or 000060.jpg")
+        other = stem_of.setdefault(int(stem), stem)
+        if other != stem:
+            raise DataError(f"{folder}/color/{name}: has the number of {other}.jpg; allowed: one image a number")
+    return [stem for _, stem in sorted(stem_of.items())]
 
 
 def _intrinsics(root: Path, folder: str, files: DatasetFiles, width: int, height: int) -> np.ndarray:

@@ -6,6 +6,9 @@ world is the first scan's camera 0; ``Tr`` of ``calib.txt`` is ``camera0_from_li
 coordinates into the image of camera 2, the left colour camera. KITTI's odometry scans are motion-compensated to the
 time of their image, so one pose serves both.
 
+A sequence may come without its folder ``image_2``, as supervised training reads no image: KITTI's colour images are an
+archive of 65 GB.
+
 Shapes: S scans of a sequence that ``poses.txt`` has.
 """
 
@@ -46,7 +49,8 @@ class _Sequence:
 def build_index(root: Path, *, max_sweeps: int = 10) -> Index:
     """Describe every scan on disk: its cloud, the scans before it, the image of the left colour camera, poses, labels.
 
-    A scan whose pose is not finite is left out, as a keyframe and as a sweep, and is told of in ``Index.left_out``.
+    A scan whose pose is not finite is left out, as a keyframe and as a sweep, and is told of in ``Index.left_out``, as
+    is a sequence without a folder ``image_2``, whose keyframes have no cameras.
 
     Args:
         root: the dataset's folder, which holds ``sequences`` or ``dataset/sequences``.
@@ -56,7 +60,8 @@ def build_index(root: Path, *, max_sweeps: int = 10) -> Index:
         The index, keyframes ordered by sequence and time; ``frame_id`` is like ``00_000123``, ``scene`` like ``00``.
 
     Raises:
-        DataError: a file is missing or damaged, ``calib.txt`` has no ``Tr``, or a finite pose is no rigid transform.
+        DataError: a file is missing or damaged (any image of a sequence that has ``image_2``), ``calib.txt`` has no
+            ``Tr``, or a finite pose is no rigid transform.
     """
     root = Path(root).resolve()
     files = DatasetFiles(root)
@@ -88,9 +93,9 @@ def _sequence_folders(root: Path) -> list[str]:
 def _sequence_frames(
     root: Path, folder: str, scans: list[str], files: DatasetFiles, max_sweeps: int
 ) -> tuple[list[Frame], list[str]]:
-    """Keyframes of one sequence, and the sentences about scans that were left out."""
+    """Keyframes of one sequence, and the sentences about scans, or their images, that were left out."""
     sequence, scene = _read_sequence(root, folder), folder[-2:]
-    labelled = (root / folder / "labels").is_dir()
+    labelled, pictured = ((root / folder / part).is_dir() for part in ("labels", CAMERA))
     frames: list[Frame] = []
     left_out: list[str] = []
     earlier: list[Sweep] = []
@@ -105,18 +110,21 @@ def _sequence_frames(
         if not np.isfinite(world_from_camera0).all():
             left_out.append(f"{folder}/poses.txt: line {row + 1} is not finite, so scan {scene}_{scan} is left out")
             continue
-        image_path = files.existing(f"{folder}/{CAMERA}/{scan}.png", f"scan {scene}_{scan}")
-        width, height = _png_size(resolve(root, image_path))
         timestamp_us = int(sequence.timestamp_us_S[row])
-        camera = Camera(
-            name=CAMERA,
-            image_path=image_path,
-            width=width,
-            height=height,
-            intrinsics=sequence.intrinsics,
-            camera_from_world=sequence.camera2_from_camera0 @ np.linalg.inv(world_from_camera0),
-            timestamp_us=timestamp_us,
-        )
+        cameras: tuple[Camera, ...] = ()
+        if pictured:
+            image_path = files.existing(f"{folder}/{CAMERA}/{scan}.png", f"scan {scene}_{scan}")
+            width, height = _png_size(resolve(root, image_path))
+            camera = Camera(
+                name=CAMERA,
+                image_path=image_path,
+                width=width,
+                height=height,
+                intrinsics=sequence.intrinsics,
+                camera_from_world=sequence.camera2_from_camera0 @ np.linalg.inv(world_from_camera0),
+                timestamp_us=timestamp_us,
+            )
+            cameras = (camera,)
         frame = Frame(
             frame_id=f"{scene}_{scan}",
             scene=scene,
@@ -124,12 +132,14 @@ def _sequence_frames(
             cloud_path=files.existing(f"{folder}/velodyne/{scan}.bin", f"scan {scene}_{scan}"),
             world_from_lidar=world_from_camera0 @ sequence.camera0_from_lidar,
             sweeps=tuple(earlier[:max_sweeps]),
-            cameras=(camera,),
+            cameras=cameras,
             label_path=files.existing(f"{folder}/labels/{scan}.label", f"scan {scene}_{scan}") if labelled else None,
         )
         frames.append(frame)
         earlier.insert(0, Sweep(frame.cloud_path, frame.world_from_lidar, timestamp_us))
         del earlier[max_sweeps:]
+    if frames and not pictured:
+        left_out.append(f"{folder}: kept for supervised training, but without pairs, as it has no folder {CAMERA}")
     return frames, left_out
 
 

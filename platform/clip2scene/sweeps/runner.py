@@ -139,6 +139,7 @@ def _prepare(sweep: Sweep, folder: Path) -> bool:
         stages = Stages(sweep.job_of(trial))
         if stages.inputs_digest not in prepared:
             prepared[stages.inputs_digest] = stages
+            stages.check_images()
             done = stages.make_inputs()
             encoded, wanted = encoded + done.images_encoded, wanted + done.images_encoded + done.images_cached
             stages.text(stages.vocabulary, stages.job.prompts.templates)
