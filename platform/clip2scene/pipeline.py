@@ -123,7 +123,7 @@ class Pipeline:
             index = self.stages.index
             steps = [("train", self.stages.train_frames), ("eval", self.stages.eval_frames)]
             for sentence in index.left_out:
-                console().print(f"index: {sentence}", markup=False)
+                console().print(f"index: {sentence}", markup=False, soft_wrap=True)
             run.log_metrics(
                 {"frames": len(index.frames), "left_out": len(index.left_out)}
                 | {f"{name}_frames": len(fs) for name, fs in steps}
