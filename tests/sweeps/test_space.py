@@ -271,6 +271,33 @@ def test_a_mistake_gets_one_sentence(load, space, sentence):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "values", "distill", "reason"),
+    [
+        (TAU, [0.1, 1.0], {"method": "openscene"}, "distill.method=openscene"),
+        (TAU, [0.1, 1.0], {"scr": {"form": "cross_entropy"}}, "distill.scr.form=cross_entropy"),
+        (TAU, [0.1, 1.0], {"scr": {"weight": 0}}, "distill.scr.weight=0"),
+        (GRID, [0.5, 1.0], {"stcr": {"weight": 0}}, "distill.stcr.weight=0"),
+        (GRID, [0.5, 1.0], {"stcr": {"grid": "voxel"}}, "distill.stcr.grid=voxel"),
+        ("distill.s3.start_epoch", [1, 2], {"s3": {"probability": 0}}, "distill.s3.probability=0"),
+        ("distill.contrast.max_pairs", [64, 128], {"method": "slidr"}, "distill.method=slidr"),
+        ("distill.sweep_window_s", [0.1, 0.5], {"sweep_choice": "random"}, "distill.sweep_choice=random"),
+        ("distill.sweep_window_s", [0.1, 0.5], {"num_sweeps": 1}, "distill.num_sweeps=1"),
+    ],
+)
+def test_a_parameter_that_nothing_reads_is_refused(load, key, values, distill, reason):
+    space = {"parameters": {key: {"grid": values}}}
+    load(**space, job=JOB | {"distill": {"method": "ppkt" if "contrast" in key else "clip2scene"}})
+    with pytest.raises(ConfigError, match=rf"{key} changes nothing with {reason}; leave it out"):
+        load(**space, job=JOB | {"distill": distill})
+
+
+def test_a_parameter_that_some_trials_read_is_none_of_these(load):
+    grid = {"distill.stcr.grid": {"grid": ["metres", "voxel"]}, GRID: {"grid": [0.5, 1.0]}}
+    assert len(load(parameters=grid).trials) == 4
+    load(parameters={TAU: {"grid": [0.1, 1.0]}}, job=JOB | {"distill": {"method": "kl"}})
+
+
 def test_overrides_go_to_the_space_or_to_the_job(load):
     sweep = load("num_trials=4", "job.distill.batch_size=8", parameters={TAU: {"uniform": [0.1, 1.0]}})
     assert len(sweep.trials) == 4

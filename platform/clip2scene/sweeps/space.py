@@ -21,6 +21,7 @@ from pydantic import ConfigDict, Field, model_validator
 from clip2scene.config import TEXT_FREE, ConfigError, Gpus, Job, Settings, digest_of
 from clip2scene.jobfile import kind_of, parse, put, read_values
 from clip2scene.storage import is_remote
+from clip2scene.sweeps.unread import why_unread
 
 TRAIN_SPLIT, VERIFY_SPLIT = "parametrizing", "verifying"
 """What trials learn from and what they are compared on: both of the training scenes, so that reporting stays clean."""
@@ -346,9 +347,13 @@ def put_together(space: dict[str, Any], job: dict[str, Any], space_source: str, 
         raise ConfigError(f"{job_source}: stage=streetworld_clip has nothing to sweep; give a job that distils")
     if is_remote(base.storage):
         raise ConfigError(f"{job_source}: storage={base.storage}: a sweep needs a folder that all its nodes see")
-    for trial in _extreme_trials(sweep):
-        where = f"{space_source} on {job_source}"
-        made = sweep.job_of(trial, where)
+    where = f"{space_source} on {job_source}"
+    jobs = [sweep.job_of(trial, where) for trial in _extreme_trials(sweep)]
+    for key in sweep.space.parameters:
+        reasons = [why_unread(key, made.distill) for made in jobs]
+        if all(reasons):
+            raise ConfigError(f"{where}: {key} changes nothing with {reasons[0]}; leave it out")
+    for made in jobs:
         if made.distill.method in TEXT_FREE:
             raise ConfigError(f"{where}: distill.method={made.distill.method} cannot be scored without fine-tuning")
         if made.distill.max_steps is not None:
