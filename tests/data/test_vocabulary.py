@@ -82,10 +82,12 @@ def test_semantickitti_follows_the_official_learning_map() -> None:
 def test_scannet_takes_20_of_nyus_40_and_names_what_is_beyond() -> None:
     words = vocabulary("scannet")
     chosen = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 24, 28, 33, 34, 36, 39]
-    labels = words.labels(np.arange(41, dtype=np.uint16), "labels.ply")
+    labels = words.labels(np.array([*range(41), 50, 149], dtype=np.uint16), "labels.ply")
     assert labels[chosen].tolist() == list(range(1, 21))
     assert not np.delete(labels, chosen).any()
-    with pytest.raises(DataError, match=r"labels.ply: label ids \[41, 1163\] .* 'scannet' \(allowed: 0 to 40\)"):
+    with pytest.raises(
+        DataError, match=r"labels.ply: label ids \[41, 1163\] .* 'scannet' \(allowed: 0 to 40, 50"
+    ):
         words.labels(np.array([5, 1163, 41, 41]), "labels.ply")
     with pytest.raises(DataError, match=r"label ids \[-1\]"):
         words.labels(np.array([-1, 3]), "labels.ply")

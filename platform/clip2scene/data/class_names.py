@@ -82,7 +82,9 @@ SCANNET: Classes = {
 }
 """ScanNet benchmark: 20 classes of NYU's 40 ids; 0 and the other ids up to 40 are ignored."""
 
-SCANNET_IGNORED = (0, 13, 15, 17, 18, 19, 20, 21, 22, 23, 25, 26, 27, 29, 30, 31, 32, 35, 37, 38, 40)
+SCANNET_IGNORED = (0, 13, 15, 17, 18, 19, 20, 21, 22, 23, 25, 26, 27, 29, 30, 31, 32, 35, 37, 38, 40, 50, 149)
+"""50 and 149 are no ids of NYU's. Three official label files hold them (scene0270_00, scene0270_02, scene0384_00), and
+public preprocessing ignores them too."""
 
 CITYSCAPES: Classes = {
     "road": (("road", "street"), (), (128, 64, 128)),
