@@ -129,6 +129,11 @@ def test_models_are_frozen():
             "evaluate.methods=student_3d",
             r"evaluate\.methods='student_3d': a list is needed, such as evaluate\.methods=\[student_3d\]$",
         ),
+        (
+            "distill.stcr.count_empty_slots=true",
+            r"count_empty_slots=true needs distill\.stcr\.max_points",
+        ),
+        ("distill={scr: {weight: 0}, stcr: {weight: 0}}", r"one of them must be above 0$"),
         ("name.first=3", r"override 'name\.first=3': name\.first: name is a value, not a group of keys$"),
         ("base=demo.yaml", r"override 'base=demo\.yaml': a base stands in the file"),
         ("dataset.train_split=foo", r"dataset\.train_split='foo': input should be 'train', 'val'"),
@@ -140,6 +145,18 @@ def test_a_mistake_is_one_sentence_with_the_keys_path(override, sentence):
     with pytest.raises(ConfigError, match=sentence) as caught:
         load_job(JOBS / "demo.yaml", [override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["stage=evaluate", "distill.method=pointcontrast"], "pointcontrast cannot be scored without fine-tuning"),
+        (["variant=released", "distill.stcr.max_points_per_cell=null"], "count_empty_slots=true needs"),
+    ],
+)
+def test_settings_that_do_not_go_together(overrides, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        load_job(JOBS / "demo.yaml", overrides)
 
 
 def test_a_mistake_in_a_list_of_groups_has_its_place():

@@ -12,6 +12,7 @@ import pytest
 from clip2scene.config import ConfigError
 from clip2scene.data.index import DataError
 from clip2scene.jobfile import load_job
+from clip2scene.pipeline import Pipeline
 from clip2scene.stages import Stages
 from clip2scene.student.checkpoint import save_checkpoint
 from clip2scene.student.network import Student
@@ -28,6 +29,13 @@ def stages(streetworld_root, tmp_path):
         return Stages(load_job(DEMO, [*words, *overrides]))
 
     return make
+
+
+class Silent:
+    """Stands for a run in MLflow, and keeps nothing."""
+
+    def __getattr__(self, name):
+        return lambda *values, **named: None
 
 
 def without_labels(root: Path, version: str, folder: Path) -> Path:
@@ -107,6 +115,23 @@ def test_distilling_without_any_image_is_refused_before_the_teacher_is_loaded(st
     assert "teacher" not in vars(job)
     vars(job)["train_frames"] = (*bare, first)
     job.check_images()
+
+
+def test_what_is_missing_is_told_before_the_teacher_is_loaded(stages, streetworld_root, tmp_path):
+    bare = without_labels(*streetworld_root, tmp_path)
+    for stage in ("evaluate", "finetune"):
+        pipeline = Pipeline(stages(f"dataset.root={bare}", f"stage={stage}").job, brief=True)
+        with pytest.raises(DataError, match=r"dataset\.eval_split='val': frame .* has no label file; scores must"):
+            pipeline._run_stages(Silent())
+        assert "teacher" not in vars(pipeline.stages)
+    job = stages("stage=finetune")
+    vars(job)["labelled_frames"] = (replace(job.train_frames[0], label_path=None),)
+    with pytest.raises(DataError, match=r"dataset\.train_split='train': frame .* fine-tuning must read one"):
+        job.check_labels()
+    vars(job)["eval_frames"] = tuple(replace(frame, cameras=()) for frame in job.eval_frames)
+    job.check_images()
+    with pytest.raises(DataError, match=r"dataset\.eval_split='val': none of its . keyframes has an image"):
+        job.check_images(scored=True)
 
 
 def test_scores_need_labels(stages, streetworld_root, tmp_path):

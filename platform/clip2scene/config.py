@@ -115,7 +115,8 @@ class TeacherSettings(Settings):
     model: str = "ViT-B-16"
     """open_clip model name, ``local-dir:FOLDER`` (with open_clip_config.json), or ``streetworld`` (shipped)."""
     pretrained: str = "openai"
-    """open_clip tag, path of a local checkpoint, or ``random`` (seeded). Unused by local-dir and streetworld."""
+    """open_clip tag, path of a local checkpoint, or ``random`` (seeded). Unused by local-dir and streetworld; a model
+    of ``hf-hub:`` has its own weights unless this is ``random``."""
     image_height_px: int = Field(224, ge=16)
     """Every image is resized to this height, a multiple of the model's patch size (16 for ViT-B-16, 32 for ResNets)."""
     image_width_px: int = Field(416, ge=16)
@@ -136,8 +137,8 @@ class PromptSettings(Settings):
     """Class names and sentences whose averaged text embeddings are the label space (t_c)."""
 
     vocabulary: Literal["nuscenes", "semantickitti", "scannet", "cityscapes", "all"] | None = None
-    """Whose class names the teacher labels pixels with while distilling; the data set's own when not given. Scores are
-    always over the data set's own classes."""
+    """Whose class names the teacher labels pixels with while distilling; the data set's own when not given. ``all`` are
+    those of the three street sets. Scores are always over the data set's own classes."""
     templates: Literal["clip85", "plain"] = "clip85"
     """``clip85``: the 85 templates averaged per class (paper); ``plain``: the class name alone."""
 
@@ -212,6 +213,14 @@ class StcrSettings(Settings):
     """With ``max_points_per_cell``: free slots are averaged in as sigmoid(0) (released code)."""
 
     model_config = ConfigDict(populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _slots_are_bounded(self) -> StcrSettings:
+        if self.count_empty_slots and self.max_points_per_cell is None:
+            raise ValueError(
+                "distill.stcr.count_empty_slots=true needs distill.stcr.max_points_per_cell, which bounds the slots"
+            )
+        return self
 
 
 class S3Settings(Settings):
@@ -303,6 +312,12 @@ class DistillSettings(TrainingSettings):
     stcr: StcrSettings = StcrSettings()
     s3: S3Settings = S3Settings()
     contrast: ContrastSettings = ContrastSettings()
+
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> DistillSettings:
+        if self.method == "clip2scene" and not (self.scr.weight or self.stcr.weight):
+            raise ValueError("distill.scr.weight=0 and distill.stcr.weight=0: one of them must be above 0")
+        return self
 
 
 class EvaluateSettings(Settings):
@@ -427,6 +442,15 @@ class Job(Settings):
         if isinstance(values, dict) and values.get("variant") == "released":
             return merged(_RELEASED, values)
         return values
+
+    @model_validator(mode="after")
+    def _what_is_evaluated_has_scores(self) -> Job:
+        if self.stage == "evaluate" and self.distill.method in TEXT_FREE:
+            raise ValueError(
+                f"stage=evaluate: distill.method={self.distill.method} cannot be scored without fine-tuning; allowed: "
+                "stage=distill or finetune"
+            )
+        return self
 
     @model_validator(mode="after")
     def _half_precision_needs_gpus(self) -> Job:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clip2scene.config import STAGES, TEXT_FREE, Job
-from clip2scene.geometry.registration import choose_sweeps
 from clip2scene.progress import console
 from clip2scene.stages import Stages, Trained
 from clip2scene.tracking import figures
@@ -26,6 +25,7 @@ from clip2scene.training.evaluate import Scores, example_frame
 from clip2scene.training.fit import Metrics
 from clip2scene.training.launch import crew
 from clip2scene.training.metrics import accuracy, iou, mean_iou
+from clip2scene.training.samples import num_clouds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,16 +103,21 @@ class Pipeline:
             with self._stage("streetworld", run) as child:
                 child.set_tags({"root": str(self.stages.root)})
         self._index(run)
-        teaches = self._needs_teacher()
+        teaches, scored = self._needs_teacher(), last >= STAGES.index("evaluate")
+        # What is missing is told before hours of extraction.
+        if scored:
+            self.stages.check_labels()
         if teaches:
             if last >= STAGES.index("distill"):
-                self.stages.check_images()  # before hours of extraction
+                self.stages.check_images(scored=scored)
             self._extract(run)
         with crew(job.resources):
             if teaches and last >= STAGES.index("distill"):
                 student = self._distill(run)
-                if last >= STAGES.index("evaluate") and job.distill.method not in TEXT_FREE:
+                if scored and job.distill.method not in TEXT_FREE:
                     self._evaluate(run, student)
+                elif scored and not self.brief:
+                    console().print(f"evaluate: left out, distill.method={job.distill.method} knows no classes yet")
             if last >= STAGES.index("finetune"):
                 self._finetune(run)
 
@@ -169,7 +174,7 @@ class Pipeline:
     def _report_short(self, run: Run) -> None:
         """Say how many keyframes have fewer than K sweeps (at a scene's start)."""
         wanted, frames = self.job.distill.num_sweeps, self.stages.train_frames
-        clouds = [1 + len(choose_sweeps(frame, wanted, self.job.distill.sweep_window_s)) for frame in frames]
+        clouds = [num_clouds(frame, self.job.distill) for frame in frames]
         short = sum(count < wanted for count in clouds)
         run.log_metrics({"keyframes_with_fewer_sweeps": short, "sweeps_mean": sum(clouds) / len(clouds)})
         if short:

@@ -60,18 +60,41 @@ class Stages(Artifacts):
         """Pre-train a student on the training split, or find it."""
         return self._train(self.distillation(), "distill", self.distill_digest, on_epoch)
 
-    def check_images(self) -> None:
-        """Refuse to distil from a training split without a single image: the student would learn nothing, and be kept.
+    def check_images(self, *, scored: bool = False) -> None:
+        """Refuse to distil from a split without a single image: the student would learn nothing, and be kept.
+
+        Args:
+            scored: without a label too, on the points that an image of the evaluation split shows.
 
         Raises:
-            DataError: no keyframe of the split has an image, and the method needs some.
+            DataError: no keyframe of a split has an image, and the method needs some.
         """
-        job = self.job
-        if job.distill.method not in TEXT_FREE and not any(frame.cameras for frame in self.train_frames):
-            raise DataError(
-                f"dataset.train_split={job.dataset.train_split!r}: none of its {len(self.train_frames)} keyframes "
-                "has an image, which distillation needs; without any, fine-tune from finetune.checkpoint or scratch"
-            )
+        if self.job.distill.method in TEXT_FREE:
+            return
+        splits = {"train_split": self.train_frames} | ({"eval_split": self.eval_frames} if scored else {})
+        for key, frames in splits.items():
+            if not any(frame.cameras for frame in frames):
+                raise DataError(
+                    f"dataset.{key}={getattr(self.job.dataset, key)!r}: none of its {len(frames)} keyframes has an "
+                    "image, which distillation needs; without any, fine-tune from finetune.checkpoint or scratch"
+                )
+
+    def check_labels(self) -> None:
+        """Refuse a job whose scores or fine-tuning need labels that are not there.
+
+        Raises:
+            DataError: a keyframe has no label file.
+        """
+        splits = {"eval_split": self.eval_frames}
+        if self.job.stage == "finetune":
+            splits["train_split"] = self.labelled_frames
+        for key, frames in splits.items():
+            unlabelled = next((frame for frame in frames if frame.label_path is None), None)
+            if unlabelled is not None:
+                raise DataError(
+                    f"dataset.{key}={getattr(self.job.dataset, key)!r}: frame {unlabelled.frame_id} has no label file; "
+                    f"{'scores' if key == 'eval_split' else 'fine-tuning'} must read one (nuScenes: lidarseg)"
+                )
 
     def distillation(self) -> Distillation:
         """The pre-training of the settings."""
@@ -234,12 +257,7 @@ class Stages(Artifacts):
     def _score(self, kind: str, methods: Mapping[str, Callable[[], Method]], digests: list[str]) -> Scores:
         """Counts of the methods, which are made only if these are not there yet."""
         frames = self.eval_frames
-        unlabelled = next((frame for frame in frames if frame.label_path is None), None)
-        if unlabelled is not None:
-            raise DataError(
-                f"dataset.eval_split={self.job.dataset.eval_split!r}: frame {unlabelled.frame_id} has no label file; "
-                "scores need lidarseg labels"
-            )
+        self.check_labels()
         ids = [frame.frame_id for frame in frames]
         digest = digest_of("scores", kind, list(methods), self.index.digest, digests, ids)
         path = self.storage.path("scores", f"{digest}.npz")

@@ -85,9 +85,7 @@ def test_scannet_takes_20_of_nyus_40_and_names_what_is_beyond() -> None:
     labels = words.labels(np.array([*range(41), 50, 149], dtype=np.uint16), "labels.ply")
     assert labels[chosen].tolist() == list(range(1, 21))
     assert not np.delete(labels, chosen).any()
-    with pytest.raises(
-        DataError, match=r"labels.ply: label ids \[41, 1163\] .* 'scannet' \(allowed: 0 to 40, 50"
-    ):
+    with pytest.raises(DataError, match=r"labels.ply: label ids \[41, 1163\] .* 'scannet' \(allowed: 0 to 40, 50"):
         words.labels(np.array([5, 1163, 41, 41]), "labels.ply")
     with pytest.raises(DataError, match=r"label ids \[-1\]"):
         words.labels(np.array([-1, 3]), "labels.ply")

@@ -30,6 +30,14 @@ def rows(text: str) -> dict[str, list[str]]:
     return {first: rest for first, *rest in cells}
 
 
+def test_every_score_that_was_asked_for_is_shown():
+    scores = {f"{name}_miou": 0.1 for name in ("ensemble", "pointclip", "student_3d_all_points")}
+    shown = rows(summary_text(scores))
+    assert shown["both together, no label read"] == ["10.0"]
+    assert shown["PointCLIP carried to scenes, no label read"] == ["10.0"]
+    assert shown["3D-only, also on points that no image shows"] == ["10.0"]
+
+
 def test_every_number_is_shown_in_its_row():
     text = summary_text(json.loads(json.dumps(REPORT)))
     shown = rows(text)

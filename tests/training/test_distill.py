@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from clip2scene.config import ConfigError, DistillSettings, Job, ResourceSettings
+from clip2scene.config import DistillSettings, Job, ResourceSettings
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.training.fit import fit
 from clip2scene.training.objectives import OBJECTIVES
@@ -105,8 +105,6 @@ def test_impossible_trainings_are_refused(tiny):
         tiny.distillation(source=source, settings=DistillSettings(method="kl"))
     with pytest.raises(ValueError, match="needs a source with superpixels"):
         tiny.distillation(settings=DistillSettings(method="slidr"))
-    with pytest.raises(ConfigError, match="one of them must be above 0"):
-        tiny.distillation(settings=DistillSettings(scr={"weight": 0}, stcr={"weight": 0}))
 
 
 _opened: list[str] | None = None

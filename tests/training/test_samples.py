@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from clip2scene.config import AugmentSettings
+from clip2scene.config import AugmentSettings, DistillSettings
 from clip2scene.data.index import DataError
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.geometry.interpolation import bilinear
 from clip2scene.training.launch import Worker
 from clip2scene.training.methods import UNSEEN, TeacherMethod, seen
-from clip2scene.training.samples import SampleCache, SampleSource, augment, join, made_ahead
+from clip2scene.training.samples import SampleCache, SampleSource, augment, join, made_ahead, num_clouds
 
 
 @pytest.fixture
@@ -123,6 +123,15 @@ def test_batches_made_ahead_are_the_same_and_so_is_what_goes_wrong(tiny):
     next(batches)
     with pytest.raises(DataError, match="nowhere"):
         next(batches)
+
+
+@pytest.mark.parametrize("changes", [{}, {"sweep_window_s": 0.2}, {"sweep_choice": "random"}, {"num_sweeps": 1}])
+def test_clouds_are_counted_as_they_are_read(tiny, changes):
+    settings = DistillSettings(num_sweeps=4).model_copy(update=changes)
+    source = SampleSource(tiny.index.root, None, settings.num_sweeps, settings.sweep_window_s, settings.sweep_choice)
+    for frame in tiny.index.frames:
+        sample = source.read(frame, np.random.default_rng(0))
+        assert num_clouds(frame, settings) == int(sample.cloud_N.max()) + 1
 
 
 def test_batches_read_by_several_threads_are_the_same(tiny):

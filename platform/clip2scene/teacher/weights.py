@@ -79,7 +79,8 @@ def load_model(settings: TeacherSettings) -> Loaded:
     else:
         checkpoint = _local_file(name, settings.pretrained)
         preprocessing, quick_gelu = _beside(checkpoint, name, quick_gelu)
-    model = _build(name, settings, preprocessing, quick_gelu, from_hub=name.startswith("hf-hub:"))
+    from_hub = name.startswith("hf-hub:") and settings.pretrained != "random"
+    model = _build(name, settings, preprocessing, quick_gelu, from_hub=from_hub)
     if checkpoint is not None:
         _load(model, checkpoint, settings)
     vision = dict(configuration["vision_cfg"])

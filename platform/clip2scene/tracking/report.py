@@ -14,6 +14,9 @@ _SCORES = (
     ("majority_miou", "majority class everywhere"),
     ("teacher_2d_miou", "2D-only: the teacher's labels on the points"),
     ("student_3d_miou", "3D-only: the student, no label read"),
+    ("ensemble_miou", "both together, no label read"),
+    ("pointclip_miou", "PointCLIP carried to scenes, no label read"),
+    ("student_3d_all_points_miou", "3D-only, also on points that no image shows"),
 )
 _INITIALISATIONS = {"pretrained": "from the student", "scratch": "from random weights"}
 

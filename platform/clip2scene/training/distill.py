@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from clip2scene.config import ConfigError, DistillSettings
+from clip2scene.config import DistillSettings
 from clip2scene.student.network import Network, Student
 from clip2scene.training.fit import Training
 from clip2scene.training.objectives import OBJECTIVES, Step
@@ -28,8 +28,6 @@ class Distillation(Training):
             raise ValueError("annotation-free training must not read labels")
         if self.settings.method == "slidr" and self.source.superpixels is None:
             raise ValueError("distill.method=slidr needs a source with superpixels")
-        if self.settings.method == "clip2scene" and not (self.settings.scr.weight or self.settings.stcr.weight):
-            raise ConfigError("distill.scr.weight=0 and distill.stcr.weight=0: one of them must be above 0")
 
     def build(self) -> nn.Module:
         """A student with the heads into the teacher's space that the loss trains: ``scr``, and StCR's own."""

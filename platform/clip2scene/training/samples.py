@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from clip2scene.config import AugmentSettings
+from clip2scene.config import AugmentSettings, DistillSettings
 from clip2scene.data.clouds import read_cloud, read_depths, read_labels, resolve
 from clip2scene.data.index import DataError, Frame, Sweep
 from clip2scene.data.vocabulary import Vocabulary
@@ -189,6 +189,13 @@ class SampleSource:
             raise DataError(f"frame {frame.frame_id}: has no label file, and labels are needed here")
         labels_N = read_labels(resolve(self.root, frame.label_path), num_points, self.label_vocabulary)
         return torch.from_numpy(labels_N)
+
+
+def num_clouds(frame: Frame, settings: DistillSettings) -> int:
+    """The keyframe's cloud and those of the sweeps that there are: K, or fewer at a scene's start."""
+    if settings.sweep_choice == "random":
+        return min(settings.num_sweeps, 1 + len(frame.sweeps[:_RANDOM_POOL]))
+    return 1 + len(choose_sweeps(frame, settings.num_sweeps, settings.sweep_window_s))
 
 
 class SampleCache:
