@@ -41,7 +41,7 @@ class Waits(logging.Handler):
         if "waiting for it" in record.getMessage():
             (root / "waits").touch()
 
-logging.getLogger("clip2scene.teacher.store").addHandler(Waits())
+logging.getLogger("clip2scene.storage").addHandler(Waits())
 
 @contextlib.contextmanager
 def bar(description, total, **_):
