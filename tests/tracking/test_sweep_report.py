@@ -13,7 +13,7 @@ import pytest
 import yaml
 from synthetic_sweeps import JOB, LAMBDA, TAU, interval, listed, write_sweep
 
-from clip2scene.config import ConfigError
+from clip2scene.config import ConfigError, Job
 from clip2scene.jobfile import load_job
 from clip2scene.tracking.errors import TrackingError
 from clip2scene.tracking.server import embedded_server
@@ -24,8 +24,8 @@ from clip2scene.tracking.sweep_figures import importances, sweep_figures
 from clip2scene.tracking.sweep_html import sweep_html
 from clip2scene.tracking.sweep_record import read_sweep, read_sweep_run
 from clip2scene.tracking.sweep_report import compare_url, keep_sweep, short_names, sweep_text
-from clip2scene.tracking.sweep_runs import sweep_run
-from clip2scene.tracking.tracker import connect
+from clip2scene.tracking.sweep_runs import TrialRun, sweep_run
+from clip2scene.tracking.tracker import Run, client_of, connect
 
 COUNTS = {
     "images_encoded": 48,
@@ -133,11 +133,28 @@ def test_a_trial_that_failed_and_went_on_has_the_figures_of_its_end(tracker):
     trials = [values | {"state": "failed", "epochs": 1, "scores": {}, "reason": "out of memory"}]
     about = ("again", [interval(TAU, "uniform", 0, 1)])
     write_sweep(tracker, *about, trials)
-    assert read_sweep(tracker.uri, "again").trials[0].reason == "out of memory"
+    (failed,) = read_sweep(tracker.uri, "again").trials
+    assert (failed.reason, failed.epochs) == ("out of memory", 1)
     write_sweep(tracker, *about, [values | {"state": "finished", "epochs": 6, "scores": scores(0.5, 0.4)}])
     record = read_sweep(tracker.uri, "again")
     assert (record.best_trial.state, record.best_trial.reason, record.best_trial.epochs) == ("finished", "", 6)
     assert record.best_trial.score("miou") == pytest.approx(50)
+
+
+def test_a_trial_whose_driver_is_killed_at_its_end_has_the_figures_of_its_end_once(tracker, monkeypatch):
+    def killed(run, tags):
+        raise KeyboardInterrupt
+
+    for seconds in (3.0, 2.0, 1.0):
+        with sweep_run(tracker, "killed", "digest", {"selection": "no labels"}) as parent:
+            trial = TrialRun(tracker, parent, "killed", 0, Job(**JOB), None)
+            monkeypatch.setattr(Run, "set_tags", killed)
+            with pytest.raises(KeyboardInterrupt):
+                trial.end("finished", {"miou": 0.5, "epochs": 3.0, "seconds": seconds})
+            monkeypatch.undo()
+            trial.abandon()
+    history = client_of(tracker.uri).get_metric_history(trial.run.run_id, "final/seconds")
+    assert [metric.value for metric in history] == [3.0]
 
 
 def test_a_sweep_is_read_by_its_run_where_another_has_its_name(tracker):

@@ -18,9 +18,8 @@ FORMAT = "clip2scene-sweep-1"
 OBJECTIVES = ("miou", "agreement", "consistency", "label_free")
 """Scores on the verifying scenes."""
 _TRAIN = "train/"
-_FINAL = "final/"
-_KEPT = ("finished", "stopped", "diverged")
-"""Ends whose figures stay. A trial that failed goes on when its sweep does, and may end with others."""
+FINAL, FAILED = "final/", "failed/"
+"""Prefixes of the figures of an end, and of a failure: a trial that failed goes on when its sweep does."""
 
 
 @contextmanager
@@ -60,7 +59,7 @@ class TrialRun:
         known = tracker.find_run(identity)
         self.epoch = 0
         """The last that is kept."""
-        self._state, self._reason = self._continued(tracker, known) if known else ("", "")
+        self._has_ended, self._has_reason = self._continued(tracker, known) if known else (False, False)
         tags = {**identity, "seed": str(job.seed), "state": "running"} | ({"variant": variant} if variant else {})
         self._stack = ExitStack()
         self.run = self._stack.enter_context(
@@ -74,13 +73,17 @@ class TrialRun:
             )
         )
 
-    def _continued(self, tracker: Tracker, run_id: str) -> tuple[str, str]:
-        """State and reason of the trial as an earlier attempt left it."""
+    def _continued(self, tracker: Tracker, run_id: str) -> tuple[bool, bool]:
+        """Whether an earlier attempt kept the figures of an end, and a reason.
+
+        The figures themselves tell, not the state: a driver that is killed as a trial ends keeps the one without the
+        other.
+        """
         with tracker.present("read what a trial's run holds") as client:
             history = client.get_metric_history(run_id, f"{_TRAIN}loss")
             self.epoch = max((metric.step for metric in history), default=0)
-            tags = client.get_run(run_id).data.tags
-        return tags.get("state", ""), tags.get("reason", "")
+            data = client.get_run(run_id).data
+        return any(name.startswith(FINAL) for name in data.metrics), bool(data.tags.get("reason"))
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Keep an epoch's metrics, once: a trial that goes on from a checkpoint tells of its first epochs again.
@@ -104,10 +107,11 @@ class TrialRun:
             finals: scores, ``epochs`` and ``seconds`` of the end; kept once, but for those of a failure.
             reason: a sentence, where it did not end well.
         """
-        if finals and self._state not in _KEPT:
-            self.run.log_metrics({_FINAL + name: value for name, value in finals.items()})
+        if state == "failed" or not self._has_ended:
+            prefix = FAILED if state == "failed" else FINAL
+            self.run.log_metrics({prefix + name: value for name, value in finals.items()})
         # An earlier attempt's reason is not this one's.
-        self.run.set_tags({"state": state} | ({"reason": reason[:500]} if reason or self._reason else {}))
+        self.run.set_tags({"state": state} | ({"reason": reason[:500]} if reason or self._has_reason else {}))
         if state == "failed":
             error = RuntimeError(reason)
             with contextlib.suppress(RuntimeError):

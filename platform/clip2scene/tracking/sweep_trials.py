@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from clip2scene.tracking.sweep_runs import FAILED, FINAL
 from clip2scene.tracking.table_record import mean_and_deviation
 from clip2scene.tracking.tracker import flatten
-
-_FINAL = "final/"
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def trial_of(run: Any, parameters: list[dict[str, Any]]) -> TrialRecord:
         parameters: of the sweep's ``sweep.json``.
     """
     tags, metrics = run.data.tags, run.data.metrics
-    finals = {name.removeprefix(_FINAL): value for name, value in metrics.items() if name.startswith(_FINAL)}
+    finals = _below(FINAL, metrics) or _below(FAILED, metrics)
     state = tags["state"]
     if state == "running" and run.info.status != "RUNNING":
         state = "interrupted"
@@ -103,6 +102,10 @@ def trial_of(run: Any, parameters: list[dict[str, Any]]) -> TrialRecord:
         reason=tags.get("reason", ""),
         seconds=finals.get("seconds", ran_s),
     )
+
+
+def _below(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def _values(parameters: list[dict[str, Any]], params: Mapping[str, str]) -> dict[str, Any]:
