@@ -16,6 +16,7 @@ Legend: N points, V voxels, F backbone width, D width of the teacher's space, C 
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import warnings
 from collections.abc import Callable
@@ -38,6 +39,9 @@ with warnings.catch_warnings():
 from clip2scene.config import ConfigError, StudentSettings
 from clip2scene.student.layouts import Layout, layout_of
 from clip2scene.student.voxels import Voxels, mean_of_points, rows_of_points, voxelise
+
+# spconv asks by an old name, at its first tensor, whether torch.fx traces it.
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 Network = Callable[..., dict[str, torch.Tensor]]
 """What a loss needs of a student: :meth:`Student.forward`, whatever is wrapped around it."""
