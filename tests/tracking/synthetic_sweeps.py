@@ -52,7 +52,6 @@ def write_sweep(tracker, name, parameters, trials, *, metrics=None, **about):
         "command": f"clip2scene sweep {name}.yaml --job jobs/demo.yaml",
         "machine": "2 cores",
         "metric": "miou",
-        "mode": "max",
         "parameters": parameters,
         "variants": {},
         "seeds": [0],

@@ -176,7 +176,7 @@ def _search(sweep: Sweep, work: TrialWork, tracker: Tracker, parent: Run, folder
                 param_space=_param_space(sweep),
                 tune_config=tune.TuneConfig(
                     metric="objective",
-                    mode=space.mode,
+                    mode="max",
                     scheduler=scheduler_of(sweep),
                     search_alg=_searcher(sweep),
                     num_samples=len(sweep.trials) if space.searcher == "tpe" else 1,
@@ -227,7 +227,7 @@ def _searcher(sweep: Sweep) -> Any:
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return OptunaSearch(metric="objective", mode=sweep.space.mode, seed=sweep.space.seed)
+    return OptunaSearch(metric="objective", mode="max", seed=sweep.space.seed)
 
 
 def _resources(sweep: Sweep) -> dict[str, float]:
@@ -272,7 +272,6 @@ def _about(sweep: Sweep, command: str, labels: bool) -> dict[str, Any]:
         "command": command,
         "machine": f"{num_cpus()} cores, {platform.machine()}, Python {platform.python_version()}",
         "metric": space.metric,
-        "mode": space.mode,
         "parameters": parameters,
         "variants": space.variants,
         "seeds": list(sweep.seeds),

@@ -152,8 +152,7 @@ class Space(Settings):
     """Every configuration is trained with each of these; with the job's seed when not given. A street world stays that
     of the job's seed."""
     metric: Literal["miou", "agreement", "consistency", "label_free"] = "miou"
-    """What is selected on: ``miou`` reads the labels of the verifying scenes, the others read none."""
-    mode: Literal["max", "min"] = "max"
+    """What is selected on: ``miou`` reads the labels of the verifying scenes, the others read none. More is better."""
     labels: bool = True
     """Also measure ``miou``; without it, no label file is opened."""
     verify_every_epochs: int = Field(1, ge=1)

@@ -39,8 +39,7 @@ def run_trial(config: dict[str, Any], work: TrialWork) -> None:
     try:
         fit(training, name=f"trial-{trial_id}", folder=work.folder, resources=job.resources, on_epoch=on_epoch)
     except DivergedError as error:
-        worst = -math.inf if sweep.space.mode == "max" else math.inf
-        tune.report({"epoch": sweep.epochs, "objective": worst, "diverged": str(error)})
+        tune.report({"epoch": sweep.epochs, "objective": -math.inf, "diverged": str(error)})
 
 
 def _training(job: Job, work: TrialWork) -> Training:

@@ -83,7 +83,7 @@ def importances(record: SweepRecord, axes: Sequence[ParameterAxis]) -> tuple[lis
 
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells of the study
-    study = optuna.create_study(direction="minimize" if record.about["mode"] == "min" else "maximize")
+    study = optuna.create_study(direction="maximize")
     optuna.logging.set_verbosity(before)
     distributions = {axis.name: _distribution(axis) for axis in axes}
     for trial, score in zip(chosen, scores, strict=True):

@@ -40,7 +40,7 @@ class SweepRecord:
     """A sweep and where it was found."""
 
     about: Mapping[str, Any]
-    """``sweep.json``: name, title, metric, mode, parameters, variants, seeds, epochs, job, command, machine."""
+    """``sweep.json``: name, title, metric, parameters, variants, seeds, epochs, job, command, machine."""
     trials: tuple[TrialRecord, ...]
     """By number."""
     metrics: Mapping[str, float]
@@ -73,7 +73,7 @@ class SweepRecord:
         if score is None:
             return 3, 0.0, trial.number
         rank = 0 if self.is_full(trial) else 1 if trial.state == "finished" else 2
-        return rank, score if self.about["mode"] == "min" else -score, trial.number
+        return rank, -score, trial.number
 
     @property
     def configurations(self) -> tuple[Configuration, ...]:
@@ -86,7 +86,6 @@ class SweepRecord:
         for trial in self.trials:
             groups.setdefault(trial.configuration, []).append(trial)
         found = [Configuration(tuple(trials), self._compared(trials)) for trials in groups.values()]
-        sign = 1 if self.about["mode"] == "min" else -1
 
         def order(configuration: Configuration) -> tuple[float, ...]:
             mean, _ = configuration.score(self.metric)
@@ -94,7 +93,7 @@ class SweepRecord:
                 return 3, 0, 0, 0.0, configuration.trials[0].number
             rank = min(self.order(trial)[0] for trial in configuration.compared)
             epochs = 0 if rank == 0 else configuration.epochs or 0
-            return rank, -epochs, -len(configuration.compared), sign * mean, configuration.trials[0].number
+            return rank, -epochs, -len(configuration.compared), -mean, configuration.trials[0].number
 
         return tuple(sorted(found, key=order))
 
