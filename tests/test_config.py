@@ -38,6 +38,7 @@ def test_the_released_variant_sets_every_switch_that_is_not_given():
     plain, released = (load_job(JOBS / "demo.yaml", [f"variant={name}"]) for name in ("paper", "released"))
     assert plain.digest() == load_job(JOBS / "demo.yaml").digest()
     assert not released.teacher.clip_normalisation
+    assert (released.student.use_position, released.student.use_intensity) == (False, True)
     stcr = released.distill.stcr
     assert (stcr.grid, stcr.pixel_term, stcr.cell_text) == ("voxel", False, "first")
     assert (stcr.max_points_per_cell, stcr.count_empty_slots) == (8, True)
@@ -47,6 +48,12 @@ def test_the_released_variant_sets_every_switch_that_is_not_given():
     assert (s3.start_epoch, s3.granularity, s3.synchronised, s3.probability) == (11, "batch", False, 0.2)
     assert released.distill.sweep_choice == "random"
     assert load_job(JOBS / "demo.yaml", ["variant=released", "distill.stcr.pixel_term=true"]).distill.stcr.pixel_term
+
+
+def test_the_shipped_clip_is_read_as_it_was_trained_in_both_variants():
+    plain, released = (load_job(JOBS / "streetworld.yaml", [f"variant={name}"]) for name in ("paper", "released"))
+    assert plain.teacher == released.teacher
+    assert plain.student != released.student
 
 
 def test_a_job_is_based_on_another_and_its_own_settings_win(tmp_path):

@@ -33,9 +33,9 @@ class Artifacts:
     def __init__(self, job: Job):
         self.job = job
         self.storage = Storage(job.storage)
-        self.vocabulary: Vocabulary = vocabulary_of(job.dataset.kind)
-        words = job.prompts.vocabulary
-        self.prompt_vocabulary = self.vocabulary if words is None else vocabulary(words)
+        words, names = job.prompts.vocabulary, job.prompts.names
+        self.vocabulary: Vocabulary = vocabulary_of(job.dataset.kind, names)
+        self.prompt_vocabulary = self.vocabulary if words is None else vocabulary(words, names)
 
     # --- index ---
 

@@ -124,7 +124,8 @@ class TeacherSettings(Settings):
     clip_normalisation: bool = True
     """Normalise with CLIP's mean and std; the released code does not."""
     keep_last_residual: bool = False
-    """Keep the last block's residual connection beside its value path, as the released code does."""
+    """Keep the last block's residual connection beside its value path, as MaskCLIP's code for ViTs and the released
+    code do."""
     keep_last_mlp: bool = False
     """Keep the last block's MLP after its value path, likewise."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -139,6 +140,9 @@ class PromptSettings(Settings):
     vocabulary: Literal["nuscenes", "semantickitti", "scannet", "cityscapes", "all"] | None = None
     """Whose class names the teacher labels pixels with while distilling; the data set's own when not given. ``all`` are
     those of the three street sets. Scores are always over the data set's own classes."""
+    names: Literal["common", "official"] = "common"
+    """``official``: each class by its benchmark's one name ("driveable surface"), as in the paper; ``common``: by
+    everyday names of ours, several per class and averaged ("road", "street")."""
     templates: Literal["clip85", "plain"] = "clip85"
     """``clip85``: the 85 templates averaged per class (paper); ``plain``: the class name alone."""
 
@@ -169,7 +173,15 @@ class StudentSettings(Settings):
     voxel_size_m: float = Field(0.1, gt=0)
     """Edge of the network's finest voxels."""
     use_intensity: bool = True
-    """LiDAR intensity as an input, beside the position (ScanNet: luminance of the mesh's colour)."""
+    """LiDAR intensity as an input (ScanNet: luminance of the mesh's colour)."""
+    use_position: bool = True
+    """Position as an input: x and y in the voxel, height above the sensor. The released code has intensity alone."""
+
+    @model_validator(mode="after")
+    def _has_inputs(self) -> StudentSettings:
+        if not (self.use_intensity or self.use_position):
+            raise ValueError("student.use_intensity and student.use_position are both false; one of them is needed")
+        return self
 
     @model_validator(mode="after")
     def _published_layouts_stay(self) -> StudentSettings:
@@ -475,6 +487,7 @@ class Job(Settings):
 
 _RELEASED: dict[str, Any] = {
     "teacher": {"clip_normalisation": False, "keep_last_residual": True, "keep_last_mlp": True},
+    "student": {"use_position": False},
     "distill": {
         "normalise_features": False,
         "sweep_choice": "random",

@@ -29,6 +29,18 @@ def test_every_point_gets_both_heads_and_gradients_reach_everything(voxel_size_m
     check_heads_and_gradients(SMALL.model_copy(update={"voxel_size_m": voxel_size_m}), cloud(0))
 
 
+@pytest.mark.parametrize(("position", "intensity"), [(True, False), (False, True)])
+def test_a_network_reads_only_the_inputs_of_its_settings(position, intensity):
+    settings = SMALL.model_copy(update={"use_position": position, "use_intensity": intensity})
+    points, alone = cloud(0, 500), torch.zeros(500, dtype=torch.long)
+    points.requires_grad_()
+    Student(settings, embedding_dim=5)(points, alone)["scr"].sum().backward()
+    assert points.grad is not None
+    assert bool(points.grad[:, :3].any()) == position
+    assert bool(points.grad[:, 3].any()) == intensity
+    check_heads_and_gradients(settings, cloud(0))
+
+
 @pytest.mark.parametrize("settings", PUBLISHED, ids=lambda s: s.architecture)
 @pytest.mark.parametrize("voxel_size_m", [0.1, 1.0])
 def test_published_networks_learn_too(settings, voxel_size_m):

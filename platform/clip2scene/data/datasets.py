@@ -15,6 +15,14 @@ _WATCHED = {"semantickitti": "sequences/*/*", "scannet": "scans/*/*"}
 """What changes when a dataset without tables does: files by size and time, folders by the time of their listing."""
 
 
+def ego_radius_m(kind: str) -> float:
+    """Half the edge of the square around the LiDAR in which the car itself is hit; 0 where it is not.
+
+    1 m in nuScenes (nuscenes-devkit, ``LidarPointCloud.from_file_multisweep``).
+    """
+    return 1.0 if kind in ("nuscenes", "streetworld") else 0.0
+
+
 def build_index(
     kind: str, root: Path, *, version: str | None = None, max_sweeps: int = 10, images_per_scene: int | None = None
 ) -> Index:

@@ -113,7 +113,7 @@ class SparseUNet(nn.Module):
         super().__init__()
         self.settings = settings
         self.layout = layout = layout_of(settings)
-        inputs = 4 if settings.use_intensity else 3
+        inputs = 3 * settings.use_position + settings.use_intensity
         stem_widths = [inputs] + [width for _, width in layout.stem]
         self.stem = nn.ModuleList(
             _Submanifold(stem_widths[i], width, "level0" if kernel == 3 else "stem", kernel)
@@ -168,11 +168,13 @@ class SparseUNet(nn.Module):
         return {0: "point_bottleneck", self.layout.levels: "point_output"}.get(join, f"point_decoder{join}")
 
     def _inputs(self, points_N4: torch.Tensor, voxels: Voxels) -> torch.Tensor:
-        """x and y from the voxel's centre (voxels), height above the sensor (metres), intensity: (N, 3 or 4)."""
-        size = self.settings.voxel_size_m
-        offset_N3 = points_N4[:, :3] / size - torch.floor(points_N4[:, :3] / size) - 0.5
-        # Height says a lot about a street's classes; x and y would only say where the sensor stood.
-        columns = [offset_N3[:, :2], points_N4[:, 2:3]]
+        """x and y from the voxel's centre (voxels), height above the sensor (metres), intensity: (N, 1, 3 or 4)."""
+        columns = []
+        if self.settings.use_position:
+            size = self.settings.voxel_size_m
+            offset_N2 = points_N4[:, :2] / size - torch.floor(points_N4[:, :2] / size) - 0.5
+            # Height says a lot about a street's classes; x and y would only say where the sensor stood.
+            columns = [offset_N2, points_N4[:, 2:3]]
         if self.settings.use_intensity:
             columns.append(points_N4[:, 3:4])
         return torch.cat(columns, dim=1)
