@@ -21,8 +21,8 @@ from servers import MlflowServer, wait_until, write_metrics
 
 from clip2scene.jobfile import load_job
 from clip2scene.pipeline import Pipeline
-from clip2scene.tracking.errors import TrackingError
 from clip2scene.tracking.outbox import Outbox
+from clip2scene.tracking.server import TrackingError
 from clip2scene.tracking.sweep_record import read_sweep
 from clip2scene.tracking.sweep_runs import FORMAT, TrialRun, sweep_run
 from clip2scene.tracking.tracker import Tracker, client_of, connect

@@ -12,16 +12,9 @@ import numpy as np
 import pytest
 
 from clip2scene.config import ConfigError, DistillSettings
-from clip2scene.tracking.errors import TrackingError
 from clip2scene.tracking.provenance import origin_tags, user_name
-from clip2scene.tracking.server import embedded_server
+from clip2scene.tracking.server import TrackingError
 from clip2scene.tracking.tracker import Run, Tracker, connect, flatten, git_revision
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    with embedded_server(tmp_path_factory.mktemp("mlflow")) as uri:
-        yield uri
 
 
 @pytest.fixture(scope="module")

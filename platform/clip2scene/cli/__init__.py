@@ -202,6 +202,7 @@ def _report_table(options: argparse.Namespace) -> int:
     if (options.storage is not None and options.tracking_uri is not None) or not (options.storage or given_uri):
         raise ConfigError(f"report {options.table}: give either --storage DIR or --tracking-uri URI")
     from clip2scene.storage import writing
+    from clip2scene.tracking.records import reading
     from clip2scene.tracking.server import UI_PAGES, embedded_server
 
     with contextlib.ExitStack() as stack:
@@ -209,6 +210,7 @@ def _report_table(options: argparse.Namespace) -> int:
             uri = stack.enter_context(embedded_server(_runs_of(options.storage)))
         else:
             uri = given_uri
+        stack.enter_context(reading(uri))
         text, page = _text_and_page(uri, options.table, UI_PAGES if options.storage is not None else None)
         if options.html:
             with writing(Path(options.html)) as aside:

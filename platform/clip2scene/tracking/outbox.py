@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from clip2scene.progress import console
-from clip2scene.tracking.errors import TrackingError
-from clip2scene.tracking.server import healthy
+from clip2scene.tracking.server import TrackingError, healthy
 
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100
 """What MLflow takes in one request."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip2scene.config import ConfigError
-from clip2scene.tracking.errors import TrackingError
+from clip2scene.tracking.records import find_known, search_runs
+from clip2scene.tracking.server import TrackingError
 from clip2scene.tracking.sweep_runs import FORMAT
 from clip2scene.tracking.sweep_trials import Configuration, TrialRecord, trial_of
 from clip2scene.tracking.tracker import Run, Tracker, client_of
@@ -154,16 +154,7 @@ def read_sweep(uri: str, name: str) -> SweepRecord:
         ConfigError: there is no such sweep; the sentence lists those that there are.
         TrackingError: it was written in another format.
     """
-    uri = uri.rstrip("/")
-    client = client_of(uri)
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    order = ["attributes.start_time DESC"]
-    parents = client.search_runs(experiments, "tags.stage = 'sweep'", max_results=1000, order_by=order)
-    for parent in parents:
-        if name == parent.data.tags["sweep"]:
-            return read_sweep_run(uri, parent.info.run_id)
-    known = sorted({parent.data.tags["sweep"] for parent in parents})
-    raise ConfigError(f"sweep {name!r}: not in MLflow; known: {', '.join(known) or 'none, run a sweep first'}")
+    return read_sweep_run(uri, find_known(uri, "sweep", name).info.run_id)
 
 
 def read_sweep_run(uri: str, run_id: str) -> SweepRecord:
@@ -176,7 +167,8 @@ def read_sweep_run(uri: str, run_id: str) -> SweepRecord:
     parent = client_of(uri).get_run(run_id)
     about = _about(uri, run_id)
     trials = {}
-    for run in _trial_runs(uri, parent):
+    below = f"tags.stage = 'trial' and tags.`mlflow.parentRunId` = '{run_id}'"
+    for run in search_runs(uri, [parent.info.experiment_id], below):
         trial = trial_of(run, about["parameters"])
         trials[trial.number] = trial
     return SweepRecord(
@@ -201,17 +193,3 @@ def _about(uri: str, run_id: str) -> dict[str, Any]:
     if about.get("format") != FORMAT:
         raise TrackingError(f"run {run_id}: its sweep.json is not in the format {FORMAT}")
     return about
-
-
-def _trial_runs(uri: str, parent: Any) -> list[Any]:
-    client, token, found = client_of(uri), None, []  # type: Any, Any, list[Any]
-    condition = f"tags.stage = 'trial' and tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
-    while True:
-        order = ["attributes.start_time ASC"]
-        page = client.search_runs(
-            [parent.info.experiment_id], condition, max_results=500, page_token=token, order_by=order
-        )
-        found += page
-        token = page.token
-        if not token:
-            return found

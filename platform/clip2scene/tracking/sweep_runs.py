@@ -12,7 +12,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from clip2scene.config import Job
-from clip2scene.tracking.tracker import Run, Tracker, client_of
+from clip2scene.tracking.records import find
+from clip2scene.tracking.tracker import Run, Tracker
 
 FORMAT = "clip2scene-sweep-1"
 OBJECTIVES = ("miou", "agreement", "consistency", "label_free")
@@ -45,10 +46,7 @@ def is_recorded(tracker: Tracker, run: Run) -> bool:
 
 def is_sweep(uri: str, name: str) -> bool:
     """Whether a server has a sweep of that name."""
-    client = client_of(uri.rstrip("/"))
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    condition = f"tags.stage = 'sweep' and tags.sweep = '{name}'"
-    return bool(client.search_runs(experiments, condition, max_results=1))
+    return find(uri, "sweep", name) is not None
 
 
 class TrialRun:

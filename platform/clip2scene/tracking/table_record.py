@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from clip2scene.config import ConfigError
-from clip2scene.tracking.errors import TrackingError
+from clip2scene.tracking.records import find_known, search_runs
+from clip2scene.tracking.server import TrackingError
 from clip2scene.tracking.tracker import Run, Tracker, client_of
 
 FORMAT = "clip2scene-table-1"
@@ -186,16 +186,7 @@ def read_table(uri: str, name: str) -> TableRecord:
         ConfigError: there is no such table; the sentence lists those that there are.
         TrackingError: it was written in another format.
     """
-    client = client_of(uri.rstrip("/"))
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    parents = client.search_runs(
-        experiments, "tags.stage = 'table'", max_results=1000, order_by=["attributes.start_time DESC"]
-    )
-    for parent in parents:
-        if name in (parent.data.tags["table"], parent.info.run_name):
-            return _record(uri.rstrip("/"), parent)
-    known = sorted({parent.info.run_name for parent in parents})
-    raise ConfigError(f"table {name!r}: not in MLflow; known: {', '.join(known) or 'none, run a table first'}")
+    return _record(uri.rstrip("/"), find_known(uri, "table", name))
 
 
 def read_table_run(uri: str, run_id: str) -> TableRecord:
@@ -242,19 +233,13 @@ def _record(uri: str, parent: Any) -> TableRecord:
 
 
 def _by_digest(uri: str, experiments: list[str], table: str) -> dict[str, JobRun]:
-    client, token, found = client_of(uri), None, {}  # type: Any, Any, dict[str, JobRun]
-    condition = f"tags.table = '{table}' and attributes.status = 'FINISHED'"
-    while True:
-        order = ["attributes.start_time ASC"]
-        page = client.search_runs(experiments, condition, max_results=500, page_token=token, order_by=order)
-        for run in page:
-            if "job_digest" in run.data.tags:
-                seconds = ((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000
-                job = JobRun(run.info.run_id, dict(run.data.metrics), dict(run.data.tags), seconds)
-                found[job.digest] = job
-        token = page.token
-        if not token:
-            return found
+    found = {}
+    for run in search_runs(uri, experiments, f"tags.table = '{table}' and attributes.status = 'FINISHED'"):
+        if "job_digest" in run.data.tags:
+            seconds = ((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000
+            job = JobRun(run.info.run_id, dict(run.data.metrics), dict(run.data.tags), seconds)
+            found[job.digest] = job
+    return found
 
 
 def _example(uri: str, run_id: str) -> dict[str, np.ndarray] | None:

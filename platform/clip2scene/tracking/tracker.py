@@ -17,11 +17,10 @@ from typing import Any
 
 from clip2scene.config import ConfigError
 from clip2scene.progress import console
-from clip2scene.tracking.errors import TrackingError
 from clip2scene.tracking.outbox import Outbox, answers, is_away, one_line
 from clip2scene.tracking.provenance import git_revision, origin_tags
 from clip2scene.tracking.run import PATIENCE_S, Run, client_of, flatten
-from clip2scene.tracking.server import healthy
+from clip2scene.tracking.server import TrackingError, answering, healthy
 
 __all__ = ["Run", "Tracker", "client_of", "connect", "flatten", "git_revision"]
 
@@ -207,11 +206,7 @@ def connect(uri: str, experiment: str, outbox: Path | None = None, patience_s: f
         ConfigError: ``uri`` is no server's address, or the experiment was deleted.
         TrackingError: nothing answers there.
     """
-    if not uri.startswith(("http://", "https://")):
-        raise ConfigError(f"tracking URI {uri!r}: must be the address of an MLflow server, http://HOST:PORT")
-    uri = uri.rstrip("/")
-    if not healthy(uri):
-        raise TrackingError(f"no MLflow server answers at {uri}")
+    uri = answering(uri)
     client = client_of(uri)
     experiment_id = _experiment_id(uri, client, experiment)
     if outbox is not None:
