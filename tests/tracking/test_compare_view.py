@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 import pytest
 from synthetic_sweeps import LAMBDA, TAU, interval, write_sweep
 
-from clip2scene.tracking.sweep_record import read_sweep
-from clip2scene.tracking.sweep_report import compare_url
+from clip2scene.tracking.sweep.record import read_sweep
+from clip2scene.tracking.sweep.text import compare_url
 from clip2scene.tracking.tracker import connect
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

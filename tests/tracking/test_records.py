@@ -60,3 +60,11 @@ def test_more_runs_than_one_request_takes(uri, monkeypatch):
             pass
     found = records.search_runs(uri, [tracker.experiment_id], "attributes.status = 'FINISHED'")
     assert [run.info.run_name for run in found] == names
+
+
+def test_a_run_has_a_page_on_the_server_that_was_read_and_on_another():
+    record = records.Record({}, "http://127.0.0.1:1", "7", "own", "unknown", 1_772_700_000_000)
+    page = "/#/experiments/7/runs/one?workflowType=machine_learning"
+    assert record.url("one") == f"http://127.0.0.1:1{page}"
+    assert record.url("one", "http://ui") == f"http://ui{page}"
+    assert record.day == "05 March 2026"

@@ -15,14 +15,16 @@ from synthetic_sweeps import JOB, LAMBDA, TAU, interval, listed, write_sweep
 from clip2scene.config import ConfigError, Job
 from clip2scene.jobfile import load_job
 from clip2scene.tracking.server import TrackingError
-from clip2scene.tracking.sweep_axes import axes_of
-from clip2scene.tracking.sweep_best import best_job, best_yaml
-from clip2scene.tracking.sweep_charts import Point, surface
-from clip2scene.tracking.sweep_figures import importances, sweep_figures
-from clip2scene.tracking.sweep_html import sweep_html
-from clip2scene.tracking.sweep_record import read_sweep, read_sweep_run
-from clip2scene.tracking.sweep_report import compare_url, keep_sweep, short_names, sweep_text
-from clip2scene.tracking.sweep_runs import TrialRun, sweep_run
+from clip2scene.tracking.sweep.axes import axes_of
+from clip2scene.tracking.sweep.best import best_job, best_yaml
+from clip2scene.tracking.sweep.charts import Point, surface
+from clip2scene.tracking.sweep.figures import importances, sweep_figures
+from clip2scene.tracking.sweep.keep import keep_sweep
+from clip2scene.tracking.sweep.names import short_names
+from clip2scene.tracking.sweep.page import sweep_html
+from clip2scene.tracking.sweep.record import read_sweep, read_sweep_run
+from clip2scene.tracking.sweep.runs import TrialRun, sweep_run
+from clip2scene.tracking.sweep.text import compare_url, sweep_text
 from clip2scene.tracking.tracker import Run, client_of, connect
 
 COUNTS = {

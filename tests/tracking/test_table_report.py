@@ -13,20 +13,20 @@ import pytest
 
 from clip2scene.config import ConfigError
 from clip2scene.data.vocabulary import vocabulary
-from clip2scene.tracking.table_figures import class_panels, scene_row
-from clip2scene.tracking.table_html import table_figures, table_html
-from clip2scene.tracking.table_record import (
+from clip2scene.tracking.records import mean_and_deviation
+from clip2scene.tracking.table.figures import class_panels, scene_row
+from clip2scene.tracking.table.page import table_figures, table_html
+from clip2scene.tracking.table.record import (
     FORMAT,
     TableCell,
     difference,
     direction,
     finished_jobs,
-    mean_and_deviation,
     read_table,
     read_table_run,
     table_run,
 )
-from clip2scene.tracking.table_report import paper_number, table_text
+from clip2scene.tracking.table.text import paper_number, table_text
 from clip2scene.tracking.tracker import connect
 
 # Row: group, metric, paper, score by seed (None: the job failed).

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip2scene.config import one_line
 from clip2scene.progress import console
 from clip2scene.tracking.server import TrackingError, healthy
 
@@ -211,11 +212,6 @@ def _read(path: Path) -> Iterator[Call]:
             yield json.loads(line)
         except ValueError:  # its writer was killed in it
             continue
-
-
-def one_line(error: Exception, characters: int) -> str:
-    """An error's text for a sentence."""
-    return " ".join(str(error).split())[:characters]
 
 
 def _say(sentence: str) -> None:
