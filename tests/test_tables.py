@@ -17,8 +17,8 @@ from clip2scene.tables.runner import run_table
 from clip2scene.tables.spec import expand, jobs_of, load_table
 from clip2scene.teacher.extract import ExtractReport
 from clip2scene.tracking.server import embedded_server
-from clip2scene.tracking.table_html import table_figures
-from clip2scene.tracking.table_record import table_run
+from clip2scene.tracking.table.page import table_figures
+from clip2scene.tracking.table.record import table_run
 from clip2scene.tracking.tracker import connect
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
@@ -250,7 +250,7 @@ def test_images_are_counted_over_all_attempts(tmp_path, uri, monkeypatch):
     from mlflow import MlflowClient
 
     table = load_table(written(tmp_path, TINY), ["seeds=[0, 1]", f"storage={tmp_path}"])
-    jobs, tracker = jobs_of(expand(table, "tiny")), connect(uri, "counts")
+    jobs, tracker = runner._jobs(table, expand(table, "tiny")), connect(uri, "counts")
     # Images that were encoded and found, for each of the two worlds; the first attempt ends in the second world.
     made = iter([(6, 0), KeyboardInterrupt(), (0, 6), (4, 2)])
 

@@ -29,6 +29,11 @@ class ConfigError(Clip2sceneError, ValueError):
     """A job file, an override or an argument that cannot be run."""
 
 
+def one_line(error: object, characters: int = 500) -> str:
+    """An error's text as part of a sentence: without line breaks, and cut where it is longer."""
+    return " ".join(str(error).split())[:characters]
+
+
 class Settings(BaseModel):
     """Base of all settings: immutable, and an unknown key is an error."""
 

@@ -17,9 +17,9 @@ import numpy as np
 from clip2scene.config import STAGES, TEXT_FREE, Job
 from clip2scene.progress import console
 from clip2scene.stages import Stages, Trained
-from clip2scene.tracking import figures
-from clip2scene.tracking.overview import frame_figure, readable_images
-from clip2scene.tracking.table_record import ALL_POINTS
+from clip2scene.tracking.figures import charts, labels
+from clip2scene.tracking.figures.keyframe import frame_figure, readable_images
+from clip2scene.tracking.table.record import ALL_POINTS
 from clip2scene.tracking.tracker import Run, Tracker
 from clip2scene.training.evaluate import Scores, example_frame
 from clip2scene.training.fit import Metrics
@@ -169,7 +169,7 @@ class Pipeline:
         if not self.brief:
             run.log_artifact(student.path, "student")
         if history.rows:
-            self._figure(run, lambda: figures.loss_curves(history.rows, title), "figures/losses.png")
+            self._figure(run, lambda: charts.loss_curves(history.rows, title), "figures/losses.png")
 
     def _report_short(self, run: Run) -> None:
         """Say how many keyframes have fewer than K sweeps (at a scene's start)."""
@@ -269,18 +269,18 @@ class Pipeline:
         example, words = scores.example, self.stages.vocabulary
         self.example |= {"points": example["points"], "truth": example["truth"]}
         self.example |= {f"{prefix}{method}": example[method] for method in domains}
-        self._figure(run, lambda: figures.class_bars(per_class, "IoU per class"), "figures/classes.png")
+        self._figure(run, lambda: charts.class_bars(per_class, "IoU per class"), "figures/classes.png")
         for method, domain in domains.items():
             counts = scores.counts[method][domain]
             self._figure(
                 run,
-                functools.partial(figures.confusion_matrix, counts, words, method),
+                functools.partial(charts.confusion_matrix, counts, words, method),
                 f"figures/confusion_{method}.png",
             )
         panels = {name: example[name] for name in domains}
         self._figure(
             run,
-            lambda: figures.birds_eye(example["points"], panels, example["truth"], words),
+            lambda: labels.birds_eye(example["points"], panels, example["truth"], words),
             "figures/birds_eye.png",
         )
 

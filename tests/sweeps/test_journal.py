@@ -29,7 +29,7 @@ class TrialRun:
     def __init__(self, tracker, parent, sweep, number, job, variant):
         self.number, self.tau, self.epoch = number, job.distill.scr.tau, self.held.get(number, 0)
 
-    def log_epoch(self, epoch, metrics):
+    def log_epoch(self, epoch, scores, metrics):
         self.epoch = max(self.epoch, epoch)
 
     def end(self, state, finals, reason):

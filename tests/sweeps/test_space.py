@@ -21,7 +21,7 @@ from clip2scene.sweeps.runner import recall, remember
 from clip2scene.sweeps.scheduler import scheduler_of
 from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.space import TrialResources, load_sweep
-from clip2scene.tracking import sweep_runs
+from clip2scene.tracking.sweep import runs as sweep_runs
 from clip2scene.tracking.tracker import Tracker
 from commands import REPOSITORY
 

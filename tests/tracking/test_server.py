@@ -11,8 +11,7 @@ import psutil
 import pytest
 
 from clip2scene.config import ConfigError
-from clip2scene.tracking.errors import TrackingError
-from clip2scene.tracking.server import embedded_server, healthy, serve_ui
+from clip2scene.tracking.server import TrackingError, embedded_server, healthy, serve_ui
 from clip2scene.tracking.tracker import connect
 
 OWNER = """

@@ -49,7 +49,7 @@ def _sweep(options: argparse.Namespace) -> int:
         sweep, folder = remember(sweep, command)
     from clip2scene.sweeps.runner import run_sweep
     from clip2scene.tracking.server import UI_PAGES
-    from clip2scene.tracking.sweep_report import sweep_text
+    from clip2scene.tracking.sweep.text import sweep_text
 
     storage = folder.parents[1]
     job = sweep.job_of(sweep.trials[0])

@@ -13,7 +13,7 @@ from clip2scene.config import Job
 from clip2scene.sweeps.space import Sweep
 from clip2scene.sweeps.trial import trial_of
 from clip2scene.sweeps.watch import Watch
-from clip2scene.tracking.sweep_runs import OBJECTIVES, TrialRun
+from clip2scene.tracking.sweep.runs import OBJECTIVES, TrialRun
 from clip2scene.tracking.tracker import Run, Tracker
 from clip2scene.training.validation import PREFIX
 
@@ -54,7 +54,8 @@ class Journal:
         self._results[number] = result
         if "diverged" not in result:
             self._epochs[number] = result["epoch"]
-            self._runs[number].log_epoch(result["epoch"], result["metrics"])
+            metrics = {name: value for name, value in result["metrics"].items() if not name.startswith(PREFIX)}
+            self._runs[number].log_epoch(result["epoch"], _scores(result), metrics)
             self._watch.reported(number, result["epoch"], result["objective"])
 
     def ended(self, number: int, error: BaseException | None = None) -> None:
@@ -67,8 +68,7 @@ class Journal:
             state, reason = "diverged", result["diverged"]
         else:
             state, reason = "finished" if finals["epochs"] == self._sweep.epochs else "stopped", ""
-            metrics = result.get("metrics", {})
-            finals |= {name: metrics[PREFIX + name] for name in OBJECTIVES if PREFIX + name in metrics}
+            finals |= _scores(result)
         self._watch.ended(number, state, reason)
         self._runs.pop(number).end(state, finals, reason)
         self._on_ended()
@@ -132,6 +132,12 @@ def _number(trial: Any) -> int:
     if "trial" in trial.config:
         return int(trial.config["trial"])
     return int(trial.experiment_tag.partition("_")[0]) - 1  # the searcher's count, from 1
+
+
+def _scores(result: dict[str, Any]) -> dict[str, float]:
+    """The objectives among the metrics of a report; none before the first."""
+    metrics = result.get("metrics", {})
+    return {name: metrics[PREFIX + name] for name in OBJECTIVES if PREFIX + name in metrics}
 
 
 def _sentence(error: BaseException) -> str:

@@ -26,10 +26,10 @@ from clip2scene.sweeps.space import TRAIN_SPLIT, VERIFY_SPLIT, Distribution, Swe
 from clip2scene.sweeps.trial import TrialWork, run_trial
 from clip2scene.sweeps.watch import Watch
 from clip2scene.teacher.weights import absolute
-from clip2scene.tracking.sweep_best import best_yaml
-from clip2scene.tracking.sweep_record import SweepRecord, read_sweep_run
-from clip2scene.tracking.sweep_report import keep_sweep
-from clip2scene.tracking.sweep_runs import FORMAT, is_recorded, sweep_run
+from clip2scene.tracking.sweep.best import best_yaml
+from clip2scene.tracking.sweep.keep import keep_sweep
+from clip2scene.tracking.sweep.record import SweepRecord, read_sweep_run
+from clip2scene.tracking.sweep.runs import FORMAT, is_recorded, sweep_run
 from clip2scene.tracking.tracker import Run, Tracker
 
 _TUNE = {
@@ -288,7 +288,7 @@ def _about(sweep: Sweep, command: str, labels: bool) -> dict[str, Any]:
 
 
 def _read(tracker: Tracker, parent: Run) -> SweepRecord:
-    with tracker.told("read the sweep"):
+    with tracker.synced("read the sweep"):
         return read_sweep_run(tracker.uri, parent.run_id)
 
 

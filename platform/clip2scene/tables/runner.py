@@ -11,40 +11,53 @@ import platform
 import re
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip2scene.config import Clip2sceneError, Job
+from clip2scene.config import Clip2sceneError, Job, one_line
 from clip2scene.pipeline import Pipeline
 from clip2scene.processor import num_cpus, use_threads
 from clip2scene.progress import console, duration, progress
 from clip2scene.stages import Stages
-from clip2scene.tables.spec import Cell, Table, expand, jobs_of
-from clip2scene.tracking.table_html import table_figures, table_html
-from clip2scene.tracking.table_record import (
+from clip2scene.tables.spec import Cell, Table, expand
+from clip2scene.tracking.records import mean_and_deviation
+from clip2scene.tracking.table.page import table_figures, table_html
+from clip2scene.tracking.table.record import (
     FORMAT,
     TableRecord,
     finished_jobs,
-    mean_and_deviation,
     metrics_of,
     read_table_run,
     table_run,
 )
-from clip2scene.tracking.table_report import table_text
+from clip2scene.tracking.table.text import table_text
 from clip2scene.tracking.tracker import Run, Tracker
 from clip2scene.training.launch import on_this_node
+
+
+@dataclass(frozen=True)
+class TableJob:
+    """One job of a table, for all cells that show a score of its run."""
+
+    digest: str
+    job: Job
+    scores: tuple[str, ...]
+    """Metrics that the cells show."""
+    tags: Mapping[str, str]
+    """Of its run."""
 
 
 @dataclass(frozen=True)
 class Done:
     """How a job ended."""
 
-    digest: str
+    job: TableJob
     seconds: float
     scores: Mapping[str, float]
-    """Metric to value, those that the table's cells ask for."""
+    """Metric to value; those of the job's that were computed."""
     error: str | None = None
 
 
@@ -64,57 +77,66 @@ def run_table(table: Table, tracker: Tracker, source: str, command: str, pages_a
         ConfigError, DataError, StorageError, TrackingError: nothing can be run at all.
     """
     cells = expand(table, source)
+    jobs = _jobs(table, cells)
     with table_run(tracker, table.table, table.dataset, table.run_digest()) as parent:
         about = _about(table, cells, command)
         parent.log_dict(about, "table.json")
-        with tracker.present("look for finished jobs"):
-            found = finished_jobs(tracker, table.table)
-        missing = {digest: job for digest, job in jobs_of(cells).items() if digest not in found}
+        with tracker.reachable("look for finished jobs"):
+            finished = finished_jobs(tracker, table.table)
+        missing = [job for job in jobs if job.digest not in finished]
         console().print(
-            f"{table.table}: {len(jobs_of(cells))} jobs for {len(cells)} cells, "
-            f"{len(jobs_of(cells)) - len(missing)} of them finished before"
+            f"{table.table}: {len(jobs)} jobs for {len(cells)} cells, "
+            f"{len(jobs) - len(missing)} of them finished before"
         )
-        failed: dict[str, str] = {}
-        if missing:
-            failed = _prepare(missing, tracker, parent)
-            ready = {digest: job for digest, job in missing.items() if digest not in failed}
-            for done in _run_all(table, ready, cells, tracker, parent) if ready else ():
+        failed = _prepare(missing, tracker, parent) if missing else {}
+        if ready := [job for job in missing if job.digest not in failed]:
+            for done in _run_all(table, ready, tracker, parent):
                 if done.error is not None:
-                    failed[done.digest] = done.error
+                    failed[done.job.digest] = done.error
         parent.log_dict(about | {"failures": failed}, "table.json")
-        with tracker.told(f"read the table {table.table!r}"):
+        with tracker.synced(f"read the table {table.table!r}"):
             record = read_table_run(tracker.uri, parent.run_id)
         _keep(record, parent, pages_at)
     return record
 
 
-def _run_all(
-    table: Table, jobs: Mapping[str, Job], cells: Sequence[Cell], tracker: Tracker, parent: Run
-) -> Iterator[Done]:
-    """Run the jobs and say one line for each; yields how they ended, in that order."""
-    tags = {digest: _tags(table, [cell for cell in cells if cell.job.digest() == digest]) for digest in jobs}
-    metrics = {digest: _metrics(digest, cells) for digest in jobs}
-    side_by_side = all(job.resources.num_workers == 0 and not job.resources.gpus_per_worker for job in jobs.values())
+def _jobs(table: Table, cells: Sequence[Cell]) -> list[TableJob]:
+    """The different jobs of a table's cells, in order."""
+    sharing: dict[str, list[Cell]] = {}
+    for cell in cells:
+        sharing.setdefault(cell.digest, []).append(cell)
+    return [
+        TableJob(digest, same[0].job, tuple(dict.fromkeys(cell.score for cell in same)), _tags(table, same))
+        for digest, same in sharing.items()
+    ]
+
+
+def _run_all(table: Table, jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> Iterator[Done]:
+    """Run the jobs and print one line for each; yields how they ended, in that order."""
+    resources = [job.job.resources for job in jobs]
+    side_by_side = all(of_job.num_workers == 0 and not of_job.gpus_per_worker for of_job in resources)
     # A pipeline that runs in this process draws bars of its own.
     bar = progress(table.table, len(jobs), unit="jobs") if side_by_side else contextlib.nullcontext(_silent)
     with bar as advance:
-        ended = _side_by_side if side_by_side else _one_after_another
-        for done in ended(jobs, metrics, tags, tracker, parent):
-            _say(table, done, tags[done.digest])
+        for done in (_side_by_side if side_by_side else _one_after_another)(jobs, tracker, parent):
+            _say(table, done)
             advance(1)
             yield done
 
 
-def _prepare(jobs: Mapping[str, Job], tracker: Tracker, parent: Run) -> dict[str, str]:
-    """World, index, features and superpixels, once for all jobs that read the same; returns what failed, by job.
+def _prepare(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> dict[str, str]:
+    """World, index, features and superpixels, once for all jobs that read the same.
 
-    The run is told how many images all attempts at the table encoded, and how many this one found.
+    ``parent`` keeps how many images all attempts at the table encoded, and how many this one found.
+
+    Returns:
+        Why it failed, by the digests of the jobs that cannot run.
     """
     failed: dict[str, str] = {}
     reasons: dict[str, str | None] = {}
     encoded, cached = metrics_of(tracker, parent).get("images_encoded", 0), 0
-    for digest, job in jobs.items():
-        stages = Stages(job)
+    for job in jobs:
+        stages = Stages(job.job)
         key = stages.inputs_digest
         if key not in reasons:
             reasons[key] = None
@@ -127,20 +149,13 @@ def _prepare(jobs: Mapping[str, Job], tracker: Tracker, parent: Run) -> dict[str
                 # At once: an attempt that is interrupted later has encoded these all the same.
                 parent.log_metrics({"images_encoded": encoded, "images_cached": cached})
         if (reason := reasons[key]) is not None:
-            failed[digest] = reason
-    for reason in dict.fromkeys(failed.values()):
-        count = sum(told == reason for told in failed.values())
+            failed[job.digest] = reason
+    for reason, count in Counter(failed.values()).items():
         console().print(f"cannot run, {count} of the jobs: {reason}", markup=False, soft_wrap=True)
     return failed
 
 
-def _side_by_side(
-    jobs: Mapping[str, Job],
-    metrics: Mapping[str, tuple[str, ...]],
-    tags: Mapping[str, Mapping[str, str]],
-    tracker: Tracker,
-    parent: Run,
-) -> Iterator[Done]:
+def _side_by_side(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> Iterator[Done]:
     """One Ray task for all jobs with the same pre-training, one after another in it; tasks share the cluster's CPUs.
 
     Of two tasks that fine-tune the same from scratch, one waits for the other (see :func:`launch`).
@@ -148,23 +163,19 @@ def _side_by_side(
     import ray
     from ray.util.queue import Queue
 
-    groups: dict[str, list[str]] = {}
-    for digest, job in jobs.items():
-        groups.setdefault(Stages(job).distill_digest, []).append(digest)
+    groups: dict[str, dict[str, TableJob]] = {}
+    for job in jobs:
+        groups.setdefault(Stages(job.job).distill_digest, {})[job.digest] = job
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node()})
     task = ray.remote(num_cpus=1, max_retries=0)(_work)
-    open_jobs: dict[Any, list[str]] = {}
-    for group in groups.values():
-        work = [(digest, jobs[digest], metrics[digest], tags[digest]) for digest in group]
-        open_jobs[task.remote(work, tracker, parent, queue)] = list(group)
+    unfinished = {task.remote(list(group.values()), tracker, parent, queue): group for group in groups.values()}
     try:
-        while open_jobs:
-            ready, _ = ray.wait(list(open_jobs), num_returns=len(open_jobs), timeout=0.5)
+        while unfinished:
+            ready, _ = ray.wait(list(unfinished), num_returns=len(unfinished), timeout=0.5)
             while not queue.empty():
                 done = queue.get()
-                for left in open_jobs.values():
-                    if done.digest in left:
-                        left.remove(done.digest)
+                for group in unfinished.values():
+                    group.pop(done.job.digest, None)
                 yield done
             for reference in ready:
                 lost = "its worker ended early"
@@ -173,53 +184,44 @@ def _side_by_side(
                 except Exception as error:
                     lost = f"its worker ended early ({type(error).__name__})"
                 if queue.empty():
-                    yield from (Done(digest, 0.0, {}, lost) for digest in open_jobs.pop(reference))
+                    yield from (Done(job, 0.0, {}, lost) for job in unfinished.pop(reference).values())
     finally:
-        for reference in open_jobs:
+        for reference in unfinished:
             ray.cancel(reference, force=True)
         queue.shutdown(force=True)
 
 
-def _work(
-    work: Sequence[tuple[str, Job, tuple[str, ...], Mapping[str, str]]], tracker: Tracker, parent: Run, queue: Any
-) -> None:
-    for digest, job, metrics, tags in work:
-        use_threads(job.resources.threads_per_worker)
-        queue.put(_one(digest, job, metrics, tags, tracker, parent))
+def _work(jobs: Sequence[TableJob], tracker: Tracker, parent: Run, queue: Any) -> None:
+    for job in jobs:
+        use_threads(job.job.resources.threads_per_worker)
+        queue.put(_one(job, tracker, parent))
 
 
-def _one_after_another(
-    jobs: Mapping[str, Job],
-    metrics: Mapping[str, tuple[str, ...]],
-    tags: Mapping[str, Mapping[str, str]],
-    tracker: Tracker,
-    parent: Run,
-) -> Iterator[Done]:
-    for digest, job in jobs.items():
-        yield _one(digest, job, metrics[digest], tags[digest], tracker, parent)
+def _one_after_another(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> Iterator[Done]:
+    return (_one(job, tracker, parent) for job in jobs)
 
 
-def _one(digest: str, job: Job, metrics: Sequence[str], tags: Mapping[str, str], tracker: Tracker, parent: Run) -> Done:
-    """Run one job; whatever goes wrong is told, not raised, so that it ends no other job."""
-    started = time.perf_counter()
+def _one(job: TableJob, tracker: Tracker, parent: Run) -> Done:
+    """Run one job; whatever goes wrong is returned, not raised, so that it ends no other job."""
+    started_s = time.perf_counter()
+    scores, reason = {}, None
     try:
-        name = f"{tags['row']}, seed {job.seed}"
-        pipeline = Pipeline(job, brief=True)
-        pipeline.run(tracker, parent=parent, name=name, tags=tags)
+        pipeline = Pipeline(job.job, brief=True)
+        pipeline.run(tracker, parent=parent, name=f"{job.tags['row']}, seed {job.job.seed}", tags=job.tags)
+        scores = {name: pipeline.scores[name] for name in job.scores if name in pipeline.scores}
     except Clip2sceneError as error:
-        return Done(digest, time.perf_counter() - started, {}, str(error))
+        reason = str(error)
     except Exception as error:
-        sentence = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-        return Done(digest, time.perf_counter() - started, {}, sentence)
-    kept = {name: pipeline.scores[name] for name in metrics if name in pipeline.scores}
-    return Done(digest, time.perf_counter() - started, kept)
+        reason = one_line(f"{type(error).__name__}: {error}")
+    return Done(job, time.perf_counter() - started_s, scores, reason)
 
 
 def _silent(n: int = 1, **fields: Any) -> None:
     """No bar."""
 
 
-def _say(table: Table, done: Done, tags: Mapping[str, str]) -> None:
+def _say(table: Table, done: Done) -> None:
+    tags = done.job.tags
     column = "" if tags["column"] == "mIoU" else f", {tags['column']}"
     where = f"{table.table}: {tags['row']}{column}, seed {tags['seed']}"
     if done.error is not None:
@@ -240,10 +242,6 @@ def _tags(table: Table, cells: Sequence[Cell]) -> dict[str, str]:
     }
 
 
-def _metrics(digest: str, cells: Sequence[Cell]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(cell.score for cell in cells if cell.job.digest() == digest))
-
-
 def _about(table: Table, cells: Sequence[Cell], command: str) -> dict[str, Any]:
     """The contents of ``table.json``."""
     jobs: dict[tuple[str, str], dict[str, str]] = {}
@@ -251,7 +249,7 @@ def _about(table: Table, cells: Sequence[Cell], command: str) -> dict[str, Any]:
     for cell in cells:
         place = (cell.row.name, cell.column.name)
         first.setdefault(place, cell)
-        jobs.setdefault(place, {})[str(cell.seed)] = cell.job.digest()
+        jobs.setdefault(place, {})[str(cell.seed)] = cell.digest
     return {
         "format": FORMAT,
         "table": table.table,

@@ -7,6 +7,7 @@ share one run and read different scores of it.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,11 @@ class Cell:
     score: str
     paper: float | None
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the job."""
+        return self.job.digest()
+
 
 def load_table(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Table:
     """Read a table file and apply ``key.path=value`` overrides (``dataset=nuscenes jobs.nuscenes.dataset.root=/data``).
@@ -166,7 +172,7 @@ def expand(table: Table, source: str) -> tuple[Cell, ...]:
 
 def jobs_of(cells: Iterable[Cell]) -> dict[str, Job]:
     """The different jobs of some cells by digest, in order."""
-    return {cell.job.digest(): cell.job for cell in cells}
+    return {cell.digest: cell.job for cell in cells}
 
 
 def _job(table: Table, changes: dict[str, Any], seed: int, where: str) -> Job:

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip2scene.config import one_line
 from clip2scene.progress import console
-from clip2scene.tracking.errors import TrackingError
-from clip2scene.tracking.server import healthy
+from clip2scene.tracking.server import TrackingError, healthy
 
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100
 """What MLflow takes in one request."""
@@ -212,11 +212,6 @@ def _read(path: Path) -> Iterator[Call]:
             yield json.loads(line)
         except ValueError:  # its writer was killed in it
             continue
-
-
-def one_line(error: Exception, characters: int) -> str:
-    """An error's text for a sentence."""
-    return " ".join(str(error).split())[:characters]
 
 
 def _say(sentence: str) -> None:

@@ -23,14 +23,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip2scene.config import ConfigError
-from clip2scene.tracking.errors import TrackingError
+from clip2scene.config import Clip2sceneError, ConfigError
 
 HOST = "127.0.0.1"
 UI_PORT = 5000
 UI_PAGES = f"http://{HOST}:{UI_PORT}"
 """Where ``clip2scene ui`` shows runs, which an embedded server does not outlive."""
 START_TIMEOUT_S = 300.0
+
+
+class TrackingError(Clip2sceneError, RuntimeError):
+    """A tracking server that does not start, does not answer or refuses a request."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,21 @@ def healthy(uri: str, timeout_s: float = 10.0) -> bool:
         return error.code < 500
     except (OSError, ValueError, http.client.HTTPException):  # the last: it speaks, but no HTTP
         return False
+
+
+def answering(uri: str) -> str:
+    """The address of an MLflow server that answers, without a slash at its end.
+
+    Raises:
+        ConfigError: ``uri`` is not the address of a server.
+        TrackingError: nothing answers there.
+    """
+    if not uri.startswith(("http://", "https://")):
+        raise ConfigError(f"tracking URI {uri!r}: must be the address of an MLflow server, http://HOST:PORT")
+    uri = uri.rstrip("/")
+    if not healthy(uri):
+        raise TrackingError(f"no MLflow server answers at {uri}")
+    return uri
 
 
 def _start(folder: Path, port: int | None, login: Login | None) -> tuple[subprocess.Popen[bytes], int]:

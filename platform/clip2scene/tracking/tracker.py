@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip2scene.config import ConfigError
+from clip2scene.config import ConfigError, one_line
 from clip2scene.progress import console
-from clip2scene.tracking.errors import TrackingError
-from clip2scene.tracking.outbox import Outbox, answers, is_away, one_line
-from clip2scene.tracking.provenance import git_revision, origin_tags
-from clip2scene.tracking.run import PATIENCE_S, Run, client_of, flatten
-from clip2scene.tracking.server import healthy
+from clip2scene.tracking.outbox import Outbox, answers, is_away
+from clip2scene.tracking.provenance import origin_tags
+from clip2scene.tracking.run import PATIENCE_S, Run, client_of
+from clip2scene.tracking.server import TrackingError, answering, healthy
 
-__all__ = ["Run", "Tracker", "client_of", "connect", "flatten", "git_revision"]
+__all__ = ["Run", "Tracker", "client_of", "connect"]
 
 SYSTEM_METRICS_INTERVAL_S = 5.0
 _OPENING_PATIENCES = 5
@@ -88,7 +87,7 @@ class Tracker:
             raise
         except BaseException as error:
             with suppress(Exception):  # the first error is the one to tell
-                at_once.set_tags({"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]})
+                at_once.set_tags({"error": one_line(f"{type(error).__name__}: {error}")})
             raise
         finally:
             if monitor is not None and not self._holds(run):  # it would try again for minutes; it ends by itself
@@ -112,15 +111,9 @@ class Tracker:
         """
         text = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         order = ["attributes.start_time DESC"]
-        with self.present("look for a run") as client:
+        with self.reachable("look for a run") as client:
             runs = client.search_runs([self.experiment_id], text, max_results=1, order_by=order)
         return runs[0].info.run_id if runs else None
-
-    def url(self, run: Run | None = None) -> str:
-        """Address of the experiment, or of one of its runs, in the UI."""
-        page = f"{self.uri}/#/experiments/{self.experiment_id}/runs"
-        page = page if run is None else f"{page}/{run.run_id}"
-        return f"{page}?workflowType=machine_learning"  # else the UI shows its menus for language models
 
     def _holds(self, run: Run) -> bool:
         return self.outbox is not None and Outbox(self.outbox).holds(run.run_id)
@@ -129,13 +122,13 @@ class Tracker:
         given = {**origin_tags(), **tags}
         if parent is not None:
             given["mlflow.parentRunId"] = parent.run_id
-        with self.present(f"open the run {name!r}") as client:
+        with self.reachable(f"open the run {name!r}") as client:
             return str(client.create_run(self.experiment_id, run_name=name, tags=given).info.run_id)
 
     def _reopen(self, run_id: str) -> str:
         from mlflow.exceptions import MlflowException
 
-        with self.present(f"continue the run {run_id!r}") as client:
+        with self.reachable(f"continue the run {run_id!r}") as client:
             try:
                 known = client.get_run(run_id)
             except MlflowException as error:
@@ -167,15 +160,15 @@ class Tracker:
                 client.set_terminated(left.info.run_id, "KILLED")
 
     @contextmanager
-    def told(self, purpose: str) -> Iterator[None]:
-        """Inside of the block the server has what runs wrote, the outbox too; :meth:`present` says what is raised."""
-        with self.present(purpose) as client:
+    def synced(self, purpose: str) -> Iterator[None]:
+        """Inside of the block the server has what runs wrote, the outbox too; :meth:`reachable` says what is raised."""
+        with self.reachable(purpose) as client:
             if self.outbox is not None:
                 Outbox(self.outbox).deliver_all(client, self.uri)
             yield
 
     @contextmanager
-    def present(self, purpose: str) -> Iterator[Any]:
+    def reachable(self, purpose: str) -> Iterator[Any]:
         """A client for what only a server that is there can do.
 
         Raises:
@@ -207,11 +200,7 @@ def connect(uri: str, experiment: str, outbox: Path | None = None, patience_s: f
         ConfigError: ``uri`` is no server's address, or the experiment was deleted.
         TrackingError: nothing answers there.
     """
-    if not uri.startswith(("http://", "https://")):
-        raise ConfigError(f"tracking URI {uri!r}: must be the address of an MLflow server, http://HOST:PORT")
-    uri = uri.rstrip("/")
-    if not healthy(uri):
-        raise TrackingError(f"no MLflow server answers at {uri}")
+    uri = answering(uri)
     client = client_of(uri)
     experiment_id = _experiment_id(uri, client, experiment)
     if outbox is not None:

@@ -6,21 +6,26 @@ Nothing else is read, so a table can be rebuilt wherever the tracking server ans
 from __future__ import annotations
 
 import io
-import json
 import math
-import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clip2scene.config import ConfigError
-from clip2scene.tracking.errors import TrackingError
-from clip2scene.tracking.tracker import Run, Tracker, client_of
+from clip2scene.tracking.records import (
+    Record,
+    download,
+    find_known,
+    mean_and_deviation,
+    parent_run,
+    read_record,
+    search_runs,
+)
+from clip2scene.tracking.run import Run, client_of
+from clip2scene.tracking.tracker import Tracker
 
 FORMAT = "clip2scene-table-1"
 ALL_POINTS = "_all_points"
@@ -88,18 +93,10 @@ class TableCell:
 
 
 @dataclass(frozen=True)
-class TableRecord:
-    """A table and where it was found."""
+class TableRecord(Record):
+    """A table; ``about`` has its name, title, dataset, seeds, reference row, columns, command, machine."""
 
-    about: Mapping[str, Any]
-    """``table.json``: name, title, data set, seeds, reference row, columns, command, machine."""
     cells: tuple[TableCell, ...]
-    uri: str
-    experiment_id: str
-    run_id: str
-    """The table's own run."""
-    git_revision: str
-    started_ms: int
 
     def column(self, name: str) -> tuple[TableCell, ...]:
         """The rows of a column."""
@@ -109,23 +106,12 @@ class TableRecord:
         """The row that the others of a column are compared with."""
         return next(cell for cell in self.column(column) if cell.row == self.about["reference"])
 
-    def url(self, run_id: str, pages_at: str | None = None) -> str:
-        """A run's page in MLflow, of the server at ``pages_at`` or of the one that was read."""
-        uri = pages_at or self.uri
-        return Tracker(uri, self.experiment_id).url(Run(uri, run_id))
-
     def example(self, cell: TableCell) -> dict[str, np.ndarray] | None:
         """Points, truth and labels of the frame that the first seed's run kept; None where there is none."""
         for seed in self.about["seeds"]:
             if seed in cell.runs:
                 return _example(self.uri, cell.runs[seed].run_id)
         return None
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation (n - 1); None where there are too few values."""
-    mean = statistics.fmean(values) if values else None
-    return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
 def difference(cell: TableCell, reference: TableCell) -> tuple[float | None, float | None]:
@@ -156,23 +142,14 @@ def finished_jobs(tracker: Tracker, table: str) -> dict[str, JobRun]:
 
 def metrics_of(tracker: Tracker, run: Run) -> dict[str, float]:
     """What a run holds so far, of earlier attempts too."""
-    with tracker.present("look into the table's run") as client:
+    with tracker.reachable("look into the table's run") as client:
         return dict(client.get_run(run.run_id).data.metrics)
 
 
-@contextmanager
-def table_run(tracker: Tracker, table: str, dataset: str, digest: str) -> Iterator[Run]:
-    """The parent run of a table: the one of the same ``digest`` goes on, otherwise a new one begins.
-
-    When the block ends, no run below it stays open.
-    """
-    tags = {"stage": "table", "table": table, "table_dataset": dataset, "table_digest": digest}
-    known = tracker.find_run(tags)
-    with tracker.run(f"{table}-{dataset}", run_id=known, tags=tags, system_metrics=False) as run:
-        try:
-            yield run
-        finally:
-            tracker.close_below(run)
+def table_run(tracker: Tracker, table: str, dataset: str, digest: str) -> AbstractContextManager[Run]:
+    """The parent run of a table; see :func:`parent_run`."""
+    identity = {"stage": "table", "table": table, "table_dataset": dataset, "table_digest": digest}
+    return parent_run(tracker, f"{table}-{dataset}", identity)
 
 
 def read_table(uri: str, name: str) -> TableRecord:
@@ -186,20 +163,11 @@ def read_table(uri: str, name: str) -> TableRecord:
         ConfigError: there is no such table; the sentence lists those that there are.
         TrackingError: it was written in another format.
     """
-    client = client_of(uri.rstrip("/"))
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    parents = client.search_runs(
-        experiments, "tags.stage = 'table'", max_results=1000, order_by=["attributes.start_time DESC"]
-    )
-    for parent in parents:
-        if name in (parent.data.tags["table"], parent.info.run_name):
-            return _record(uri.rstrip("/"), parent)
-    known = sorted({parent.info.run_name for parent in parents})
-    raise ConfigError(f"table {name!r}: not in MLflow; known: {', '.join(known) or 'none, run a table first'}")
+    return _record(uri, find_known(uri, "table", name))
 
 
 def read_table_run(uri: str, run_id: str) -> TableRecord:
-    """The table that one run is of, whichever of its name ran last.
+    """The table of one run, also where a later table has its name.
 
     Args:
         uri: An MLflow server.
@@ -208,17 +176,13 @@ def read_table_run(uri: str, run_id: str) -> TableRecord:
     Raises:
         TrackingError: it was written in another format.
     """
-    uri = uri.rstrip("/")
     return _record(uri, client_of(uri).get_run(run_id))
 
 
 def _record(uri: str, parent: Any) -> TableRecord:
-    with tempfile.TemporaryDirectory() as folder:
-        path = _download(uri, parent.info.run_id, "table.json", folder)
-        about = json.loads(path.read_text(encoding="utf-8")) if path else {}
-    if about.get("format") != FORMAT:
-        raise TrackingError(f"run {parent.info.run_id}: its table.json is not in the format {FORMAT}")
-    runs = _by_digest(uri, [parent.info.experiment_id], about["table"])
+    record = read_record(uri, parent, "table.json", FORMAT)
+    about = dict(record.about)
+    runs = _by_digest(record.uri, [record.experiment_id], about["table"])
     failures = about.get("failures", {})
     cells = []
     for values in about.pop("cells"):
@@ -230,44 +194,23 @@ def _record(uri: str, parent: Any) -> TableRecord:
             if seed not in found and digest in failures
         ]
         cells.append(TableCell(**values, runs=found, failures=tuple(told)))
-    return TableRecord(
-        about=about,
-        cells=tuple(cells),
-        uri=uri,
-        experiment_id=parent.info.experiment_id,
-        run_id=parent.info.run_id,
-        git_revision=parent.data.tags.get("git_revision", "unknown"),
-        started_ms=parent.info.start_time,
-    )
+    return TableRecord(**vars(record) | {"about": about}, cells=tuple(cells))
 
 
 def _by_digest(uri: str, experiments: list[str], table: str) -> dict[str, JobRun]:
-    client, token, found = client_of(uri), None, {}  # type: Any, Any, dict[str, JobRun]
-    condition = f"tags.table = '{table}' and attributes.status = 'FINISHED'"
-    while True:
-        order = ["attributes.start_time ASC"]
-        page = client.search_runs(experiments, condition, max_results=500, page_token=token, order_by=order)
-        for run in page:
-            if "job_digest" in run.data.tags:
-                seconds = ((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000
-                job = JobRun(run.info.run_id, dict(run.data.metrics), dict(run.data.tags), seconds)
-                found[job.digest] = job
-        token = page.token
-        if not token:
-            return found
+    found = {}
+    for run in search_runs(uri, experiments, f"tags.table = '{table}' and attributes.status = 'FINISHED'"):
+        if "job_digest" in run.data.tags:
+            seconds = ((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000
+            job = JobRun(run.info.run_id, dict(run.data.metrics), dict(run.data.tags), seconds)
+            found[job.digest] = job
+    return found
 
 
 def _example(uri: str, run_id: str) -> dict[str, np.ndarray] | None:
     with tempfile.TemporaryDirectory() as folder:
-        path = _download(uri, run_id, "example.npz", folder)
+        path = download(uri, run_id, "example.npz", folder)
         if path is None:
             return None
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-
-
-def _download(uri: str, run_id: str, name: str, folder: str) -> Path | None:
-    client = client_of(uri)
-    if name not in {item.path for item in client.list_artifacts(run_id)}:
-        return None
-    return Path(client.download_artifacts(run_id, name, folder))

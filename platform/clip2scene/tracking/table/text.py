@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from clip2scene.tracking.table_record import TableCell, TableRecord, difference, direction, mean_and_deviation
+from clip2scene.tracking.records import mean_and_deviation
+from clip2scene.tracking.table.record import TableCell, TableRecord, difference, direction
+from clip2scene.tracking.text import new_table, plain_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -16,8 +16,6 @@ LEGEND = (
     "the seeds that both rows have; direction: does ours move the way the paper's does (unclear: less than one "
     "standard deviation)?"
 )
-_BOUNDLESS = 10_000
-"""More characters than any row has."""
 
 
 def row_texts(cell: TableCell, reference: TableCell) -> tuple[str, ...]:
@@ -73,25 +71,9 @@ def failures(record: TableRecord) -> tuple[str, ...]:
     )
 
 
-def table_text(record: TableRecord, width: int = 120) -> str:
-    """The table as plain text, for terminals, logs and artifacts; wider than ``width`` where it has to be."""
-    return plain_text(_parts(record), width)
-
-
-def plain_text(parts: Iterable[RenderableType], width: int) -> str:
-    """Tables and sentences below each other, as wide as the widest table where ``width`` would shorten its cells."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    parts = list(parts)
-    console = Console(file=io.StringIO(), color_system=None, force_terminal=False, highlight=False, markup=False)
-    boundless = console.options.update(max_width=_BOUNDLESS)
-    tables = [part for part in parts if not isinstance(part, str)]
-    console.width = max([width, *(Measurement.get(console, boundless, table).maximum for table in tables)])
-    with console.capture() as captured:
-        for part in parts:
-            console.print(part)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+def table_text(record: TableRecord) -> str:
+    """The table as plain text."""
+    return plain_text(_parts(record))
 
 
 def provenance(record: TableRecord) -> dict[str, str]:
@@ -114,20 +96,11 @@ _DATASETS = {"nuscenes": "nuScenes", "semantickitti": "SemanticKITTI", "scannet"
 
 
 def _parts(record: TableRecord) -> list[RenderableType]:
-    from rich import box
-    from rich.table import Table
-
     parts: list[RenderableType] = []
     tags = [tag for tag in ("protocol", "vocabulary") if len(differing_tags(record, tag)) > 1]
     for column in record.about["columns"]:
         title = record.about["title"] + (f": {column}" if len(record.about["columns"]) > 1 else "")
-        table = Table(
-            title=f"{title} ({record.about['dataset']})",
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-        )
+        table = new_table(f"{title} ({record.about['dataset']})")
         table.add_column("")
         table.add_column("", no_wrap=True)
         for heading in (*headings(record), *tags):

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from clip2scene.tracking.style import INK
-from clip2scene.tracking.sweep_record import SweepRecord
-from clip2scene.tracking.sweep_report import short_names, value_text
+from clip2scene.tracking.figures.style import INK
+from clip2scene.tracking.sweep.names import short_names, value_text
+from clip2scene.tracking.sweep.record import SweepRecord
 
 _TICKS = 5
 """About so many are written, where values come from an interval."""

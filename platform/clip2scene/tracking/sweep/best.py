@@ -9,8 +9,8 @@ import yaml
 
 from clip2scene.config import ConfigError, Job
 from clip2scene.jobfile import parse, put
-from clip2scene.tracking.sweep_record import SweepRecord
-from clip2scene.tracking.sweep_report import score_name
+from clip2scene.tracking.sweep.names import score_name
+from clip2scene.tracking.sweep.record import SweepRecord
 
 
 def best_job(record: SweepRecord) -> dict[str, Any]:

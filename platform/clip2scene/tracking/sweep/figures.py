@@ -12,15 +12,15 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from clip2scene.tracking.style import GREY, INK, new_figure, quiet
-from clip2scene.tracking.sweep_axes import ParameterAxis, axes_of
-from clip2scene.tracking.sweep_charts import BLUE, ORANGE, Point, curve, parallel, strip, surface
-from clip2scene.tracking.sweep_record import SweepRecord, TrialRecord
-from clip2scene.tracking.sweep_report import correlation_text, score_name
+from clip2scene.tracking.figures.style import GREY, INK, new_figure, quiet
+from clip2scene.tracking.sweep.axes import ParameterAxis, axes_of
+from clip2scene.tracking.sweep.charts import BLUE, ORANGE, Point, curve, parallel, strip, surface
+from clip2scene.tracking.sweep.names import correlation_text, score_name
+from clip2scene.tracking.sweep.record import SweepRecord, TrialRecord
 
 _STATES = {"finished": BLUE, "stopped": "#b4b9c0", "diverged": "#b3261e", "failed": "#b3261e"}
 _EXPLAINED_TRIALS = 4
-"""Fewer explain no importance."""
+"""Functional ANOVA of fewer trials explains nothing."""
 _LABEL_FREE = ("label_free", "agreement", "consistency")
 
 
@@ -64,18 +64,14 @@ def sweep_figures(record: SweepRecord) -> Iterator[tuple[str, str, Figure]]:
         yield "ranking", "A point a trial.", rankings(panels, f"{score_name('miou')} (%)")
 
 
-def importances(record: SweepRecord, axes: Sequence[ParameterAxis]) -> tuple[list[TrialRecord], dict[str, float]]:
-    """How much of the objective's variance each parameter explains, and over which trials: functional ANOVA.
-
-    Over the trials that ran all epochs where there are at least four of them, else over all with a score.
+def importances(record: SweepRecord, axes: Sequence[ParameterAxis]) -> tuple[tuple[TrialRecord, ...], dict[str, float]]:
+    """How much of the objective's variance each parameter explains, by functional ANOVA over the comparable trials.
 
     Returns:
-        The trials, and the share of every parameter by its short name; none for fewer than four trials or for one
-        parameter, and where all trials have the same score.
+        The trials, and the share of every parameter by its short name; no shares for fewer than four trials, for a
+        single parameter, and where all trials have the same score.
     """
-    scored = [trial for trial in record.trials if trial.score(record.metric) is not None]
-    full = [trial for trial in scored if record.is_full(trial)]
-    chosen = full if len(full) >= _EXPLAINED_TRIALS else scored
+    chosen = record.comparable(record.metric)
     scores = [trial.finals[record.metric] for trial in chosen]
     if len(chosen) < _EXPLAINED_TRIALS or len(axes) < 2 or len(set(scores)) == 1:
         return chosen, {}

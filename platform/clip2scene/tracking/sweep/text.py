@@ -1,4 +1,4 @@
-"""A sweep as text; and everything that is made of a sweep, kept in its MLflow run."""
+"""A sweep as text."""
 
 from __future__ import annotations
 
@@ -8,50 +8,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from clip2scene.progress import duration
-from clip2scene.tracking.sweep_record import Configuration, SweepRecord, TrialRecord
-from clip2scene.tracking.sweep_runs import OBJECTIVES
-from clip2scene.tracking.table_report import plain_text
+from clip2scene.tracking.sweep.names import correlation_text, score_name, short_names, value_text
+from clip2scene.tracking.sweep.record import Configuration, SweepRecord, TrialRecord
+from clip2scene.tracking.sweep.runs import OBJECTIVES
+from clip2scene.tracking.text import new_table, plain_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from clip2scene.tracking.tracker import Run
-
 BEST = "*"
-_NAMES = {"miou": "mIoU", "label_free": "label-free"}
 _COMPARED_RUNS = 100
 """Runs that MLflow's compare page takes."""
-
-
-def score_name(name: str) -> str:
-    """``miou`` as people write it."""
-    return _NAMES.get(name, name)
-
-
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Dotted keys by as many of their last words as tell them apart (``scr.weight``, ``tau``)."""
-
-    def last(key: str, words: int) -> str:
-        return ".".join(key.split(".")[-words:])
-
-    found = {}
-    for key in keys:
-        lengths = range(1, key.count(".") + 2)
-        alone = (words for words in lengths if [last(other, words) for other in keys].count(last(key, words)) == 1)
-        found[key] = last(key, next(alone, len(lengths)))
-    return found
-
-
-def value_text(value: Any) -> str:
-    """A setting's value: three digits of a number, JSON of what is no word."""
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def correlation_text(value: float) -> str:
-    """Two decimals and a true minus."""
-    return f"{value:.2f}".replace("-", "−")
 
 
 def scores_shown(record: SweepRecord) -> tuple[str, ...]:
@@ -145,9 +112,9 @@ def provenance(record: SweepRecord) -> dict[str, str]:
     return {key: str(value) for key, value in found.items()}
 
 
-def sweep_text(record: SweepRecord, width: int = 120) -> str:
-    """The sweep as plain text, for terminals, logs and artifacts; wider than ``width`` where its table is."""
-    return plain_text(_parts(record), width)
+def sweep_text(record: SweepRecord) -> str:
+    """The sweep as plain text."""
+    return plain_text(_parts(record))
 
 
 def compare_url(record: SweepRecord, pages_at: str | None = None) -> str:
@@ -159,34 +126,7 @@ def compare_url(record: SweepRecord, pages_at: str | None = None) -> str:
     return f"{pages_at or record.uri}/#/compare-runs?{words}&workflowType=machine_learning"
 
 
-def keep_sweep(record: SweepRecord, parent: Run, pages_at: str | None = None) -> None:
-    """Keep the trials, the best job, the page and the figures as artifacts of the sweep's run.
-
-    Args:
-        record: what was read back.
-        parent: the sweep's run.
-        pages_at: address that the page's links to runs go to; the record's server when not given.
-    """
-    # Here: the figures need matplotlib and optuna, the text does not.
-    from clip2scene.tracking.sweep_best import best_yaml
-    from clip2scene.tracking.sweep_html import sweep_figures, sweep_html
-
-    parent.log_dict({"format": "clip2scene-trials-1", "trials": [_as_dict(t) for t in record.trials]}, "trials.json")
-    parent.log_text(sweep_text(record), "trials.txt")
-    if record.best:
-        parent.log_text(best_yaml(record), "best.yaml")
-    figures = list(sweep_figures(record))
-    for name, _, figure in figures:
-        parent.log_figure(figure, f"figures/{name}.png")
-    parent.log_text(sweep_html(record, pages_at, figures), "sweep.html")
-
-
 _COUNTS = ("images_encoded", "images_wanted", "images_cached", "epochs_run", "epochs_full")
-
-
-def _as_dict(trial: TrialRecord) -> dict[str, Any]:
-    keys = ("number", "state", "seed", "variant", "values", "finals", "reason", "seconds", "run_id")
-    return {key: getattr(trial, key) for key in keys}
 
 
 def _parts(record: SweepRecord) -> Iterator[RenderableType]:
@@ -212,10 +152,7 @@ def _table(
     texts: Callable[[SweepRecord, Any], Sequence[str]],
     record: SweepRecord,
 ) -> RenderableType:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = new_table(title)
     table.add_column("", no_wrap=True)
     for heading in headings:
         table.add_column(heading, justify="left" if heading in TEXTUAL else "right", no_wrap=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.tracking.html import entries, figure_tag, links_note, note, page, text
-from clip2scene.tracking.table_figures import class_panels, scene_row
-from clip2scene.tracking.table_record import TableCell, TableRecord
-from clip2scene.tracking.table_report import (
+from clip2scene.tracking.table.figures import class_panels, scene_row
+from clip2scene.tracking.table.record import TableCell, TableRecord
+from clip2scene.tracking.table.text import (
     LEGEND,
     differing_tags,
     failures,
@@ -101,9 +100,8 @@ def _what(cell: TableCell) -> tuple[str, ...]:
 
 
 def _lead(record: TableRecord) -> str:
-    when = datetime.datetime.fromtimestamp(record.started_ms / 1000, datetime.UTC).strftime("%d %B %Y")
     seeds = record.about["seeds"]
-    return f"On {record.about['dataset']}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, {when}."
+    return f"On {record.about['dataset']}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, {record.day}."
 
 
 def _table(record: TableRecord, column: str) -> str:

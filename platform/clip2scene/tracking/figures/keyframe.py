@@ -12,7 +12,7 @@ from clip2scene.data.clouds import read_cloud, read_depths, read_image, read_lab
 from clip2scene.data.index import DataError, Frame, Index
 from clip2scene.data.vocabulary import Vocabulary
 from clip2scene.geometry.pairing import pair
-from clip2scene.tracking.figures import frame_overview
+from clip2scene.tracking.figures.labels import frame_overview
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from clip2scene.tracking.html import entries, figure_tag, links_note, note, page, text
-from clip2scene.tracking.sweep_best import best_yaml
-from clip2scene.tracking.sweep_figures import sweep_figures
-from clip2scene.tracking.sweep_record import SweepRecord
-from clip2scene.tracking.sweep_report import (
+from clip2scene.tracking.sweep.best import best_yaml
+from clip2scene.tracking.sweep.figures import sweep_figures
+from clip2scene.tracking.sweep.names import score_name
+from clip2scene.tracking.sweep.record import SweepRecord
+from clip2scene.tracking.sweep.text import (
     TEXTUAL,
     compare_url,
     configuration_headings,
@@ -20,7 +20,6 @@ from clip2scene.tracking.sweep_report import (
     has_seeds,
     legend,
     provenance,
-    score_name,
     sentences,
     trial_headings,
     trial_texts,
@@ -75,10 +74,9 @@ def sweep_html(
 
 def _lead(record: SweepRecord) -> str:
     about = record.about
-    when = datetime.datetime.fromtimestamp(record.started_ms / 1000, datetime.UTC).strftime("%d %B %Y")
     return (
         f"Sweep {about['sweep']} on {about['dataset']}: {len(record.trials)} of {about['num_trials']} trials of "
-        f"{about['epochs']} epochs, selected by {score_name(record.metric)} ({record.selection}), {when}."
+        f"{about['epochs']} epochs, selected by {score_name(record.metric)} ({record.selection}), {record.day}."
     )
 
 

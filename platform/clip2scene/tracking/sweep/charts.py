@@ -18,9 +18,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from clip2scene.tracking.style import FRAME, GREY, INK, new_figure, quiet
-from clip2scene.tracking.sweep_axes import ParameterAxis
-from clip2scene.tracking.sweep_report import value_text
+from clip2scene.tracking.figures.style import FRAME, GREY, INK, new_figure, quiet
+from clip2scene.tracking.sweep.axes import ParameterAxis
+from clip2scene.tracking.sweep.names import value_text
 
 BLUE, ORANGE = "#1f5fa8", "#e07b00"
 _COLOURS = matplotlib.colormaps["viridis"]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from clip2scene.data.vocabulary import IGNORE, Vocabulary
-from clip2scene.tracking.figures import (
+from clip2scene.tracking.figures.labels import (
     CORRECT,
     MISSING,
     WRONG,
@@ -23,7 +23,7 @@ from clip2scene.tracking.figures import (
     dot,
     draw_top_view,
 )
-from clip2scene.tracking.style import GREY, INK, new_figure, quiet, readable
+from clip2scene.tracking.figures.style import GREY, INK, new_figure, quiet, readable
 
 _BAR, _FULL = "#1f5fa8", "#e07b00"
 _HEIGHTS_M = (0.02, 0.98)

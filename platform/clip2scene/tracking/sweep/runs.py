@@ -7,12 +7,14 @@ meet. What a run already holds is read once, when it is continued.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from clip2scene.config import Job
-from clip2scene.tracking.tracker import Run, Tracker, client_of
+from clip2scene.tracking.records import find, parent_run
+from clip2scene.tracking.run import Run
+from clip2scene.tracking.tracker import Tracker
 
 FORMAT = "clip2scene-sweep-1"
 OBJECTIVES = ("miou", "agreement", "consistency", "label_free")
@@ -22,33 +24,20 @@ FINAL, FAILED = "final/", "failed/"
 """Prefixes of the figures of an end, and of a failure: a trial that failed goes on when its sweep does."""
 
 
-@contextmanager
-def sweep_run(tracker: Tracker, name: str, digest: str, tags: Mapping[str, str]) -> Iterator[Run]:
-    """The parent run of a sweep: the one of the same ``digest`` goes on, otherwise a new one begins.
-
-    When the block ends, no run below it stays open.
-    """
-    given = {"stage": "sweep", "sweep": name, "sweep_digest": digest, **tags}
-    known = tracker.find_run({"stage": "sweep", "sweep": name, "sweep_digest": digest})
-    with tracker.run(name, run_id=known, tags=given, system_metrics=False) as run:
-        try:
-            yield run
-        finally:
-            tracker.close_below(run)
+def sweep_run(tracker: Tracker, name: str, digest: str, tags: Mapping[str, str]) -> AbstractContextManager[Run]:
+    """The parent run of a sweep; see :func:`parent_run`."""
+    return parent_run(tracker, name, {"stage": "sweep", "sweep": name, "sweep_digest": digest}, tags)
 
 
 def is_recorded(tracker: Tracker, run: Run) -> bool:
     """Whether a sweep's run holds its final figures, so that there is nothing left to run."""
-    with tracker.present("look into the sweep's run") as client:
+    with tracker.reachable("look into the sweep's run") as client:
         return "trials" in client.get_run(run.run_id).data.metrics
 
 
 def is_sweep(uri: str, name: str) -> bool:
     """Whether a server has a sweep of that name."""
-    client = client_of(uri.rstrip("/"))
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    condition = f"tags.stage = 'sweep' and tags.sweep = '{name}'"
-    return bool(client.search_runs(experiments, condition, max_results=1))
+    return find(uri, "sweep", name) is not None
 
 
 class TrialRun:
@@ -79,24 +68,23 @@ class TrialRun:
         The figures themselves tell, not the state: a driver that is killed as a trial ends keeps the one without the
         other.
         """
-        with tracker.present("read what a trial's run holds") as client:
+        with tracker.reachable("read what a trial's run holds") as client:
             history = client.get_metric_history(run_id, f"{_TRAIN}loss")
             self.epoch = max((metric.step for metric in history), default=0)
             data = client.get_run(run_id).data
         return any(name.startswith(FINAL) for name in data.metrics), bool(data.tags.get("reason"))
 
-    def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Keep an epoch's metrics, once: a trial that goes on from a checkpoint tells of its first epochs again.
+    def log_epoch(self, epoch: int, scores: Mapping[str, float], metrics: Mapping[str, float]) -> None:
+        """Keep an epoch, once: a trial that continues from a checkpoint reports its first epochs again.
 
         Args:
-            epoch: from 1.
-            metrics: as the training has them; those of :data:`OBJECTIVES` with the prefix ``verifying/``.
+            epoch: From 1.
+            scores: Those of :data:`OBJECTIVES` that the epoch has.
+            metrics: Of the training.
         """
         if epoch <= self.epoch:
             return
-        scores = {name: metrics[f"verifying/{name}"] for name in OBJECTIVES if f"verifying/{name}" in metrics}
-        others = {_TRAIN + name: value for name, value in metrics.items() if not name.startswith("verifying/")}
-        self.run.log_metrics(scores | others, step=epoch)
+        self.run.log_metrics({**scores, **{_TRAIN + name: value for name, value in metrics.items()}}, step=epoch)
         self.epoch = epoch
 
     def end(self, state: str, finals: Mapping[str, float], reason: str = "") -> None:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from clip2scene.data.vocabulary import Vocabulary
-from clip2scene.tracking.style import GREY, INK, new_figure, quiet, readable
+from clip2scene.tracking.figures.style import GREY, INK, new_figure, quiet, readable
 
 _LINES = ("#1f5fa8", "#e07b00", "#2e8b57", "#a23b72", "#6b6f76", "#00a3a3")
 

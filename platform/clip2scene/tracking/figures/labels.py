@@ -1,4 +1,4 @@
-"""Figures of a run: what the labels look like on images and from above, and where they are wrong.
+"""Labels on a keyframe's images and from above, and where they are wrong.
 
 Every function returns a matplotlib Figure made without pyplot, so none of it touches global state or needs a display.
 Labels are a vocabulary's: 0 is ignored (no label, no prediction), class ``c`` is ``c + 1``.
@@ -10,52 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import PathCollection
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from clip2scene.data.vocabulary import IGNORE, Vocabulary
-from clip2scene.tracking.charts import class_bars, confusion_matrix, loss_curves
-from clip2scene.tracking.style import FRAME, GREY, INK, new_figure, readable
-
-__all__ = ["birds_eye", "class_bars", "confusion_matrix", "frame_overview", "loss_curves", "projected_labels"]
+from clip2scene.tracking.figures.style import FRAME, GREY, INK, new_figure, readable
 
 CORRECT, WRONG, MISSING = "#a9adb3", "#d62728", "#a8cdec"
 _FAINT = "#cfd3d8"
 _CAMERA_ORDER = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
-_MAX_DEPTH_M = 50.0
-
-
-def projected_labels(
-    image_HW3: np.ndarray,
-    pixels_P2: np.ndarray,
-    labels_P: np.ndarray | None,
-    vocabulary: Vocabulary,
-    title: str = "",
-    depths_m_P: np.ndarray | None = None,
-) -> Figure:
-    """One image with its points in their class's colour; ignored points are grey and small.
-
-    Args:
-        image_HW3: uint8 RGB.
-        pixels_P2: u (right) and v (down) of every point, pixels.
-        labels_P: Labels; None colours by depth instead.
-        vocabulary: Classes and colours.
-        title: Written above.
-        depths_m_P: Depths, metres; used without labels.
-    """
-    height, width = image_HW3.shape[:2]
-    figure = new_figure(11.0, 11.0 * height / width + 1.5)
-    axes = figure.subplots()
-    coloured = _draw_camera(axes, image_HW3, pixels_P2, labels_P, depths_m_P, vocabulary, size=11.0)
-    axes.set_title(title, fontsize=14, color=INK)
-    _explain(figure, [axes], [] if labels_P is None else [labels_P], coloured, vocabulary)
-    return figure
+_RADIUS_M = 35.0
+"""Half the side of the square that is shown from above."""
 
 
 def frame_overview(
@@ -63,18 +31,14 @@ def frame_overview(
     pixels: Mapping[str, np.ndarray],
     labels: Mapping[str, np.ndarray] | None,
     vocabulary: Vocabulary,
-    title: str = "",
-    depths_m: Mapping[str, np.ndarray] | None = None,
 ) -> Figure:
-    """All cameras of a frame, three in a row (nuScenes' cameras as they sit on the car), with their points.
+    """All cameras of a frame with their points, three in a row (nuScenes' cameras as they sit on the car).
 
     Args:
         images: Per camera, uint8 RGB (H, W, 3).
-        pixels: Per camera, u and v of its points (P, 2).
-        labels: Per camera, labels (P,); None colours by depth instead.
+        pixels: Per camera, u (right) and v (down) of its points (P, 2).
+        labels: Per camera, labels (P,); ignored points are grey and small. None draws all points in one colour.
         vocabulary: Classes and colours.
-        title: Written above.
-        depths_m: Per camera, depths (P,) in metres; used without labels.
     """
     known = [name for name in _CAMERA_ORDER if name in images]
     names = known + [name for name in images if name not in known]
@@ -84,18 +48,22 @@ def frame_overview(
     panel_in = 15.0 / columns
     figure = new_figure(15.0, rows * (panel_in * ratio + 0.35) + 1.0)
     grid = figure.subplots(rows, columns, squeeze=False)
-    coloured = None
     for axes, name in zip(grid.flat, names, strict=False):
         labels_P = None if labels is None else labels[name]
-        depths_m_P = None if depths_m is None else depths_m[name]
-        drawn = _draw_camera(axes, images[name], pixels[name], labels_P, depths_m_P, vocabulary, size=11.0 / columns)
-        coloured = drawn or coloured
+        _draw_camera(axes, images[name], pixels[name], labels_P, vocabulary, size=11.0 / columns)
         axes.set_title(f"{name}: {len(pixels[name]):,} points", fontsize=11, color=INK)
     for axes in list(grid.flat)[len(names) :]:
         axes.set_axis_off()
-    if title:
-        figure.suptitle(title, fontsize=14, color=INK)
-    _explain(figure, list(grid.flat), [] if labels is None else list(labels.values()), coloured, vocabulary)
+    if labels:
+        figure.legend(
+            handles=class_handles(list(labels.values()), vocabulary, GREY),
+            loc="outside lower center",
+            ncols=int(figure.get_figwidth() / 1.85),
+            fontsize=11,
+            frameon=False,
+            labelcolor=INK,
+            handletextpad=0.1,
+        )
     return figure
 
 
@@ -104,8 +72,6 @@ def birds_eye(
     panels: Mapping[str, np.ndarray],
     truth_N: np.ndarray,
     vocabulary: Vocabulary,
-    radius_m: float = 35.0,
-    title: str = "",
 ) -> Figure:
     """The cloud from above: ground truth and predictions side by side, and below each prediction where it is wrong.
 
@@ -114,10 +80,8 @@ def birds_eye(
         panels: Name of each method and its labels (N,); 0 where it predicts nothing.
         truth_N: True labels; points with 0 are not scored and drawn in no error map.
         vocabulary: Classes and colours.
-        radius_m: Half the side of the square that is shown.
-        title: Written above.
     """
-    near_N = (np.abs(points_N3[:, :2]) <= radius_m).all(axis=1)
+    near_N = (np.abs(points_N3[:, :2]) <= _RADIUS_M).all(axis=1)
     points_M3 = points_N3[near_N]
     order_M = np.argsort(points_M3[:, 2], kind="stable")  # what is high hides what is below
     xy_M2 = points_M3[order_M, :2]
@@ -130,17 +94,17 @@ def birds_eye(
     grid = figure.subplots(2, columns, squeeze=False)
     truth_M = visible(truth_N)
     scored_M = truth_M != IGNORE
-    draw_top_view(grid[0, 0], xy_M2, colours(truth_M, vocabulary), ~scored_M, radius_m, "ground truth")
+    draw_top_view(grid[0, 0], xy_M2, colours(truth_M, vocabulary), ~scored_M, _RADIUS_M, "ground truth")
     occurring = [truth_M]
     for axes, below, (name, labels_N) in zip(grid[0, 1:], grid[1, 1:], panels.items(), strict=True):
         labels_M = visible(labels_N)
         occurring.append(labels_M)
         missing_M, right_M = labels_M == IGNORE, labels_M == truth_M
-        draw_top_view(axes, xy_M2, colours(labels_M, vocabulary), missing_M, radius_m, name)
+        draw_top_view(axes, xy_M2, colours(labels_M, vocabulary), missing_M, _RADIUS_M, name)
         verdict_M = np.where(missing_M, MISSING, np.where(right_M, CORRECT, WRONG))
         share = f"{right_M[scored_M].mean():.0%} right" if scored_M.any() else "no point is scored"
         nowhere_M = np.zeros(scored_M.sum(), dtype=bool)
-        draw_top_view(below, xy_M2[scored_M], verdict_M[scored_M], nowhere_M, radius_m, f"errors of {name}: {share}")
+        draw_top_view(below, xy_M2[scored_M], verdict_M[scored_M], nowhere_M, _RADIUS_M, f"errors of {name}: {share}")
     grid[1, 0].set_axis_off()
     style = {"ncols": 2, "fontsize": 11, "title_fontsize": 12, "frameon": False, "labelcolor": INK}
     classes = class_handles(occurring, vocabulary, _FAINT)
@@ -159,8 +123,6 @@ def birds_eye(
         columnspacing=1.0,
         **style,
     )
-    if title:
-        figure.suptitle(title, fontsize=14, color=INK)
     return figure
 
 
@@ -169,11 +131,9 @@ def _draw_camera(
     image_HW3: np.ndarray,
     pixels_P2: np.ndarray,
     labels_P: np.ndarray | None,
-    depths_m_P: np.ndarray | None,
     vocabulary: Vocabulary,
     size: float,
-) -> PathCollection | None:
-    """Image and points; returns the depth-coloured points, for a colour bar."""
+) -> None:
     grey_HW1 = image_HW3.mean(axis=2, keepdims=True)
     # Pale and less colourful: points of every colour stand out, dark ones too, and the scene stays readable.
     axes.imshow((0.55 * (0.4 * image_HW3 + 0.6 * grey_HW1) + 105).astype(np.uint8))
@@ -182,52 +142,13 @@ def _draw_camera(
     axes.set_ylim(height - 0.5, -0.5)
     axes.set_axis_off()
     u_P, v_P = pixels_P2[:, 0], pixels_P2[:, 1]
-    if labels_P is not None:
-        ignored_P = labels_P == IGNORE
-        axes.scatter(u_P[ignored_P], v_P[ignored_P], s=size * 0.35, c=GREY, linewidths=0)
-        colours_P3 = colours(labels_P, vocabulary)
-        axes.scatter(u_P[~ignored_P], v_P[~ignored_P], s=size, c=colours_P3[~ignored_P], linewidths=0)
-        return None
-    if depths_m_P is None:
+    if labels_P is None:
         axes.scatter(u_P, v_P, s=size, c="#c2185b", linewidths=0)
-        return None
-    far_first_P = np.argsort(-depths_m_P, kind="stable")
-    return axes.scatter(
-        u_P[far_first_P],
-        v_P[far_first_P],
-        s=size,
-        c=depths_m_P[far_first_P],
-        cmap=matplotlib.colormaps["turbo_r"],
-        norm=Normalize(0, _MAX_DEPTH_M),
-        linewidths=0,
-    )
-
-
-def _explain(
-    figure: Figure,
-    axes: list[Axes],
-    labels: list[np.ndarray],
-    coloured: PathCollection | None,
-    vocabulary: Vocabulary,
-) -> None:
-    """A legend of the classes that occur, or a bar of the depths."""
-    if labels:
-        handles = class_handles(labels, vocabulary, GREY)
-        columns = max(1, int(figure.get_figwidth() / 1.85))
-        figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=columns,
-            fontsize=11,
-            frameon=False,
-            labelcolor=INK,
-            handletextpad=0.1,
-        )
-    elif coloured is not None:
-        bar = figure.colorbar(coloured, ax=axes, orientation="horizontal", fraction=0.035, pad=0.01, aspect=60)
-        bar.set_label("depth (m)", fontsize=11, color=INK)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=10, colors=INK)
+        return
+    ignored_P = labels_P == IGNORE
+    axes.scatter(u_P[ignored_P], v_P[ignored_P], s=size * 0.35, c=GREY, linewidths=0)
+    colours_P3 = colours(labels_P, vocabulary)
+    axes.scatter(u_P[~ignored_P], v_P[~ignored_P], s=size, c=colours_P3[~ignored_P], linewidths=0)
 
 
 def draw_top_view(
