@@ -361,28 +361,34 @@ class FinetuneSettings(TrainingSettings):
         return self
 
 
-class ResourceSettings(Settings):
-    """What the training workers get."""
+class WorkerSettings(Settings):
+    """Training workers: how many there are, and what each gets."""
 
-    num_workers: int = Field(2, ge=0)
-    """Ray Train workers; 0 runs in this process without Ray, on the CPU."""
+    num_workers: int = Field(ge=0)
     gpus_per_worker: Gpus = 0
-    """GPUs that each worker books: 1, or 0 for CPUs; a fraction leaves the rest of its GPU to others."""
+    """GPUs per worker: 1, a fraction to share one GPU with others, or 0 for CPUs."""
     threads_per_worker: int = Field(1, ge=1)
-    """CPU threads of each worker, no more than there are CPUs; beside a GPU so many read its keyframes. Ray books one
-    CPU a worker all the same."""
-    cached_frames: int = Field(256, ge=0)
-    """Decoded keyframes that each worker keeps in memory."""
-    checkpoint_every_epochs: int = Field(5, ge=1)
-    """At most so many epochs are lost in a fault. The last one always gets a checkpoint."""
+    """CPU threads per worker, at most the CPUs there are; with a GPU also the threads that read keyframes. Ray books
+    one CPU per worker all the same."""
     max_failures: int = Field(1, ge=0)
-    """Restarts of the workers, each from the last checkpoint, before a command's trainings are given up."""
+    """Restarts after a failure, each from the last checkpoint, before the command (or the trial) is given up."""
 
     @model_validator(mode="after")
-    def _gpus_need_workers(self) -> ResourceSettings:
+    def _gpus_need_workers(self) -> WorkerSettings:
         if self.gpus_per_worker and not self.num_workers:
             raise ValueError(f"resources.gpus_per_worker={self.gpus_per_worker:g} needs resources.num_workers above 0")
         return self
+
+
+class ResourceSettings(WorkerSettings):
+    """What the training workers get."""
+
+    num_workers: int = Field(2, ge=0)
+    """Ray Train workers; 0 trains in this process without Ray, on its CPUs."""
+    cached_frames: int = Field(256, ge=0)
+    """Decoded keyframes that each worker keeps in memory."""
+    checkpoint_every_epochs: int = Field(5, ge=1)
+    """A fault costs at most this many epochs. The last epoch is always saved."""
 
 
 class StreetworldClipSettings(Settings):

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from clip2scene.sweeps import journal, watch
 from clip2scene.sweeps.journal import Clock, Journal, Relay
-from clip2scene.sweeps.space import load_sweep
+from clip2scene.sweeps.sweep import load_sweep
 from clip2scene.sweeps.watch import Watch
 
 JOB = {"name": "job", "dataset": {"kind": "streetworld"}, "teacher": {"model": "streetworld"}}

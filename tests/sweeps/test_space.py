@@ -20,7 +20,8 @@ from clip2scene.sweeps import trial as trials
 from clip2scene.sweeps.runner import recall, remember
 from clip2scene.sweeps.scheduler import scheduler_of
 from clip2scene.sweeps.slots import trial_slots
-from clip2scene.sweeps.space import TrialResources, load_sweep
+from clip2scene.sweeps.space import TrialResources
+from clip2scene.sweeps.sweep import load_sweep
 from clip2scene.tracking import sweep_runs
 from clip2scene.tracking.tracker import Tracker
 from commands import REPOSITORY
@@ -235,9 +236,9 @@ def test_an_error_is_told_where_mlflow_is_away_at_the_end(answers, monkeypatch):
         ({"parameters": {TAU: {"uniform": [-1.0, 1.0]}}}, "distill.scr.tau=-1.0: input should be greater than 0"),
         ({"parameters": {"finetune.epochs": {"grid": [1]}}}, "changes nothing that a sweep measures"),
         ({"parameters": {"distill.epochs": {"grid": [1]}}}, "give budget.epochs"),
-        ({"parameters": {"dataset.eval_split": {"grid": ["val"]}}}, "compares on verifying, always"),
-        ({"parameters": {"teacher.precision": {"grid": ["bf16"]}}}, "say touches_features: true"),
-        ({"variants": {"old": {"variant": "released"}}}, "say touches_features: true"),
+        ({"parameters": {"dataset.eval_split": {"grid": ["val"]}}}, "trains on parametrizing and compares on"),
+        ({"parameters": {"teacher.precision": {"grid": ["bf16"]}}}, "set touches_features: true"),
+        ({"variants": {"old": {"variant": "released"}}}, "set touches_features: true"),
         (
             {"parameters": {"teacher.image_height_px": {"randint": [32, 64]}}, "touches_features": True},
             "only grid and choice are allowed",
@@ -253,7 +254,7 @@ def test_an_error_is_told_where_mlflow_is_away_at_the_end(answers, monkeypatch):
         ),
         ({"parameters": {TAU: {"grid": [1.0]}}, "set": {"distill.max_steps": 5}}, "give budget.epochs instead"),
         ({"parameters": {TAU: {"grid": [1.0]}}, "num_trials": 5}, "a grid is run once"),
-        ({"parameters": {TAU: {"grid": [1.0]}}, "searcher": "tpe"}, "no grid, no variants and one seed"),
+        ({"parameters": {TAU: {"grid": [1.0]}}, "searcher": "tpe"}, "no grid and no variants, and at most one seed"),
         ({"parameters": {TAU: {"grid": [1.0]}}, "set": {TAU: 1.0}}, "both in parameters and in set"),
         ({"parameters": {TAU: {"grid": [1.0]}}, "labels": False}, "metric=miou reads labels"),
         (

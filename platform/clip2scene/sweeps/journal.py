@@ -10,7 +10,7 @@ from typing import Any
 from ray import tune
 
 from clip2scene.config import Job
-from clip2scene.sweeps.space import Sweep
+from clip2scene.sweeps.sweep import Sweep
 from clip2scene.sweeps.trial import trial_of
 from clip2scene.sweeps.watch import Watch
 from clip2scene.tracking.sweep_runs import OBJECTIVES, TrialRun

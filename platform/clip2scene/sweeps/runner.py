@@ -19,10 +19,12 @@ from clip2scene.jobfile import put
 from clip2scene.processor import num_cpus
 from clip2scene.stages import Stages
 from clip2scene.storage import Storage, writing
+from clip2scene.sweeps.distribution import Distribution
 from clip2scene.sweeps.journal import Clock, Journal, Relay
 from clip2scene.sweeps.scheduler import scheduler_of
 from clip2scene.sweeps.slots import trial_slots
-from clip2scene.sweeps.space import TRAIN_SPLIT, VERIFY_SPLIT, Distribution, Sweep, put_together
+from clip2scene.sweeps.space import TRAIN_SPLIT, VERIFY_SPLIT
+from clip2scene.sweeps.sweep import Sweep, combine
 from clip2scene.sweeps.trial import TrialWork, run_trial
 from clip2scene.sweeps.watch import Watch
 from clip2scene.teacher.weights import absolute
@@ -90,7 +92,7 @@ def recall(folder: Path) -> tuple[Sweep, str]:
         job = {**values["job"], "storage": str(folder.parents[1])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: no sweep to resume there ({type(error).__name__})") from error
-    return put_together(space, job, str(path), str(path)), command
+    return combine(space, job, str(path), str(path)), command
 
 
 def run_sweep(sweep: Sweep, tracker: Tracker, folder: Path, command: str, pages_at: str | None = None) -> SweepRecord:

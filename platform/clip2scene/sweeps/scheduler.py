@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from clip2scene.sweeps.space import Sweep
+from clip2scene.sweeps.sweep import Sweep
 
 _TOLD = "told.jsonl"
 

@@ -12,7 +12,7 @@ from ray import tune
 
 from clip2scene.config import Job
 from clip2scene.stages import Stages
-from clip2scene.sweeps.space import Sweep, Trial
+from clip2scene.sweeps.sweep import Sweep, Trial
 from clip2scene.training.fit import Metrics, Training, fit
 from clip2scene.training.launch import DivergedError
 from clip2scene.training.validation import PREFIX
