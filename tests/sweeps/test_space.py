@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
 import pickle
 import weakref
@@ -148,19 +147,6 @@ def test_a_kept_sweep_goes_on_from_any_folder(load, tmp_path, monkeypatch):
     assert (held.base.teacher.model, held.base.teacher.pretrained) == ("ViT-B-16", str(tmp_path / "clip.pt"))
     with pytest.raises(ConfigError, match="another sweep of this name"):
         remember(load(**space, seed=1, job=PATHS | {"storage": held.base.storage}), "")
-
-
-def test_a_sweep_kept_by_an_earlier_revision_keeps_its_digest(load, tmp_path, monkeypatch):
-    space = {"parameters": {TAU: {"uniform": [0.1, 1.0]}}}
-    monkeypatch.chdir(tmp_path)
-    Path("clip.pt").touch()
-    sweep = load(**space, job=PATHS)
-    folder = tmp_path / "store" / "sweeps" / "test"
-    folder.mkdir(parents=True)
-    (folder / "sweep.json").write_text(json.dumps({"space": {"sweep": "test", **space}, "job": PATHS, "command": ""}))
-    held, _ = recall(folder)
-    assert (held.digest, held.base.storage) == (sweep.digest, str(tmp_path / "store"))
-    assert remember(sweep, "")[0] == held
 
 
 def test_absolute_paths_change_nothing_else(load, tmp_path, monkeypatch):
@@ -357,7 +343,7 @@ def test_a_scheduler_knows_after_a_kill_what_it_was_told_before(load, tmp_path):
     undisturbed = tell(scheduler(), 0, 1, 2, 3)
     assert undisturbed[0] == go_on
     assert undisturbed[2] == stop
-    (tmp_path / "told.jsonl").unlink()
+    (tmp_path / "reported.jsonl").unlink()
     assert tell(scheduler(), 0, 1, 2) == undisturbed[:3]
     # Another driver: trials come again to where they were, and one goes where only others have been.
     resumed = scheduler()
