@@ -111,7 +111,7 @@ def load_sweep(space_path: str | Path, job_path: str | Path, overrides: Iterable
         ConfigError: a file cannot be read, or a key or value is wrong, in the space or in any trial.
     """
     if (kind := kind_of(job_path)) != "job":
-        raise ConfigError(f"--job {job_path}: a {kind}, and a job is needed")
+        raise ConfigError(f"--job {job_path}: a {kind}, but a job is needed")
     overrides = list(overrides)
     of_job = [override.removeprefix("job.") for override in overrides if override.startswith("job.")]
     of_space = [override for override in overrides if not override.startswith("job.")]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from clip2scene.config import ConfigError, Job, Settings, digest_of
-from clip2scene.jobfile import OF_THE_TABLE, parse, put, read_values
+from clip2scene.jobfile import TABLE_KEYS, parse, put, read_values
 
 Dataset = Literal["streetworld", "nuscenes", "semantickitti", "scannet"]
 PAPER_OF = {"streetworld": "nuscenes"}
@@ -171,7 +171,7 @@ def jobs_of(cells: Iterable[Cell]) -> dict[str, Job]:
 
 def _job(table: Table, changes: dict[str, Any], seed: int, where: str) -> Job:
     values = copy.deepcopy(table.jobs[table.dataset])
-    for key in OF_THE_TABLE:
+    for key in TABLE_KEYS:
         if key in changes or key in values:
             raise ConfigError(f"{where}: {key}: the table sets it; give it at the top of the table")
     for key, value in changes.items():
