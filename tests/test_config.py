@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from clip2scene.cli import main
 from clip2scene.config import ConfigError, Job
 from clip2scene.jobfile import load_job
-from clip2scene.tables.spec import load_table
+from clip2scene.sweeps.space import Space
+from clip2scene.tables.spec import Table, load_table
 
 JOBS = Path(__file__).parents[1] / "jobs"
 PLAIN = [path for path in sorted(JOBS.glob("*.yaml")) if not path.stem.startswith("table")]
@@ -229,3 +230,30 @@ def test_every_setting_is_listed_with_what_it_means(capsys):
 def test_one_setting_or_one_group_is_listed(capsys):
     assert listed(capsys, "distill.stcr.lambda").keys() == {"distill.stcr.lambda"}
     assert listed(capsys, "distill.scr").keys() == {"distill.scr.weight", "distill.scr.tau", "distill.scr.form"}
+
+
+@pytest.mark.parametrize("model", [Space, Table])
+def test_every_setting_of_a_search_space_or_a_table_is_listed_with_what_it_means(model, capsys):
+    shown = listed(capsys, "--sweep" if model is Space else "--table")
+    # Of a group among a user's own keys the listing has the settings, not the group itself.
+    assert {key.partition(".")[0] for key in shown} == {key.partition(".")[0] for key, _ in fields(model)}
+    assert not {key for key, (_, meaning) in shown.items() if not meaning}
+
+
+def test_settings_below_a_users_own_keys_are_listed(capsys):
+    shown = listed(capsys, "--sweep")
+    assert shown["parameters.KEY.grid"][0] == "list of values, at least 1 of them  [not given]"
+    assert shown["parameters.KEY.randint"][0] == "list of integers, 2 of them  [not given]"
+    assert shown["variants"][0] == "group of keys  [not given]"
+    assert shown["resources.threads_per_worker"][0] == "integer, at least 1  [1]"
+    assert listed(capsys, "--sweep", "scheduler").keys() == {
+        f"scheduler.{name}" for name in ("kind", "grace_epochs", "reduction_factor")
+    }
+    shown = listed(capsys, "--table")
+    assert shown["columns.KEY.N.name"][0] == shown["rows.N.name"][0] == "text  [required]"
+
+
+def test_an_unknown_setting_of_a_search_space_is_told_where_to_look(capsys):
+    assert main(["settings", "--sweep", "budget.hour"]) != 0
+    sentence = "settings --sweep budget.hour: unknown key; `clip2scene settings --sweep` lists all; did you mean"
+    assert f"{sentence} budget.hours?" in capsys.readouterr().err

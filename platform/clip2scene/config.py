@@ -50,7 +50,7 @@ Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
 
 
 def gpu_places(gpus: float, each: float) -> int:
-    """How many processes fit on a node's GPUs; Ray takes a fraction from a single GPU."""
+    """How many processes a node's GPUs have room for: Ray takes a fraction of one and the same GPU."""
     return int(gpus) * math.floor(1 / each + 1e-9) if each < 1 else math.floor(gpus / each)
 
 
@@ -170,7 +170,7 @@ class StudentSettings(Settings):
     voxel_size_m: float = Field(0.1, gt=0)
     """Edge length of the network's finest voxels."""
     use_intensity: bool = True
-    """Input LiDAR intensity besides the position (ScanNet: luminance of the mesh's colour)."""
+    """LiDAR intensity as an input, beside the position (ScanNet: luminance of the mesh's colour)."""
 
     @model_validator(mode="after")
     def _published_layouts_stay(self) -> StudentSettings:

@@ -109,7 +109,10 @@ def parse(model: type[Model], values: dict[str, Any], source: str) -> Model:
 
 
 def settings_of(model: type[BaseModel]) -> dict[str, Schema]:
-    """Settings and groups of settings of a model by dotted key; a group's own settings come before its subgroups."""
+    """Settings and groups of settings of a model by dotted key; a group's own settings come before its subgroups.
+
+    In the keys, ``KEY`` stands for the user's own keys and ``N`` for a place in a list (``parameters.KEY.grid``).
+    """
     schema = model.model_json_schema()
     return dict(_below(schema, schema.get("$defs", {}), ""))
 
@@ -199,7 +202,8 @@ def _sentence(model: type[BaseModel], problems: Sequence[Any]) -> str:
     if kind == "extra_forbidden":
         more = [BASE] if model is Job and len(location) == 1 else []
         allowed = ", ".join(sorted([*_fields(_model_at(model, location[:-1])), *more]))
-        return f"{key}: unknown key; allowed here: {allowed}{did_you_mean(key, [*settings_of(model), *more])}"
+        known = [name for name in settings_of(model) if not {"KEY", "N"}.intersection(name.split("."))]
+        return f"{key}: unknown key; allowed here: {allowed}{did_you_mean(key, [*known, *more])}"
     if kind == "missing":
         return f"{key}: required, but not given"
     message = problem["msg"].removeprefix("Value error, ").replace("Tuple should", "List should")
@@ -215,15 +219,26 @@ def _sentence(model: type[BaseModel], problems: Sequence[Any]) -> str:
 
 
 def _below(group: Schema, groups: dict[str, Schema], prefix: str) -> Iterator[tuple[str, Schema]]:
-    inner = {}
+    subgroups = {}
     for name, schema in group["properties"].items():
-        if "$ref" in schema:
-            inner[f"{prefix}{name}"] = groups[schema["$ref"].rpartition("/")[2]] | schema
+        path, reference = _group_in(schema)
+        if reference:
+            subgroups[f"{prefix}{name}"] = (path, groups[reference.rpartition("/")[2]] | schema)
         else:
-            yield f"{prefix}{name}", schema
-    for key, schema in inner.items():
+            optional = {} if name in group.get("required", ()) else {"default": None}
+            yield f"{prefix}{name}", optional | schema
+    for key, (path, schema) in subgroups.items():
         yield key, schema
-        yield from _below(schema, groups, f"{key}.")
+        yield from _below(schema, groups, f"{key}{path}.")
+
+
+def _group_in(schema: Schema) -> tuple[str, str]:
+    """The path from a setting to a group of settings in it, and the group's reference; both empty if there is none."""
+    for name, step in (("additionalProperties", ".KEY"), ("items", ".N")):
+        if isinstance(schema.get(name), dict):
+            path, reference = _group_in(schema[name])
+            return step + path, reference
+    return "", schema.get("$ref", "")
 
 
 def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:

@@ -39,6 +39,6 @@ def trial_slots(nodes: Iterable[Mapping[str, float]], resources: TrialResources)
 
 
 def _workers(node: Mapping[str, float], gpus_per_worker: float) -> int:
-    """How many workers fit on one node."""
+    """Workers on one node."""
     cpus, gpus = int(node.get("CPU", 0)), int(node.get("GPU", 0))
     return min(cpus, gpu_places(gpus, gpus_per_worker)) if gpus_per_worker else cpus

@@ -26,6 +26,7 @@ class Column(Settings):
     """One column of scores, such as a label fraction."""
 
     name: str = Field(min_length=1)
+    """Heading of the column."""
     set_: dict[str, Any] = Field(default_factory=dict, alias="set")
     """Dotted keys of the base job and their values."""
 
@@ -38,6 +39,7 @@ class Row(Settings):
     group: str = Field(min_length=1)
     """What it is compared within (``baseline``, ``prompts``, ...)."""
     name: str = Field(min_length=1)
+    """Name of the row, which no other has."""
     set_: dict[str, Any] = Field(default_factory=dict, alias="set")
     """Dotted keys of the base job and their values; they win over the column's."""
     score: str | None = None
@@ -61,9 +63,11 @@ class Table(Settings):
     table: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")
     """Its name for ``clip2scene report``."""
     title: str
+    """Title of the report."""
     dataset: Dataset
     """Which of ``jobs`` is run."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    """Every cell is run once per seed."""
     storage: str = "tables-output"
     """Folder for everything that the jobs make, and for MLflow's data where no server is named."""
     experiment: str = "clip2scene"
@@ -78,6 +82,7 @@ class Table(Settings):
     """Base job per dataset, without ``name``, ``seed``, ``storage`` and ``experiment``, which are the table's. The key
     ``base`` names a job file that it is based on."""
     rows: tuple[Row, ...] = Field(min_length=1)
+    """Variants that are compared."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Table:
