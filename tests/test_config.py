@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,8 @@ from pydantic import BaseModel
 from clip2scene.cli import main
 from clip2scene.config import ConfigError, Job
 from clip2scene.jobfile import load_job
-from clip2scene.tables.spec import load_table
+from clip2scene.sweeps.space import Space
+from clip2scene.tables.spec import Table, load_table
 
 JOBS = Path(__file__).parents[1] / "jobs"
 PLAIN = [path for path in sorted(JOBS.glob("*.yaml")) if not path.stem.startswith("table")]
@@ -68,15 +68,15 @@ def test_a_job_is_based_on_another_and_its_own_settings_win(tmp_path):
 @pytest.mark.parametrize(
     ("base", "sentence"),
     [
-        ("circle.yaml", r"job\.yaml: base=circle\.yaml: base=job\.yaml: leads back to this file$"),
+        ("circle.yaml", r"job\.yaml: base=circle\.yaml: base=job\.yaml: this file is based on itself$"),
         ("nowhere.yaml", r"job\.yaml: base=nowhere\.yaml: .*nowhere\.yaml: cannot read the job file \(No such file"),
         ("empty.yaml", r"job\.yaml: base=empty\.yaml: .* is a mapping of keys to values, and this is empty$"),
         ("typo.yaml", r"job\.yaml: base=typo\.yaml: distil: unknown key; .* did you mean distill\?$"),
         ("wrong.yaml", r"job\.yaml: base=wrong\.yaml: distill\.epochs=-1: input should be greater than"),
         ("link.yaml", r"job\.yaml: base=link\.yaml: "),
-        (str(JOBS / "table3_ablation.yaml"), r"job\.yaml: base=.*: a table, and a job is needed$"),
+        (str(JOBS / "table3_ablation.yaml"), r"job\.yaml: base=.*: a table, but a job is needed$"),
         ('"\\0"', r"job\.yaml: base="),
-        ("[a, b]", r"job\.yaml: base=\['a', 'b'\]: the name of a job file beside this one is needed$"),
+        ("[a, b]", r"job\.yaml: base=\['a', 'b'\]: the path of a job file is needed$"),
     ],
 )
 def test_a_base_that_is_none(tmp_path, base, sentence):
@@ -142,7 +142,7 @@ def test_models_are_frozen():
         ),
         ("distill={scr: {weight: 0}, stcr: {weight: 0}}", r"one of them must be above 0$"),
         ("name.first=3", r"override 'name\.first=3': name\.first: name is a value, not a group of keys$"),
-        ("base=demo.yaml", r"override 'base=demo\.yaml': a base stands in the file"),
+        ("base=demo.yaml", r"override 'base=demo\.yaml': base can only be set in the file"),
         ("dataset.train_split=foo", r"dataset\.train_split='foo': input should be 'train', 'val'"),
         ("no-equals", r"override 'no-equals' is not of the form key\.path=value"),
         ("distill.epochs=[", r"override 'distill\.epochs=\[': the value is not valid YAML"),
@@ -182,7 +182,7 @@ def test_a_mistake_in_a_list_of_groups_has_its_place():
         ("bas: demo.yaml\n", r"bas: unknown key; allowed here: base, .*; did you mean base\?$"),
         (
             "name: a\ndataset: {kind: streetworld}\ndistill.scr.tau: 3\n",
-            r"distill\.scr\.tau: unknown key; .*; in a file it stands in its group, distill: \{scr: \{tau: \.\.\.\}\}$",
+            r"distill\.scr\.tau: unknown key; .*; .* belongs in its group, distill: \{scr: \{tau: \.\.\.\}\}$",
         ),
     ],
 )
@@ -225,8 +225,7 @@ def test_every_setting_is_listed_with_what_it_means(capsys):
     shown = listed(capsys)
     known = dict(fields(Job))
     assert shown.keys() == known.keys()
-    unexplained = {key for key, (_, meaning) in shown.items() if not meaning}
-    assert not {key for key in unexplained if typing.get_origin(known[key].annotation) is not typing.Literal}
+    assert not {key for key, (_, meaning) in shown.items() if not meaning}
     assert shown["distill.num_sweeps"][0] == "integer, 1 to 10  [3]"
     assert shown["distill.optimiser.momentum"][0] == "number, at least 0, below 1  [0.9]"
     assert shown["student.channels"][0] == "list of integers, 2 to 8 of them  [not given]"
@@ -238,3 +237,30 @@ def test_every_setting_is_listed_with_what_it_means(capsys):
 def test_one_setting_or_one_group_is_listed(capsys):
     assert listed(capsys, "distill.stcr.lambda").keys() == {"distill.stcr.lambda"}
     assert listed(capsys, "distill.scr").keys() == {"distill.scr.weight", "distill.scr.tau", "distill.scr.form"}
+
+
+@pytest.mark.parametrize("model", [Space, Table])
+def test_every_setting_of_a_search_space_or_a_table_is_listed_with_what_it_means(model, capsys):
+    shown = listed(capsys, "--sweep" if model is Space else "--table")
+    # Of a group among a user's own keys the listing has the settings, not the group itself.
+    assert {key.partition(".")[0] for key in shown} == {key.partition(".")[0] for key, _ in fields(model)}
+    assert not {key for key, (_, meaning) in shown.items() if not meaning}
+
+
+def test_settings_below_a_users_own_keys_are_listed(capsys):
+    shown = listed(capsys, "--sweep")
+    assert shown["parameters.KEY.grid"][0] == "list of values, at least 1 of them  [not given]"
+    assert shown["parameters.KEY.randint"][0] == "list of integers, 2 of them  [not given]"
+    assert shown["variants"][0] == "group of keys  [not given]"
+    assert shown["resources.threads_per_worker"][0] == "integer, at least 1  [1]"
+    assert listed(capsys, "--sweep", "scheduler").keys() == {
+        f"scheduler.{name}" for name in ("kind", "grace_epochs", "reduction_factor")
+    }
+    shown = listed(capsys, "--table")
+    assert shown["columns.KEY.N.name"][0] == shown["rows.N.name"][0] == "text  [required]"
+
+
+def test_an_unknown_setting_of_a_search_space_is_told_where_to_look(capsys):
+    assert main(["settings", "--sweep", "budget.hour"]) != 0
+    sentence = "settings --sweep budget.hour: unknown key; `clip2scene settings --sweep` lists all; did you mean"
+    assert f"{sentence} budget.hours?" in capsys.readouterr().err

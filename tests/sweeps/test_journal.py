@@ -11,10 +11,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from clip2scene.sweeps import journal, watch
-from clip2scene.sweeps.journal import Clock, Journal, Relay
-from clip2scene.sweeps.space import load_sweep
-from clip2scene.sweeps.watch import Watch
+from clip2scene.sweeps import journal, progress
+from clip2scene.sweeps.journal import BudgetStopper, Journal, JournalCallback
+from clip2scene.sweeps.progress import SweepProgress
+from clip2scene.sweeps.sweep import load_sweep
 
 JOB = {"name": "job", "dataset": {"kind": "streetworld"}, "teacher": {"model": "streetworld"}}
 TAU = "distill.scr.tau"
@@ -40,7 +40,7 @@ class TrialRun:
 def told(monkeypatch):
     """What a user reads."""
     text = io.StringIO()
-    monkeypatch.setattr(watch, "console", lambda: Console(file=text, width=200))
+    monkeypatch.setattr(progress, "console", lambda: Console(file=text, width=200))
     return text
 
 
@@ -56,8 +56,8 @@ def begun(tmp_path, monkeypatch, told):
         for name, values in (("space", shared | space), ("job", JOB)):
             (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
         sweep = load_sweep(tmp_path / "space.yaml", tmp_path / "job.yaml")
-        made = Journal(sweep, None, None, Watch("test", "miou", len(sweep.trials), sweep.epochs), lambda: None)
-        Relay(made)
+        made = Journal(sweep, None, None, SweepProgress("test", "miou", len(sweep.trials), sweep.epochs), lambda: None)
+        JournalCallback(made)
         return made
 
     return make
@@ -76,14 +76,14 @@ def result(epoch, miou=0.5):
 def test_a_trial_keeps_its_number_in_whatever_order_tune_holds_them(begun):
     made = begun()
     trials = [tunes(config={"trial": number}) for number in (2, 0, 3, 1)]  # restored
-    relay = pickle.loads(pickle.dumps(Relay()))
+    callback = pickle.loads(pickle.dumps(JournalCallback()))
     for trial in trials:
-        relay.on_trial_start(0, trials, trial)
-        relay.on_trial_result(0, trials, trial, result(6, miou=trial.config["trial"] / 10))
+        callback.on_trial_start(0, trials, trial)
+        callback.on_trial_result(0, trials, trial, result(6, miou=trial.config["trial"] / 10))
     assert {number: run.tau for number, run in made._runs.items()} == {2: 0.3, 0: 0.1, 3: 0.4, 1: 0.2}
-    relay.on_trial_error(0, trials, trials[2])
+    callback.on_trial_error(0, trials, trials[2])
     for trial in trials[:2] + trials[3:]:
-        relay.on_trial_complete(0, trials, trial)
+        callback.on_trial_complete(0, trials, trial)
     assert TrialRun.ends.pop(3)[0] == "failed"
     assert {state for state, _ in TrialRun.ends.values()} == {"finished"}
     assert {number: finals["miou"] for number, (_, finals) in TrialRun.ends.items()} == {2: 0.2, 0: 0.0, 1: 0.1}
@@ -94,7 +94,7 @@ def test_a_searchers_trial_has_the_number_that_it_was_asked_for_as(begun):
     asked = {"3_tau=0.7": 0.7, "1_tau=0.2": 0.2}
     trials = [tunes(config={TAU: tau}, experiment_tag=tag) for tag, tau in asked.items()]
     for trial in trials:
-        Relay().on_trial_start(0, trials, trial)
+        JournalCallback().on_trial_start(0, trials, trial)
     assert {number: run.tau for number, run in made._runs.items()} == {2: 0.7, 0: 0.2}
 
 
@@ -102,9 +102,9 @@ def test_what_the_clock_stops_keeps_its_scores(begun):
     made = begun(budget={"epochs": 6, "hours": 1e-9})
     trials = [tunes(config={"trial": 0}), tunes(config={"trial": 1})]
     for trial, epochs in zip(trials, (6, 2), strict=True):
-        Relay().on_trial_start(0, trials, trial)
-        Relay().on_trial_result(0, trials, trial, result(epochs))
-    assert pickle.loads(pickle.dumps(Clock())).stop_all()
+        JournalCallback().on_trial_start(0, trials, trial)
+        JournalCallback().on_trial_result(0, trials, trial, result(epochs))
+    assert pickle.loads(pickle.dumps(BudgetStopper())).stop_all()
     made.finish()  # Tune tells of no end then
     assert TrialRun.ends == {
         0: ("finished", {"epochs": 6, "seconds": 12.0, "miou": 0.5}),
@@ -114,7 +114,7 @@ def test_what_the_clock_stops_keeps_its_scores(begun):
 
 def test_hours_are_counted_from_this_drivers_start(begun):
     begun(budget={"epochs": 6, "hours": 1})
-    assert not Clock().stop_all()
+    assert not BudgetStopper().stop_all()
     begun()
     assert journal._current[0]._until_s == math.inf
 
@@ -123,9 +123,9 @@ def test_what_a_resumed_sweep_tells_again_is_no_work_and_what_ended_before_is_no
     TrialRun.held = {3: 5}
     begun()
     trials = [tunes(ended=place > 0, config={"trial": 3 - place}) for place in range(4)]
-    Relay().on_trial_start(0, trials, trials[0])
+    JournalCallback().on_trial_start(0, trials, trials[0])
     for epoch in range(1, 6):
-        Relay().on_trial_result(0, trials, trials[0], result(epoch))
+        JournalCallback().on_trial_result(0, trials, trials[0], result(epoch))
     assert told.getvalue().splitlines() == ["test: trial 03: starts: tau 0.4"]
-    Relay().on_trial_result(0, trials, trials[0], result(6))
+    JournalCallback().on_trial_result(0, trials, trials[0], result(6))
     assert told.getvalue().splitlines()[1].endswith("epoch 6/6, miou 50.0, at most 0.0 s left")

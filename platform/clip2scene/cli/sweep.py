@@ -30,7 +30,7 @@ def register(verbs: Any) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from clip2scene.sweeps.space import load_sweep
+    from clip2scene.sweeps.sweep import load_sweep
 
     if options.resume is not None:
         if options.space is not None or options.job is not None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from clip2scene.config import ConfigError, Job, Settings, digest_of
-from clip2scene.jobfile import OF_THE_TABLE, parse, put, read_values
+from clip2scene.jobfile import TABLE_KEYS, parse, put, read_values
 
 Dataset = Literal["streetworld", "nuscenes", "semantickitti", "scannet"]
 PAPER_OF = {"streetworld": "nuscenes"}
@@ -27,6 +27,7 @@ class Column(Settings):
     """One column of scores, such as a label fraction."""
 
     name: str = Field(min_length=1)
+    """Heading of the column."""
     set_: dict[str, Any] = Field(default_factory=dict, alias="set")
     """Dotted keys of the base job and their values."""
 
@@ -39,6 +40,7 @@ class Row(Settings):
     group: str = Field(min_length=1)
     """What it is compared within (``baseline``, ``prompts``, ...)."""
     name: str = Field(min_length=1)
+    """Name of the row, which no other has."""
     set_: dict[str, Any] = Field(default_factory=dict, alias="set")
     """Dotted keys of the base job and their values; they win over the column's."""
     score: str | None = None
@@ -62,9 +64,11 @@ class Table(Settings):
     table: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")
     """Its name for ``clip2scene report``."""
     title: str
+    """Title of the report."""
     dataset: Dataset
     """Which of ``jobs`` is run."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    """Every cell is run once per seed."""
     storage: str = "tables-output"
     """Folder for everything that the jobs make, and for MLflow's data where no server is named."""
     experiment: str = "clip2scene"
@@ -79,6 +83,7 @@ class Table(Settings):
     """Base job per dataset, without ``name``, ``seed``, ``storage`` and ``experiment``, which are the table's. The key
     ``base`` names a job file that it is based on."""
     rows: tuple[Row, ...] = Field(min_length=1)
+    """Variants that are compared."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Table:
@@ -177,7 +182,7 @@ def jobs_of(cells: Iterable[Cell]) -> dict[str, Job]:
 
 def _job(table: Table, changes: dict[str, Any], seed: int, where: str) -> Job:
     values = copy.deepcopy(table.jobs[table.dataset])
-    for key in OF_THE_TABLE:
+    for key in TABLE_KEYS:
         if key in changes or key in values:
             raise ConfigError(f"{where}: {key}: the table sets it; give it at the top of the table")
     for key, value in changes.items():

@@ -1,4 +1,4 @@
-"""A sweep while it runs: a live table of its trials on a terminal, a line an event everywhere else."""
+"""A sweep's progress: a live table of its trials on a terminal, one line per event everywhere else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clip2scene.progress import console, duration
@@ -15,31 +15,30 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _ROWS = 30
-"""Trials that the table shows: the running ones, then the latest."""
+"""How many trials the table shows: the running ones, then the latest."""
 
 
 @dataclass
-class TrialState:
-    """What is known of a trial."""
+class TrialProgress:
+    """How far a trial has come."""
 
     values: Mapping[str, Any]
     state: str = "running"
     epoch: int = 0
     score: float = math.nan
-    started_s: float = field(default_factory=time.monotonic)
 
 
-class Watch:
-    """Shows how far a sweep has come; call it from the driver as trials report."""
+class SweepProgress:
+    """Shows how far a sweep has come; the driver calls it as trials start, report and end."""
 
     def __init__(self, name: str, metric: str, num_trials: int, epochs: int):
         self._name, self._metric, self._num_trials, self._epochs = name, metric, num_trials, epochs
-        self._trials: dict[int, TrialState] = {}
+        self._trials: dict[int, TrialProgress] = {}
         self._started_s = time.monotonic()
         self._epochs_seen = self._ended_before = 0
         self._live: Any = None
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> SweepProgress:
         if console().is_interactive and sys.stderr.isatty():
             from rich.live import Live
 
@@ -52,13 +51,13 @@ class Watch:
             self._live.stop()
 
     def started(self, number: int, values: Mapping[str, Any], epoch: int, num_ended: int) -> None:
-        """A trial starts, or starts again, from that epoch; so many trials have ended, in earlier attempts too."""
-        self._trials[number] = TrialState(values, epoch=epoch)
+        """A trial starts or goes on after ``epoch``; ``num_ended`` counts trials of earlier attempts too."""
+        self._trials[number] = TrialProgress(values, epoch=epoch)
         self._ended_before = max(self._ended_before, num_ended - self._num_ended())
         self._say(number, f"starts: {_settings(values)}")
 
     def reported(self, number: int, epoch: int, score: float) -> None:
-        """A trial has come to an epoch, or tells again of one before its checkpoint."""
+        """A trial has finished an epoch, perhaps one that it had reported before a restart."""
         trial = self._trials[number]
         trial.score = score
         if epoch <= trial.epoch:
@@ -79,7 +78,7 @@ class Watch:
             console().print(f"{self._name}: trial {number:02d}: {words}", markup=False, soft_wrap=True)
 
     def _left(self) -> str:
-        """An upper bound: what the scheduler will stop is not known."""
+        """Upper bound of the time left; which trials the scheduler will stop is not known."""
         running = [trial.epoch for trial in self._trials.values() if trial.state == "running"]
         left = (self._num_trials - self._ended_before - self._num_ended()) * self._epochs - sum(running)
         elapsed_s = time.monotonic() - self._started_s
@@ -88,7 +87,7 @@ class Watch:
         return f"at most {duration(left * elapsed_s / self._epochs_seen)} left"
 
     def _num_ended(self) -> int:
-        """Trials that this driver saw end."""
+        """How many trials this driver saw end."""
         return sum(trial.state != "running" for trial in self._trials.values())
 
     def _table(self) -> Table:
@@ -116,7 +115,7 @@ class Watch:
 
 
 def _settings(values: Mapping[str, Any]) -> str:
-    """``tau 0.31, lambda 2.0``: the last word of every key."""
+    """Settings such as ``tau 0.31, lambda 2.0``, with the last part of each key."""
     parts = [
         f"{key.rpartition('.')[2]} {f'{value:.3g}' if isinstance(value, float) else value}"
         for key, value in values.items()
