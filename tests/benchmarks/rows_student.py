@@ -21,6 +21,7 @@ from clip2scene.geometry.interpolation import bilinear
 from clip2scene.geometry.pairing import pair
 from clip2scene.losses.scr import semantic_consistency
 from clip2scene.losses.stcr import grid_cells, spatial_temporal_consistency
+from clip2scene.storage import Storage
 from clip2scene.student.network import Student
 from clip2scene.student.voxels import mean_of_points, rows_of_points, voxelise
 from clip2scene.teacher.store import FeatureStore
@@ -36,7 +37,7 @@ BATCH = 2
 
 def distillation(bench: Bench, **resources: Any) -> Distillation:
     """The demo's pre-training on :attr:`Bench.world`, with random class embeddings."""
-    features = FeatureStore.open(bench.store_path)
+    features = FeatureStore.open(bench.store_path, Storage(bench.store_path))
     text_CD = torch.randn(CLASSES, features.dim, generator=torch.Generator().manual_seed(0))
     job = bench.job
     return Distillation(
