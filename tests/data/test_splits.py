@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from clip2scene.config import ConfigError
 from clip2scene.data.index import DataError, Frame, Index
@@ -86,7 +87,7 @@ def test_missing_and_damaged_list_of_scannet(tmp_path: Path) -> None:
     damaged = {b"scene1\n": "'scene1' is no scene", b"\n": "'nothing' is no scene", b"\xff": "cannot be read"}
     for data, message in damaged.items():
         path.write_bytes(data)
-        with pytest.raises(DataError, match=rf"\A[^\n]*scannetv2_val.txt: {message}[^\n]*\Z"):
+        with refused(f"scannetv2_val.txt: {message}"):
             split_frames(index, "val")
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from clip2scene.data.clouds import read_cloud, resolve
 from clip2scene.data.index import Camera, Index
+from clip2scene.data.poses import inverse
 from clip2scene.geometry.projection import project
-from clip2scene.geometry.registration import inverse
 
 
 def _camera_at_lidar_time(index: Index, name: str) -> Camera:
