@@ -19,6 +19,8 @@ ROOMS = (
     "storage",
     "data",
     "geometry",
+    "inspection",
+    "segments",
     "teacher",
     "streetworld",
     "student",

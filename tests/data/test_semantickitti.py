@@ -19,9 +19,10 @@ from clip2scene.data.index import Index, read_index, write_index
 from clip2scene.data.semantickitti import build_index
 from clip2scene.data.splits import split_frames
 from clip2scene.data.vocabulary import vocabulary
-from clip2scene.geometry.inspect import inspect_frame
-from clip2scene.geometry.projection import project
+from clip2scene.geometry.pairing import pair
+from clip2scene.geometry.projection import image_from_lidar
 from clip2scene.geometry.registration import choose_sweeps, register
+from clip2scene.inspection import inspect_frame
 from clip2scene.teacher.store import frame_file
 
 WORDS = vocabulary("semantickitti")
@@ -128,11 +129,14 @@ def test_depth_is_in_the_frame_of_camera_2(real_index: Index) -> None:
     )
     p2, tr = (np.array(rows[key].split(), dtype=float).reshape(3, 4) for key in ("P2", "Tr"))
     points = read_cloud(resolve(real_index.root, frame.cloud_path))[:, :3].astype(np.float64)
-    expected = p2 @ np.vstack((tr @ np.column_stack((points, np.ones(len(points)))).T, np.ones(len(points))))
-    visible, pixels, depth = project(points, frame.world_from_lidar, frame.cameras[0])
+    points_4N = np.vstack((points.T, np.ones(len(points))))
+    expected = p2 @ np.vstack((tr @ points_4N, np.ones(len(points))))
+    depth = (image_from_lidar(frame.cameras[0], frame.world_from_lidar) @ points_4N)[2]
     # The printed Tr is a rotation up to 1e-7; the index has the exact one.
     np.testing.assert_allclose(depth, expected[2], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(pixels[visible], (expected[:2] / expected[2]).T[visible], rtol=0, atol=1e-3)
+    pairs = pair(points, frame.world_from_lidar, frame.cameras)
+    assert len(pairs)
+    np.testing.assert_allclose(pairs.pixel_P2, (expected[:2] / expected[2]).T[pairs.point_P], rtol=0, atol=1e-3)
 
 
 def test_registered_scans_lie_on_each_other(real_index: Index) -> None:

@@ -94,7 +94,7 @@ def test_missing_and_damaged_list_of_scannet(tmp_path: Path) -> None:
 def test_importing_splits_and_clouds_does_not_import_the_devkit() -> None:
     code = (
         "import sys, clip2scene.data.splits, clip2scene.data.clouds, clip2scene.data.nuscenes\n"
-        "import clip2scene.geometry.inspect\n"
+        "import clip2scene.inspection\n"
         "sys.exit(any(name.split('.')[0] in {'nuscenes', 'torch', 'matplotlib'} for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

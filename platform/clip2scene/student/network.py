@@ -37,8 +37,9 @@ with warnings.catch_warnings():
         gc.enable()
 
 from clip2scene.config import ConfigError, StudentSettings
+from clip2scene.segments import segment_mean
 from clip2scene.student.layouts import Layout, layout_of
-from clip2scene.student.voxels import Voxels, mean_of_points, rows_of_points, voxelise
+from clip2scene.student.voxels import Voxels, rows_of_points, voxelise
 
 # spconv asks by an old name, at its first tensor, whether torch.fx traces it.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -141,13 +142,13 @@ class SparseUNet(nn.Module):
         voxels = voxelise(points_N4[:, :3], cloud_N, self.settings.voxel_size_m, 2**layout.levels)
         rows_N = voxels.voxel_of_point_N
         inputs_N = self._inputs(points_N4, voxels)
-        x = self._sparse(mean_of_points(inputs_N, rows_N, len(voxels.coordinates_V4)), voxels)
+        x = self._sparse(segment_mean(inputs_N, rows_N, len(voxels.coordinates_V4)), voxels)
         for layer in self.stem:
             x = layer(x)
         point_N = inputs_N
         if layout.joins:
             point_N = self.point_stem(inputs_N) + x.features.index_select(0, rows_N)
-            x = x.replace_feature(mean_of_points(point_N, rows_N, len(x.features)))
+            x = x.replace_feature(segment_mean(point_N, rows_N, len(x.features)))
         skips = []
         for encoder in self.encoders:
             skips.append(x)
@@ -156,7 +157,7 @@ class SparseUNet(nn.Module):
             if i in layout.joins:
                 rows_here_N = rows_of_points(voxels, x.indices, 2 ** (layout.levels - i))
                 point_N = self.get_submodule(self._point_layer(i))(point_N) + x.features.index_select(0, rows_here_N)
-                x = x.replace_feature(mean_of_points(point_N, rows_here_N, len(x.features)))
+                x = x.replace_feature(segment_mean(point_N, rows_here_N, len(x.features)))
             x = decoder(x, skip)
         features_NF = x.features.index_select(0, rows_N)
         if layout.joins:

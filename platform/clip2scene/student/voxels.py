@@ -64,23 +64,5 @@ def rows_of_points(voxels: Voxels, indices_V4: torch.Tensor, stride: int) -> tor
     return rows_V[voxels.voxel_of_point_N]
 
 
-def mean_of_points(features_ND: torch.Tensor, rows_N: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Mean of the points' features in every voxel (or superpixel), 0 where there is no point.
-
-    Args:
-        features_ND: (N, D); summed in float32 at least.
-        rows_N: voxel of each point, (N,) int64.
-        num_rows: V.
-
-    Returns:
-        (V, D) in the type of ``features_ND``.
-    """
-    wide_ND = features_ND.to(torch.promote_types(features_ND.dtype, torch.float32))
-    sums_VD = wide_ND.new_zeros((num_rows, wide_ND.shape[1])).index_add(0, rows_N, wide_ND)
-    # Not bincount, which looks for the largest row and so waits for a GPU.
-    counts_V = rows_N.new_zeros(num_rows).index_add_(0, rows_N, torch.ones_like(rows_N))
-    return (sums_VD / counts_V.clamp(min=1)[:, None]).to(features_ND.dtype)
-
-
 def _keys(cloud_N: torch.Tensor, cell_N3: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return ((cloud_N * shape[0] + cell_N3[:, 0]) * shape[1] + cell_N3[:, 1]) * shape[2] + cell_N3[:, 2]
