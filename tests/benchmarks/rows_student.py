@@ -180,7 +180,7 @@ def _devoxelise(backbone: Any, voxels: Any, seen: list[Any], batch: Sample) -> l
     levels = backbone.layout.levels
     sparse = {id(module): given[0] for name, module, given in seen if name == "convolve"}
     meetings = []
-    for join_ in [j for j in backbone.layout.joins if j < levels]:
+    for join_ in [j for j in backbone.layout.fusions if j < levels]:
         meetings.append((sparse[id(backbone.decoders[join_])], 2 ** (levels - join_)))
     work: list[Callable[[], Any]] = []
     for x, stride in meetings:
