@@ -20,6 +20,8 @@ ROOMS = (
     "storage",
     "data",
     "geometry",
+    "inspection",
+    "segments",
     "teacher",
     "streetworld",
     "student",

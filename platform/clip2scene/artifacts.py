@@ -122,7 +122,7 @@ class Artifacts:
         Raises:
             DataError: it is not finished, or of another teacher.
         """
-        return FeatureStore.open(self.store_path, teacher_digest=self.teacher.digest, storage=self.storage)
+        return FeatureStore.open(self.store_path, self.storage, teacher_digest=self.teacher.digest)
 
     def extract(self) -> ExtractReport:
         """Encode the images of both splits that are not in the store yet."""
@@ -175,4 +175,4 @@ class Artifacts:
             progress,
             storage=self.storage,
         )
-        return SuperpixelStore.open(self.superpixel_path, storage=self.storage)
+        return SuperpixelStore.open(self.superpixel_path, self.storage)

@@ -94,7 +94,7 @@ def test_a_quarantined_image_gives_no_pairs(tiny, later, tmp_path):
 
     kept = dict(list(tiny.store.read(later.frame_id).items())[1:])
     lost = next(c.name for c in later.cameras if c.name not in kept)
-    stores.write_frame(tmp_path, later.frame_id, kept, {lost: "truncated"}, "random")
+    stores.write_frame(tmp_path, later.frame_id, kept, {lost: "truncated"}, "random", tiny.store.storage)
     sample = SampleSource(tiny.index.root, replace(tiny.store, path=tmp_path)).read(later)
     whole = SampleSource(tiny.index.root, tiny.store).read(later)
     camera = [c.name for c in later.cameras].index(lost)
@@ -106,7 +106,9 @@ def test_a_quarantined_image_gives_no_pairs(tiny, later, tmp_path):
 def test_a_keyframe_without_any_image_has_no_pairs_and_teaches_nothing(tiny, later, tmp_path):
     from clip2scene.teacher import store as stores
 
-    stores.write_frame(tmp_path, later.frame_id, {}, {c.name: "truncated" for c in later.cameras}, "random")
+    stores.write_frame(
+        tmp_path, later.frame_id, {}, {c.name: "truncated" for c in later.cameras}, "random", tiny.store.storage
+    )
     sample = SampleSource(tiny.index.root, replace(tiny.store, path=tmp_path)).read(later)
     assert len(sample.points_N4) > 0 == len(sample.pair_point_P)
     other = SampleSource(tiny.index.root, tiny.store).read(tiny.index.frames[0])

@@ -145,7 +145,7 @@ def _index(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from clip2scene.data.index import read_index
     from clip2scene.data.vocabulary import vocabulary, vocabulary_of
-    from clip2scene.geometry.inspect import format_table, inspect_frame
+    from clip2scene.inspection import format_table, inspect_frame
 
     index = read_index(options.index, options.root)
     words = vocabulary(options.vocabulary) if options.vocabulary else vocabulary_of(index.dataset)

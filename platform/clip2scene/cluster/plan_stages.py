@@ -154,7 +154,8 @@ class Planner:
         if stages is None:
             return 0
         both = {frame.frame_id: frame for frame in (*stages.train_frames, *stages.eval_frames)}
-        return sum(len(both[name].cameras) for name in store.stored_frames(stages.store_path) if name in both)
+        stored = store.stored_frames(stages.store_path, stages.storage)
+        return sum(len(both[name].cameras) for name in stored if name in both)
 
     def _student_is_there(self, job: Job) -> bool:
         stages = self._found(job, self.data(job))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from clip2scene.data.index import Frame, Sweep
+from clip2scene.data.poses import inverse
 
 _HALF_SWEEP_US = 25_000
 """Half the period of nuScenes' 20 Hz LiDAR: how far a sweep at the window's edge may lie outside it."""
@@ -33,22 +34,6 @@ def transform(target_from_source: np.ndarray, points_N3: np.ndarray) -> np.ndarr
     matrix = np.asarray(target_from_source, dtype=np.float64)
     moved_N3 = points_N3.astype(np.float64, copy=False) @ matrix[:3, :3].T + matrix[:3, 3]
     return moved_N3.astype(np.result_type(points_N3.dtype, np.float32), copy=False)
-
-
-def inverse(target_from_source: np.ndarray) -> np.ndarray:
-    """The (4, 4) transform ``source_from_target``; exact for a rotation, where a general inverse loses digits.
-
-    Example:
-        >>> pose = np.eye(4)
-        >>> pose[:3, 3] = [1, 2, 3]
-        >>> inverse(pose)[:3, 3]
-        array([-1., -2., -3.])
-    """
-    matrix = np.asarray(target_from_source, dtype=np.float64)
-    result = np.eye(4)
-    result[:3, :3] = matrix[:3, :3].T
-    result[:3, 3] = -matrix[:3, :3].T @ matrix[:3, 3]
-    return result
 
 
 def register(points_N3: np.ndarray, world_from_source: np.ndarray, world_from_target: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What one keyframe holds, in numbers: the check that an index, its files and the projection agree."""
+"""A keyframe in numbers, which check that an index, its files and the projection agree."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def inspect_frame(index: Index, frame: Frame, vocabulary: Vocabulary) -> dict[st
     """Count a keyframe's points, pairs, sweeps and labels.
 
     Args:
-        index: says where the dataset lies.
-        frame: a keyframe of it.
-        vocabulary: names the labels.
+        index: tells where the dataset lies.
+        frame: one of its keyframes.
+        vocabulary: names of the labels.
 
     Returns:
         ``{"frame_id", "points", "pairs": {camera: n}, "seen_by_any", "seen_by_two_or_more", "sweeps",
-        "labels": {name: n}}``, ready for JSON. ``sweeps`` counts the earlier sweeps available; ``labels`` has the
+        "labels": {name: n}}``, ready for JSON. ``sweeps`` counts the available earlier sweeps; ``labels`` has the
         classes that occur and ``ignore``, and is empty without a label file.
 
     Raises:
@@ -45,7 +45,7 @@ def inspect_frame(index: Index, frame: Frame, vocabulary: Vocabulary) -> dict[st
 
 
 def format_table(frames: Sequence[dict[str, Any]]) -> str:
-    """Lay out :func:`inspect_frame`'s counts for a terminal: one block a keyframe.
+    """Lay out :func:`inspect_frame`'s counts for a terminal, one block per keyframe.
 
     Example:
         >>> print(format_table([{"frame_id": "a1", "points": 9, "pairs": {"CAM_FRONT": 4}, "seen_by_any": 4,
