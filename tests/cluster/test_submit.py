@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 import clip2scene
 from clip2scene.cluster import session, submit
@@ -114,17 +115,47 @@ def test_relative_paths_are_for_this_machine(tmp_path, monkeypatch):
     words = ["dataset.root=world", "finetune.checkpoint=/other/student.safetensors", "storage=~/out"]
     words += ["teacher.model=ViT-B-16", "teacher.pretrained=teacher.safetensors"]
     job = submit.read_submission(DEMO, words)
-    assert submit.absolute_paths(job, here=True) == (
+    assert submit.with_absolute_paths(job, here=True).overrides == (
+        *words,
         f"dataset.root={tmp_path}/world",
         f"teacher.pretrained={tmp_path}/teacher.safetensors",
     )
     with pytest.raises(ConfigError, match=r"^dataset\.root=world: a relative path, and the cluster is not on this"):
-        submit.absolute_paths(job, here=False)
+        submit.with_absolute_paths(job, here=False)
     anywhere = submit.read_submission(DEMO, ["storage=s3://bucket/runs"])
-    assert submit.absolute_paths(anywhere, here=False) == ()
-    assert submit.absolute_paths(submit.read_submission(TABLE), here=True) == (f"storage={tmp_path}/tables-output",)
-    sweep = submit.read_submission(SPACE, (), DEMO)
-    assert submit.absolute_paths(sweep, here=True) == (f"job.storage={tmp_path}/demo-output",)
+    assert submit.with_absolute_paths(anywhere, here=False) == anywhere
+    table = submit.with_absolute_paths(submit.read_submission(TABLE), here=True)
+    assert table.overrides == (f"storage={tmp_path}/tables-output",)
+    sweep = submit.with_absolute_paths(submit.read_submission(SPACE, (), DEMO), here=True)
+    assert sweep.overrides == (f"job.storage={tmp_path}/demo-output",)
+    assert {job.storage for job in sweep.jobs} == {f"{tmp_path}/demo-output"}
+
+
+def test_a_relative_path_that_only_a_row_or_a_space_sets_is_refused(tmp_path):
+    row = {"group": "a", "name": "given", "set": {"finetune.checkpoint": "student.safetensors"}}
+    table = yaml.safe_load(Path(TABLE).read_text()) | {"reference": "plain", "storage": "/tables", "seeds": [1]}
+    table["jobs"] = {"streetworld": {"base": str(REPOSITORY / "jobs" / "streetworld.yaml")}}
+    table["rows"] = [{"group": "a", "name": "plain"}, row]
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(table))
+    submission = submit.read_submission(str(tmp_path / "table.yaml"))
+    assert [job.finetune.checkpoint for job in submission.jobs] == [None, "student.safetensors"]
+    with pytest.raises(
+        ConfigError, match=r"^finetune\.checkpoint=student\.safetensors: a relative path in a row"
+    ) as caught:
+        submit.with_absolute_paths(submission, here=True)
+    assert "\n" not in str(caught.value)
+    row["set"]["finetune.checkpoint"] = "/students/1.safetensors"
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(table))
+    absolute = submit.read_submission(str(tmp_path / "table.yaml"))
+    assert submit.with_absolute_paths(absolute, here=True) == absolute
+    space = [
+        "job.storage=/sweeps",
+        "parameters={teacher.model: {grid: ['local-dir:a', 'local-dir:/b']}}",
+        "num_trials=1",
+    ]
+    sweep = submit.read_submission(SPACE, [*space, "touches_features=true"], DEMO)
+    with pytest.raises(ConfigError, match=r"^teacher\.model=local-dir:a: a relative path in a search space"):
+        submit.with_absolute_paths(sweep, here=True)
 
 
 @pytest.mark.parametrize(
