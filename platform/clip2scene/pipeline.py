@@ -16,7 +16,7 @@ import numpy as np
 
 from clip2scene.config import STAGES, TEXT_FREE, Job
 from clip2scene.progress import console
-from clip2scene.stages import Stages, Trained
+from clip2scene.stages import Stages, Trained, needs_teacher
 from clip2scene.tracking import figures
 from clip2scene.tracking.overview import frame_figure, readable_images
 from clip2scene.tracking.table_record import ALL_POINTS
@@ -103,7 +103,7 @@ class Pipeline:
             with self._stage("streetworld", run) as child:
                 child.set_tags({"root": str(self.stages.root)})
         self._index(run)
-        teaches, scored = self._needs_teacher(), last >= STAGES.index("evaluate")
+        teaches, scored = needs_teacher(job), last >= STAGES.index("evaluate")
         # What is missing is told before hours of extraction.
         if scored:
             self.stages.check_labels()
@@ -304,19 +304,12 @@ class Pipeline:
             draw = functools.partial(frame_figure, index, frame, words, scores.example[method], images)
             self._figure(run, draw, f"figures/images_{method}.png")
 
-    def _needs_teacher(self) -> bool:
-        """Fine-tuning from a given student, or from random weights alone, needs none."""
-        finetune = self.job.finetune
-        if self.job.stage == "finetune":
-            return finetune.checkpoint is None and "pretrained" in finetune.initialisations
-        return self.job.stage != "index"
-
     def _protocol(self) -> str:
         return f"{self.job.dataset.train_split}->{self.job.dataset.eval_split};{self.job.finetune.protocol}"
 
     def _digests(self) -> dict[str, str]:
         digests = {"job": self.job.digest(), "index": self.stages.index.digest}
-        if self._needs_teacher():
+        if needs_teacher(self.job):
             digests |= {"teacher": self.stages.teacher.digest, "features": self.stages.store_digest}
         return digests
 

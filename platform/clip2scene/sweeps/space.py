@@ -313,6 +313,13 @@ class Sweep:
         return parse(Job, values, source)
 
 
+def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Overrides of the space, and those of the job without their ``job.``."""
+    overrides = list(overrides)
+    of_job = [override.removeprefix("job.") for override in overrides if override.startswith("job.")]
+    return [override for override in overrides if not override.startswith("job.")], of_job
+
+
 def load_sweep(space_path: str | Path, job_path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
     """Read a search space and a job; ``key=value`` changes the space, ``job.key=value`` the job.
 
@@ -321,9 +328,7 @@ def load_sweep(space_path: str | Path, job_path: str | Path, overrides: Iterable
     """
     if (kind := kind_of(job_path)) != "job":
         raise ConfigError(f"--job {job_path}: a {kind}, and a job is needed")
-    overrides = list(overrides)
-    of_job = [override.removeprefix("job.") for override in overrides if override.startswith("job.")]
-    of_space = [override for override in overrides if not override.startswith("job.")]
+    of_space, of_job = split_overrides(overrides)
     return put_together(
         read_values(space_path, of_space, "search space"),
         read_values(job_path, of_job, "job"),
