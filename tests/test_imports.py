@@ -13,7 +13,7 @@ PACKAGE = Path(clip2scene.__file__).parent
 ROOMS = (
     "config",
     "jobfile",
-    "processor",
+    "machine",
     "progress",
     "remote",
     "storage",

@@ -22,8 +22,9 @@ import yaml
 import clip2scene
 from clip2scene.cluster.jobs import Jobs
 from clip2scene.cluster.session import trains
-from clip2scene.config import ConfigError, Job, digest_of, gpu_places
+from clip2scene.config import ConfigError, Job, digest_of
 from clip2scene.jobfile import kind_of, kind_with_job, load_job, read_values
+from clip2scene.machine import check_room
 from clip2scene.storage import folder_of, is_remote
 from clip2scene.tracking.provenance import REVISION, git_revision, user_name
 
@@ -167,27 +168,13 @@ def check_fits(job: Job, nodes: Sequence[dict[str, float]], address: str) -> Non
     Raises:
         ConfigError: the workers of a training, or the actors that encode, do not fit.
     """
-    asked = [("extract.num_actors", job.extract.num_actors, "extract.gpus_per_actor", job.extract.gpus_per_actor, 0)]
+    actors, gpus = job.extract.num_actors, job.extract.gpus_per_actor
+    asked = f"extract.num_actors={actors} with extract.gpus_per_actor={gpus:g}"
+    check_room(nodes, actors, gpus=gpus, settings=asked, place=address)
     if trains(job):
-        resources = job.resources
-        workers, gpus = resources.num_workers, resources.gpus_per_worker
-        asked.append(("resources.num_workers", workers, "resources.gpus_per_worker", gpus, _CPUS_PER_WORKER))
-    for key, count, gpu_key, gpus, cpus in asked:
-        room = sum(_room(node, cpus, gpus, count) for node in nodes)
-        if room < count:
-            each = " and ".join([*([f"{cpus:g} CPU"] if cpus else []), *([f"{gpus:g} GPUs"] if gpus else [])])
-            has = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-            raise ConfigError(
-                f"{key}={count} with {gpu_key}={gpus:g}: {each} each is wanted and there is room for {room}; the nodes "
-                f"at {address} have: {has}"
-            )
-
-
-def _room(node: dict[str, float], cpus: float, gpus: float, enough: int) -> int:
-    """How many workers a node takes, up to ``enough``."""
-    of_cpus = [int(node.get("CPU", 0) / cpus + 1e-9)] if cpus else []
-    of_gpus = [gpu_places(node.get("GPU", 0), gpus)] if gpus else []
-    return min([enough, *of_cpus, *of_gpus])
+        workers, gpus = job.resources.num_workers, job.resources.gpus_per_worker
+        asked = f"resources.num_workers={workers} with resources.gpus_per_worker={gpus:g}"
+        check_room(nodes, workers, cpus=_CPUS_PER_WORKER, gpus=gpus, settings=asked, place=address)
 
 
 def check_tracking_uri(uri: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from clip2scene.config import Clip2sceneError, ResourceSettings
-from clip2scene.processor import use_threads
+from clip2scene.machine import use_threads
 from clip2scene.progress import console
 from clip2scene.storage import CACHE, is_seen, locked
 from clip2scene.training.checkpoints import CHECKPOINTS_KEPT, newest_whole, numbered, seal
