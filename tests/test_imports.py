@@ -28,6 +28,7 @@ ROOMS = (
     "doctor",
     "artifacts",
     "stages",
+    "run_log",
     "pipeline",
     "tables",
     "sweeps",
