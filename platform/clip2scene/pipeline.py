@@ -12,7 +12,7 @@ from clip2scene.run_log import BriefRunLog, RunLog, comparable
 from clip2scene.stages import Stages, Trained, needs_teacher
 from clip2scene.tracking.table_record import ALL_POINTS
 from clip2scene.tracking.tracker import Run, Tracker
-from clip2scene.training.launch import crew
+from clip2scene.training.launch import worker_group
 from clip2scene.training.metrics import accuracy, mean_iou
 from clip2scene.training.samples import num_clouds
 
@@ -75,7 +75,7 @@ class Pipeline:
             if last >= STAGES.index("distill"):
                 self.stages.check_images(scored=scored)
             self._extract(log)
-        with crew(job.resources):
+        with worker_group(job.resources):
             if teaches and last >= STAGES.index("distill"):
                 student = self._distill(log)
                 if scored and job.distill.method not in TEXT_FREE:
