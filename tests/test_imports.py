@@ -14,7 +14,7 @@ PACKAGE = Path(clip2scene.__file__).parent
 ROOMS = (
     "config",
     "jobfile",
-    "processor",
+    "machine",
     "progress",
     "remote",
     "storage",
@@ -31,6 +31,7 @@ ROOMS = (
     "doctor",
     "artifacts",
     "stages",
+    "run_log",
     "pipeline",
     "tables",
     "sweeps",

@@ -19,12 +19,34 @@ from clip2scene.data.index import Frame, Index, read_index, write_index
 from clip2scene.data.splits import split_frames
 from clip2scene.data.vocabulary import Vocabulary, vocabulary, vocabulary_of
 from clip2scene.progress import progress
-from clip2scene.storage import Storage
+from clip2scene.storage import Storage, folder_of
 from clip2scene.teacher.clip import DenseClip, load_teacher
 from clip2scene.teacher.extract import ExtractReport, extract
 from clip2scene.teacher.prompts import Templates, text_embeddings
 from clip2scene.teacher.store import FORMAT, FeatureStore
 from clip2scene.teacher.superpixels import SuperpixelStore, segment_images, superpixel_digest
+
+
+def world_path(job: Job) -> Path:
+    """The dataset's folder, which may not be there yet; a streetworld lies in the storage unless it has a root."""
+    dataset = job.dataset
+    if dataset.root or dataset.kind != "streetworld":
+        return Path(dataset.root or "").expanduser().resolve()
+    from clip2scene.streetworld.generate import world_digest
+
+    return folder_of(job.storage) / "streetworld" / world_digest(dataset.streetworld, job.world_seed)
+
+
+def make_index(job: Job) -> Index:
+    """Index the dataset's folder."""
+    settings = job.dataset
+    return build_index(
+        settings.kind,
+        world_path(job),
+        version=settings.version,
+        max_sweeps=settings.max_sweeps,
+        images_per_scene=settings.images_per_scene,
+    )
 
 
 class Artifacts:
@@ -42,30 +64,33 @@ class Artifacts:
     @functools.cached_property
     def root(self) -> Path:
         """The dataset's folder; a streetworld is generated when it is not there, and on this machine only."""
-        dataset, seed = self.job.dataset, self.job.world_seed
+        dataset, root = self.job.dataset, world_path(self.job)
         if dataset.kind != "streetworld":
-            return Path(dataset.root or "").expanduser().resolve()
-        from clip2scene.streetworld.generate import generate, world_digest
+            return root
+        from clip2scene.streetworld.generate import generate
 
-        world = self.storage.path("streetworld", world_digest(dataset.streetworld, seed))
-        root = Path(dataset.root).expanduser().resolve() if dataset.root else world
-        scenes = dataset.streetworld.train_scenes + dataset.streetworld.val_scenes
+        world, seed = dataset.streetworld, self.job.world_seed
+        scenes = world.train_scenes + world.val_scenes
         bar = contextlib.nullcontext() if root.is_dir() else progress("streetworld", scenes, unit="scenes")
         with bar as advance:
-            generate(root, dataset.streetworld, seed=seed, workers=self.job.extract.num_actors, progress=advance)
+            generate(root, world, seed=seed, workers=self.job.extract.num_actors, progress=advance)
         return root
+
+    @property
+    def index_path(self) -> Path:
+        """Where the index lies or will lie; the dataset's folder must be there."""
+        settings = self.job.dataset
+        source = fingerprint(settings.kind, world_path(self.job), settings.version)
+        key = digest_of(source, settings.max_sweeps, settings.images_per_scene)
+        return self.storage.path("indexes", f"{key}.parquet")
 
     @functools.cached_property
     def index(self) -> Index:
         """All keyframes of the dataset."""
-        settings, root = self.job.dataset, self.root
-        sweeps, images = settings.max_sweeps, settings.images_per_scene
-        key = digest_of(fingerprint(settings.kind, root, settings.version), sweeps, images)
-        path = self.storage.path("indexes", f"{key}.parquet")
+        root = self.root
+        path = self.index_path
         if not self.storage.fetch(path):
-            built = build_index(
-                settings.kind, root, version=settings.version, max_sweeps=sweeps, images_per_scene=images
-            )
+            built = make_index(self.job)
             with self.storage.writing(path) as aside:
                 write_index(built, aside)
         return read_index(path, root)
@@ -124,12 +149,16 @@ class Artifacts:
         """
         return FeatureStore.open(self.store_path, self.storage, teacher_digest=self.teacher.digest)
 
+    @property
+    def frames(self) -> dict[str, Frame]:
+        """Keyframes of both splits by id; their images are encoded."""
+        return {frame.frame_id: frame for frame in (*self.train_frames, *self.eval_frames)}
+
     def extract(self) -> ExtractReport:
         """Encode the images of both splits that are not in the store yet."""
-        frames = tuple({frame.frame_id: frame for frame in (*self.train_frames, *self.eval_frames)}.values())
         return extract(
             self.index,
-            frames,
+            tuple(self.frames.values()),
             self.job.teacher,
             self.job.extract,
             self.store_path,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -52,11 +51,6 @@ def _whole_above_one(gpus: float) -> float:
 
 Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
 """GPUs per process."""
-
-
-def gpu_places(gpus: float, each: float) -> int:
-    """How many processes a node's GPUs have room for: Ray takes a fraction of one and the same GPU."""
-    return int(gpus) * math.floor(1 / each + 1e-9) if each < 1 else math.floor(gpus / each)
 
 
 class StreetworldSettings(Settings):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clip2scene.processor import num_cpus
+from clip2scene.machine import num_cpus
 
 PACKAGES = ("torch", "ray", "mlflow", "open_clip_torch", "nuscenes-devkit", "spconv-cu120", "spconv-cu126")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from clip2scene.artifacts import Artifacts
-from clip2scene.config import TEXT_FREE, digest_of
+from clip2scene.config import TEXT_FREE, Job, digest_of
 from clip2scene.data.datasets import ego_radius_m
 from clip2scene.data.index import DataError, Frame
 from clip2scene.progress import progress
@@ -50,6 +50,13 @@ class Trained:
     checkpoint: Checkpoint
     cached: bool
     """It was there already."""
+
+
+def needs_teacher(job: Job) -> bool:
+    """Whether a job encodes images: fine-tuning from a given student, or from random weights alone, does not."""
+    if job.stage == "finetune":
+        return job.finetune.checkpoint is None and "pretrained" in job.finetune.initialisations
+    return job.stage != "index"
 
 
 class Stages(Artifacts):
@@ -208,8 +215,12 @@ class Stages(Artifacts):
         checkpoint = load_checkpoint(path, self.job.student)
         return Trained(path, str(checkpoint.about.get("digest")), checkpoint, cached=True)
 
+    def student_path(self, digest: str) -> Path:
+        """Where a trained student lies or will lie."""
+        return self.storage.path("students", f"{digest}.safetensors")
+
     def _train(self, training: Training, stage: str, digest: str, on_epoch: OnEpoch) -> Trained:
-        path = self.storage.path("students", f"{digest}.safetensors")
+        path = self.student_path(digest)
         cached = self.storage.fetch(path)
         if not cached:
             with progress(stage, training.steps, unit="steps") as advance:

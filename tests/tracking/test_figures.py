@@ -19,7 +19,8 @@ from clip2scene.data.index import DataError
 from clip2scene.data.nuscenes import build_index
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.jobfile import load_job
-from clip2scene.pipeline import Pipeline
+from clip2scene.run_log import RunLog
+from clip2scene.stages import Stages
 from clip2scene.tracking.figures import charts
 from clip2scene.tracking.figures.keyframe import frame_figure
 from clip2scene.tracking.figures.labels import birds_eye, frame_overview
@@ -130,20 +131,21 @@ def test_a_keyframe_is_drawn_on_the_images_that_can_be_read(world, caplog):
 
 def test_an_evaluation_goes_on_without_images_to_show(world, tmp_path):
     words = ["dataset.kind=nuscenes", f"dataset.root={world.root}", f"dataset.version={world.version}"]
-    pipeline = Pipeline(load_job(DEMO, [*words, f"storage={tmp_path / 'storage'}"]))
-    stages, logged = pipeline.stages, []
+    stages, logged = Stages(load_job(DEMO, [*words, f"storage={tmp_path / 'storage'}"])), []
     frame = stages.eval_frames[0]
     labels_N = np.zeros((world.root / frame.cloud_path).stat().st_size // 20, np.uint8)
     scores = Scores({"student_3d": {}}, {"truth": labels_N, "student_3d": labels_N})
 
     class Recorded:
+        run_id = "1"
+
         def log_figure(self, figure, path):
             logged.append((path, sum(bool(axes.get_title()) for axes in figure.axes)))
 
     def overview(*, cameras):
         logged.clear()
         vars(stages)["eval_frames"] = (replace(frame, cameras=cameras),)
-        pipeline._log_overview(Recorded(), scores)
+        RunLog(None, Recorded(), stages).overview(Recorded(), scores)
         return logged
 
     broken(world, frame.cameras[:2])

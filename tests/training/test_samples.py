@@ -19,7 +19,7 @@ from clip2scene.geometry.interpolation import bilinear
 from clip2scene.geometry.registration import choose_sweeps
 from clip2scene.training.launch import Worker
 from clip2scene.training.methods import UNSEEN, TeacherMethod, seen
-from clip2scene.training.samples import SampleCache, SampleSource, augment, join, made_ahead, num_clouds
+from clip2scene.training.samples import SampleCache, SampleSource, augment, join, num_clouds, prefetched
 
 
 @pytest.fixture
@@ -132,13 +132,13 @@ def test_a_scene_without_cameras_is_read_and_has_no_pairs(tiny, later):
     assert not seen(sample).any()
 
 
-def test_batches_made_ahead_are_the_same_and_so_is_what_goes_wrong(tiny):
+def test_prefetched_batches_are_the_same_and_so_is_what_goes_wrong(tiny):
     source = SampleSource(tiny.index.root)
-    assert [*made_ahead(map(source.read, tiny.index.frames[:3]), lambda s: len(s.points_N4))] == [
+    assert [*prefetched(map(source.read, tiny.index.frames[:3]), lambda s: len(s.points_N4))] == [
         len(source.read(frame).points_N4) for frame in tiny.index.frames[:3]
     ]
     broken = replace(tiny.index.frames[1], cloud_path="nowhere.pcd.bin")
-    batches = made_ahead(map(source.read, (tiny.index.frames[0], broken)), lambda sample: sample)
+    batches = prefetched(map(source.read, (tiny.index.frames[0], broken)), lambda sample: sample)
     next(batches)
     with pytest.raises(DataError, match="nowhere"):
         next(batches)
@@ -156,9 +156,9 @@ def test_clouds_are_counted_as_they_are_read(tiny, changes):
 def test_batches_read_by_several_threads_are_the_same(tiny):
     training, worker = tiny.distillation(batch_size=4), Worker(Path("unused"), lambda kind, value: None)
 
-    def batches(mapped):
+    def batches(read_map):
         cache = SampleCache(training.source, training.frames, size=3)
-        return [batch for epoch in range(2) for batch in training._batches(cache, worker, epoch, mapped)]
+        return [batch for epoch in range(2) for batch in training._batches(cache, worker, epoch, read_map)]
 
     with ThreadPoolExecutor(4) as readers:
         for one, several in zip(batches(map), batches(readers.map), strict=True):

@@ -9,16 +9,17 @@ from typing import Any
 
 from clip2scene.cluster.plan_machine import Machine, free_bytes
 from clip2scene.cluster.plan_stages import Planner
-from clip2scene.cluster.plan_work import Plan, Work, needs_teacher, seconds_of, source_of
+from clip2scene.cluster.plan_work import Plan, Work, seconds_of, source_of
 from clip2scene.cluster.rates import RatedStage, Rates
 from clip2scene.cluster.session import trains
 from clip2scene.cluster.submit import check_fits
 from clip2scene.config import STAGES, ConfigError, Job
 from clip2scene.jobfile import kind_with_job, load_job, read_values
+from clip2scene.stages import needs_teacher
 from clip2scene.storage import folder_of, is_remote
 from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.space import Scheduler
-from clip2scene.sweeps.sweep import Sweep, load_sweep
+from clip2scene.sweeps.sweep import Sweep, load_sweep, split_overrides
 from clip2scene.tables.spec import expand, jobs_of, load_table
 from clip2scene.training.validation import SWEEPS
 
@@ -59,8 +60,7 @@ def plan(
     planner = Planner(machine, rates, num_frames)
     words = list(overrides)
     if job_path is not None:
-        of_job = [word.removeprefix("job.") for word in words if word.startswith("job.")]
-        values = read_values(job_path, of_job, "job")
+        values = read_values(job_path, split_overrides(words)[1], "job")
         return plan_sweep(load_sweep(path, job_path, [*words, *_no_root(values, "job.")]), planner)
     if kind == "table":
         values = read_values(path, words, "table")
@@ -208,7 +208,7 @@ def _warn(planner: Planner, job: Job, result: Plan, at_a_time: int) -> None:
     machine, resources = planner.machine, job.resources
     workers = max(resources.num_workers, 1)
     if is_remote(job.storage):
-        planner.note(f"storage={job.storage}: what is there already is not looked at; everything counts as to do")
+        planner.note(f"storage={job.storage}: what the object store holds is not looked at and counts as to do")
     if trains(job) and not resources.gpus_per_worker and workers * resources.threads_per_worker > machine.cpus:
         planner.note(f"{workers} training workers share {machine.cpus:g} CPUs")
     if machine.gpus > result.gpus and result.gpus:

@@ -11,13 +11,12 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clip2scene.config import ConfigError, DatasetSettings, Job, digest_of
-from clip2scene.data.datasets import build_index, fingerprint
+from clip2scene.artifacts import make_index, world_path
+from clip2scene.config import ConfigError, DatasetSettings, Job
 from clip2scene.data.index import DataError, Frame, Index
 from clip2scene.data.splits import scenes_of_split, split_frames, split_scenes
 from clip2scene.stages import Stages
-from clip2scene.storage import Storage
-from clip2scene.streetworld.generate import world_digest
+from clip2scene.storage import folder_of, is_remote
 from clip2scene.streetworld.tables import scene_names
 from clip2scene.training.finetune import choose_labelled
 
@@ -74,7 +73,7 @@ class Data:
     """The job's, where its index is in the storage: what is finished can be looked up."""
 
 
-def look(job: Job, num_frames: int | None = None) -> Data:
+def count_data(job: Job, num_frames: int | None = None) -> Data:
     """Count what a job reads.
 
     Args:
@@ -95,35 +94,18 @@ def look(job: Job, num_frames: int | None = None) -> Data:
             index_is_there=True,
             stages=stages,
         )
-    dataset = job.dataset
-    root = Path(dataset.root or "").expanduser().resolve()
+    dataset, root = job.dataset, world_path(job)
     if dataset.kind == "streetworld" or not root.is_dir():
-        return replace(_counted(job), world_is_there=_world(job).is_dir())
-    index = build_index(
-        dataset.kind,
-        root,
-        version=dataset.version,
-        max_sweeps=dataset.max_sweeps,
-        images_per_scene=dataset.images_per_scene,
-    )
-    return _of_index(job, index, f"dataset.root={dataset.root}, indexed for this plan and not kept")
+        return replace(_counted(job), world_is_there=root.is_dir())
+    return _of_index(job, make_index(job), f"dataset.root={dataset.root}, indexed for this plan and not kept")
 
 
 def _stages(job: Job) -> Stages | None:
     """The job's stages where world and index are there already, so that asking for them makes nothing."""
-    dataset, root = job.dataset, _world(job)
-    if "://" in job.storage or not Path(job.storage).expanduser().is_dir() or not root.is_dir():
+    if is_remote(job.storage) or not folder_of(job.storage).is_dir() or not world_path(job).is_dir():
         return None
-    key = digest_of(fingerprint(dataset.kind, root, dataset.version), dataset.max_sweeps, dataset.images_per_scene)
-    return Stages(job) if Storage(job.storage).path("indexes", f"{key}.parquet").is_file() else None
-
-
-def _world(job: Job) -> Path:
-    """The data set's folder, which may not be there."""
-    dataset = job.dataset
-    if dataset.root is not None or dataset.kind != "streetworld":
-        return Path(dataset.root or "").expanduser().resolve()
-    return Path(job.storage).expanduser().resolve() / "streetworld" / world_digest(dataset.streetworld, job.world_seed)
+    stages = Stages(job)
+    return stages if stages.index_path.is_file() else None
 
 
 def _of_index(job: Job, index: Index, source: str) -> Data:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip2scene.config import gpu_places
-from clip2scene.processor import num_cpus
+from clip2scene.machine import num_cpus, workers_on
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class Machine:
     def at_work(self, workers: int, threads: int, gpus_per_worker: float) -> int:
         """How many of the workers find cores or a GPU at a time; all of them where there is no GPU at all to count."""
         if gpus_per_worker:
-            places = sum(gpu_places(node.get("GPU", 0), gpus_per_worker) for node in self.nodes)
-            return min(workers, places) or workers
+            fit = sum(workers_on(node, gpus=gpus_per_worker) for node in self.nodes)
+            return int(min(workers, fit)) or workers
         return max(min(workers, int(self.cpus // threads)), 1)
 
 

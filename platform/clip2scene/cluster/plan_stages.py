@@ -11,13 +11,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from clip2scene.cluster.plan_data import Data, look
+from clip2scene.cluster.plan_data import Data, count_data
 from clip2scene.cluster.plan_machine import Machine
 from clip2scene.cluster.plan_memory import actor_bytes, parameters, training_bytes
-from clip2scene.cluster.plan_work import UNITS, Work, asks, needs_teacher, seconds_of, source_of
+from clip2scene.cluster.plan_work import UNITS, Work, asks, seconds_of, source_of
 from clip2scene.cluster.rates import RatedStage, Rates
 from clip2scene.config import STAGES, TEXT_FREE, ConfigError, Job, TeacherSettings, TrainingSettings, digest_of
-from clip2scene.stages import Stages
+from clip2scene.stages import Stages, needs_teacher
 from clip2scene.streetworld.sensors import CAMERA_NAMES
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip, load_teacher
@@ -80,7 +80,7 @@ class Planner:
         """What a job reads, looked up once for all jobs that read the same."""
         key = digest_of(self._key(job), job.finetune.protocol, job.finetune.label_fraction)
         if key not in self._data:
-            self._data[key] = look(job, self._num_frames)
+            self._data[key] = count_data(job, self._num_frames)
         return self._data[key]
 
     def training(
@@ -153,13 +153,13 @@ class Planner:
         stages = self._found(job, data)
         if stages is None:
             return 0
-        both = {frame.frame_id: frame for frame in (*stages.train_frames, *stages.eval_frames)}
+        frames = stages.frames
         stored = store.stored_frames(stages.store_path, stages.storage)
-        return sum(len(both[name].cameras) for name in stored if name in both)
+        return sum(len(frames[name].cameras) for name in stored if name in frames)
 
     def _student_is_there(self, job: Job) -> bool:
         stages = self._found(job, self.data(job))
-        return stages is not None and stages.storage.path("students", f"{stages.distill_digest}.safetensors").is_file()
+        return stages is not None and stages.student_path(stages.distill_digest).is_file()
 
     def _found(self, job: Job, data: Data) -> Stages | None:
         """The job's stages with index and teacher loaded, where the storage has features at all."""

@@ -119,13 +119,6 @@ class Plan:
         return sum(work.stored_bytes for work in self.works)
 
 
-def needs_teacher(job: Job) -> bool:
-    """As the pipeline decides it: fine-tuning from a given student, or from random weights alone, needs none."""
-    if job.stage == "finetune":
-        return job.finetune.checkpoint is None and "pretrained" in job.finetune.initialisations
-    return job.stage != "index"
-
-
 def asks(stage: str, job: Job) -> tuple[int, int, float]:
     """Workers of a stage, threads and GPUs of each."""
     if stage in ("index", "start", "streetworld_clip"):

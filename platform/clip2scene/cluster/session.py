@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from clip2scene.cluster.auth import token_for_this_process, use_token
 from clip2scene.cluster.nodes import NO_METRICS_PORTS, ONLY_THIS_MACHINE
-from clip2scene.config import ConfigError, Job, gpu_places
-from clip2scene.processor import num_cpus
+from clip2scene.config import ConfigError, Job
+from clip2scene.machine import check_room, num_cpus
 
 TRAIN_LOOKS = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 """Seconds between two looks of Ray Train's controller at its workers: Ray's two are lost when they start and when they
@@ -54,7 +54,7 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
         where = "here" if address is None else f"at {address}"
         raise ConfigError(f"Ray cannot be reached {where}: {' '.join(str(error).split())[:300]}") from error
     try:
-        _check_gpus(job, [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]])
+        _check_gpus(job, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         yield
     finally:
         ray.shutdown()
@@ -65,11 +65,8 @@ def trains(job: Job) -> bool:
     return job.stage not in ("index", "extract")
 
 
-def _check_gpus(job: Job, of_nodes: list[float]) -> None:
-    """Refuse what could never be scheduled: Ray would wait for it for ever."""
+def _check_gpus(job: Job, nodes: Sequence[Mapping[str, float]]) -> None:
     workers, gpus = job.resources.num_workers, job.resources.gpus_per_worker
-    if trains(job) and gpus and workers > sum(gpu_places(there, gpus) for there in of_nodes):
-        raise ConfigError(
-            f"resources.gpus_per_worker={gpus:g} with num_workers={workers} needs {workers * gpus:g} GPUs and Ray has "
-            f"{sum(of_nodes):g} (nodes: {len(of_nodes)}); lower either, or set gpus_per_worker=0 for CPUs"
-        )
+    if trains(job) and gpus:
+        asked = f"resources.num_workers={workers} with resources.gpus_per_worker={gpus:g}"
+        check_room(nodes, workers, gpus=gpus, settings=asked)

@@ -22,9 +22,10 @@ import yaml
 import clip2scene
 from clip2scene.cluster.jobs import Jobs
 from clip2scene.cluster.session import trains
-from clip2scene.config import ConfigError, Job, digest_of, gpu_places
+from clip2scene.config import ConfigError, Job, digest_of
 from clip2scene.jobfile import kind_of, kind_with_job, load_job, read_values
-from clip2scene.storage import folder_of
+from clip2scene.machine import check_room
+from clip2scene.storage import folder_of, is_remote
 from clip2scene.tracking.provenance import REVISION, git_revision, user_name
 
 FILES = "files"
@@ -80,10 +81,10 @@ def read_submission(path: str, overrides: Sequence[str] = (), job_path: str | No
     if job_path is not None:
         sweep = load_sweep(path, job_path, words)
         space = sweep.space.model_dump(mode="json", by_alias=True)
-        job = sweep.job_of(sweep.trials[0])
+        jobs = tuple(sweep.job_of(trial) for trial in sweep.trials)
         settings = [space, sweep.base.model_dump(mode="json", by_alias=True)]
         files = (Path(path), Path(job_path))
-        return Submission("sweep", files, words, sweep.space.sweep, settings, (job,), ("job.", "job."))
+        return Submission("sweep", files, words, sweep.space.sweep, settings, jobs, ("job.", "job."))
     if kind == "table":
         table = load_table(path, words)
         jobs = tuple(jobs_of(expand(table, path)).values())
@@ -115,13 +116,7 @@ def submit(submission: Submission, jobs: Jobs, tracking_uri: str, *, again: bool
     nodes = jobs.nodes()
     for job in submission.jobs:
         check_fits(job, [node.resources_total for node in nodes], jobs.address)
-    paths = absolute_paths(submission, here=_is_here([node.node_ip for node in nodes]))
-    if paths:
-        submission = read_submission(
-            str(submission.files[0]),
-            (*submission.overrides, *paths),
-            str(submission.files[1]) if submission.verb == "sweep" else None,
-        )
+    submission = with_absolute_paths(submission, here=_is_here([node.node_ip for node in nodes]))
     earlier = {job.submission_id: job for job in jobs.all()}
     ids = [submission.job_id, *(f"{submission.job_id}-{number}" for number in range(2, len(earlier) + 2))]
     running = [job_id for job_id in ids if job_id in earlier and not earlier[job_id].status.is_terminal()]
@@ -173,27 +168,13 @@ def check_fits(job: Job, nodes: Sequence[dict[str, float]], address: str) -> Non
     Raises:
         ConfigError: the workers of a training, or the actors that encode, do not fit.
     """
-    asked = [("extract.num_actors", job.extract.num_actors, "extract.gpus_per_actor", job.extract.gpus_per_actor, 0)]
+    actors, gpus = job.extract.num_actors, job.extract.gpus_per_actor
+    asked = f"extract.num_actors={actors} with extract.gpus_per_actor={gpus:g}"
+    check_room(nodes, actors, gpus=gpus, settings=asked, place=address)
     if trains(job):
-        resources = job.resources
-        workers, gpus = resources.num_workers, resources.gpus_per_worker
-        asked.append(("resources.num_workers", workers, "resources.gpus_per_worker", gpus, _CPUS_PER_WORKER))
-    for key, count, gpu_key, gpus, cpus in asked:
-        room = sum(_room(node, cpus, gpus, count) for node in nodes)
-        if room < count:
-            each = " and ".join([*([f"{cpus:g} CPU"] if cpus else []), *([f"{gpus:g} GPUs"] if gpus else [])])
-            has = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-            raise ConfigError(
-                f"{key}={count} with {gpu_key}={gpus:g}: {each} each is wanted and there is room for {room}; the nodes "
-                f"at {address} have: {has}"
-            )
-
-
-def _room(node: dict[str, float], cpus: float, gpus: float, enough: int) -> int:
-    """How many workers a node takes, up to ``enough``."""
-    of_cpus = [int(node.get("CPU", 0) / cpus + 1e-9)] if cpus else []
-    of_gpus = [gpu_places(node.get("GPU", 0), gpus)] if gpus else []
-    return min([enough, *of_cpus, *of_gpus])
+        workers, gpus = job.resources.num_workers, job.resources.gpus_per_worker
+        asked = f"resources.num_workers={workers} with resources.gpus_per_worker={gpus:g}"
+        check_room(nodes, workers, cpus=_CPUS_PER_WORKER, gpus=gpus, settings=asked, place=address)
 
 
 def check_tracking_uri(uri: str) -> None:
@@ -220,37 +201,58 @@ def _is_here(addresses: Sequence[str]) -> bool:
     return all(address in ours for address in addresses)
 
 
-def absolute_paths(submission: Submission, *, here: bool) -> tuple[str, ...]:
-    """Overrides that make a job's relative paths absolute, for a process that starts in another folder.
+def with_absolute_paths(submission: Submission, *, here: bool) -> Submission:
+    """The submission with its jobs' relative paths made absolute, for a process that starts in another folder.
 
     Raises:
-        ConfigError: a path is relative, and the cluster is not ``here``.
+        ConfigError: a path is relative, and the cluster is not ``here``, or a row, a column or a search space sets it,
+            which wins over an override of the job.
     """
+    relative = _relative_paths(submission)
+    if not relative:
+        return submission
+    if not here:
+        key, (given, _) = next(iter(relative.items()))
+        raise ConfigError(
+            f"{key}={given}: a relative path, and the cluster is not on this machine; give an absolute one"
+        )
+    words = (f"{key}={resolved}" for key, (_, resolved) in relative.items())
+    job_path = str(submission.files[1]) if submission.verb == "sweep" else None
+    absolute = read_submission(str(submission.files[0]), (*submission.overrides, *words), job_path)
+    for key, (given, _) in _relative_paths(absolute).items():
+        where = "search space" if submission.verb == "sweep" else "row or a column"
+        raise ConfigError(
+            f"{key.removeprefix(submission.prefixes[1])}={given}: a relative path in a {where}, and the cluster's "
+            "processes start in another folder; give an absolute one"
+        )
+    return absolute
+
+
+def _relative_paths(submission: Submission) -> dict[str, tuple[str, str]]:
+    """Override key of each relative path of the jobs, with its first value and that value made absolute."""
     from clip2scene.teacher.weights import absolute
 
-    job, (of_storage, of_others) = submission.jobs[0], submission.prefixes
-    teacher = absolute(job.teacher)
-    paths = {
-        f"{of_storage}storage": (job.storage, None),
-        f"{of_others}dataset.root": (job.dataset.root, None),
-        f"{of_others}finetune.checkpoint": (job.finetune.checkpoint, None),
-        f"{of_others}teacher.model": (job.teacher.model, teacher.model),
-        f"{of_others}teacher.pretrained": (job.teacher.pretrained, teacher.pretrained),
-    }
-    overrides = []
-    for key, (given, resolved) in paths.items():
-        if given is None or given == resolved or (resolved is None and _is_absolute(given)):
-            continue
-        if not here:
-            raise ConfigError(
-                f"{key}={given}: a relative path, and the cluster is not on this machine; give an absolute one"
-            )
-        overrides.append(f"{key}={resolved or Path(given).expanduser().resolve()}")
-    return tuple(overrides)
+    of_storage, of_others = submission.prefixes
+    relative: dict[str, tuple[str, str]] = {}
+    for job in submission.jobs:
+        teacher = absolute(job.teacher)
+        paths = {
+            f"{of_storage}storage": (job.storage, _absolute(job.storage)),
+            f"{of_others}dataset.root": (job.dataset.root, _absolute(job.dataset.root)),
+            f"{of_others}finetune.checkpoint": (job.finetune.checkpoint, _absolute(job.finetune.checkpoint)),
+            f"{of_others}teacher.model": (job.teacher.model, teacher.model),
+            f"{of_others}teacher.pretrained": (job.teacher.pretrained, teacher.pretrained),
+        }
+        for key, (given, resolved) in paths.items():
+            if given is not None and resolved is not None and given != resolved:
+                relative.setdefault(key, (given, resolved))
+    return relative
 
 
-def _is_absolute(path: str) -> bool:
-    return path.startswith(("/", "~")) or "://" in path
+def _absolute(path: str | None) -> str | None:
+    if path is None or path.startswith(("/", "~")) or is_remote(path):
+        return path
+    return str(Path(path).resolve())
 
 
 def _words(submission: Submission) -> list[str]:

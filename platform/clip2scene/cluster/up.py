@@ -21,7 +21,7 @@ from clip2scene.cluster.auth import AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH, secr
 from clip2scene.cluster.jobs import API_ADDRESS, RAY_ADDRESS, ClusterError
 from clip2scene.cluster.nodes import ONLY_THIS_MACHINE
 from clip2scene.config import ConfigError
-from clip2scene.processor import num_cpus
+from clip2scene.machine import num_cpus
 from clip2scene.tracking.server import Login, check_port, embedded_server
 
 USER = "clip2scene"

@@ -14,7 +14,7 @@ from typing import Any
 
 from clip2scene.config import ConfigError
 from clip2scene.jobfile import put
-from clip2scene.processor import num_cpus
+from clip2scene.machine import num_cpus
 from clip2scene.stages import Stages
 from clip2scene.storage import Storage, folder_of, writing
 from clip2scene.sweeps.counts import Counts

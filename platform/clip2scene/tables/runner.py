@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from clip2scene.config import Clip2sceneError, Job, one_line
+from clip2scene.machine import num_cpus, use_threads
 from clip2scene.pipeline import Pipeline
-from clip2scene.processor import num_cpus, use_threads
 from clip2scene.progress import console, duration, progress
 from clip2scene.stages import Stages
 from clip2scene.tables.spec import Cell, Table, expand

@@ -19,7 +19,7 @@ from torch import Tensor
 from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame
-from clip2scene.processor import use_threads
+from clip2scene.machine import use_threads
 from clip2scene.storage import LOCK, Storage, StorageError, is_seen
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip, load_teacher

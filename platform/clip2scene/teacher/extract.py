@@ -20,8 +20,9 @@ from pathlib import Path
 
 import ray
 
-from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings, gpu_places
+from clip2scene.config import ExtractSettings, TeacherSettings
 from clip2scene.data.index import DataError, Frame, Index
+from clip2scene.machine import check_room
 from clip2scene.progress import Progress
 from clip2scene.storage import Storage, locked
 from clip2scene.teacher import store
@@ -233,14 +234,10 @@ def _share(cpus_of_nodes: list[float], actors: int, most: float) -> float:
 
 
 def _gpus_per_actor(actors: int, settings: ExtractSettings) -> float:
-    gpus = [node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]]
-    each = settings.gpus_per_actor
-    if each and actors > sum(gpu_places(there, each) for there in gpus):
-        raise ConfigError(
-            f"extract.gpus_per_actor={settings.gpus_per_actor:g} with extract.num_actors={settings.num_actors} needs "
-            f"{actors * each:g} GPUs and Ray has {sum(gpus):g}; lower either, or set gpus_per_actor=0"
-        )
-    return each
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    asked = f"extract.num_actors={settings.num_actors} with extract.gpus_per_actor={settings.gpus_per_actor:g}"
+    check_room(nodes, actors, gpus=settings.gpus_per_actor, settings=asked)
+    return settings.gpus_per_actor
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ class Sample:
         return Sample(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
     def pinned(self) -> Sample:
-        """In memory from which a GPU fetches by itself; without it :meth:`to` waits."""
+        """In pinned memory, so that :meth:`to` is asynchronous."""
         return Sample(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
 
 
@@ -225,17 +225,17 @@ class SampleCache:
         return sample
 
 
-def made_ahead(batches: Iterator[Sample], prepare: Callable[[Sample], Sample]) -> Iterator[Sample]:
-    """The same batches, each read and prepared in a thread while the one before is worked with."""
+def prefetched(batches: Iterator[Sample], prepare: Callable[[Sample], Sample]) -> Iterator[Sample]:
+    """The same batches, each read and prepared in a thread while the one before is in use."""
 
-    def following() -> Sample | None:
+    def read_next() -> Sample | None:
         batch = next(batches, None)
         return None if batch is None else prepare(batch)
 
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(following)
+        coming = reader.submit(read_next)
         while (batch := coming.result()) is not None:
-            coming = reader.submit(following)
+            coming = reader.submit(read_next)
             yield batch
 
 
