@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from clip2scene import doctor
-from commands import clip2scene, fail, succeed
+from clip2scene.cli import main
+from commands import fail, succeed
 
 
 def test_doctor_passes():
@@ -43,7 +46,10 @@ def test_doctor_tells_of_a_gpu_that_torch_cannot_use(monkeypatch, capsys):
             "settings tau: unknown key; `clip2scene settings` lists all; did you mean distill.scr.tau?",
         ),
         (["index", "nuscenes", "--root", "/nowhere", "--version", "v1.0-mini", "--output", "x"], "/nowhere"),
-        (["run", "jobs/demo.yaml", "--address", "http://127.0.0.1:8265"], "is sent to the URL of a dashboard by"),
+        (
+            ["run", "jobs/demo.yaml", "--address", "http://127.0.0.1:8265"],
+            "`clip2scene submit --dashboard URL` sends",
+        ),
         (
             ["sweep", "search_spaces/temperatures.yaml", "--job", "jobs/demo.yaml", "job.storage=s3://b/x"],
             "storage=s3://b/x: a sweep needs a folder",
@@ -60,6 +66,35 @@ def test_a_mistake_is_one_sentence(words, sentence, tmp_path):
     assert sentence in fail(*words)
 
 
-def test_a_folder_where_a_file_is_to_be_written_is_refused_before_any_work():
-    done = clip2scene("index", "nuscenes", "--root", "/data", "--output", "tests")
-    assert (done.returncode, "--output: tests is a folder; a file is needed" in done.stderr) == (2, True)
+SCANNET = ["index", "scannet", "--root", "/data", "--output"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([*SCANNET, "tests"], "--output: tests is a folder; a file is needed"),
+        ([*SCANNET, "x", "--images-per-scene", "0"], "--images-per-scene: 0: must be an integer above 0"),
+        ([*SCANNET, "x", "--max-sweeps", "-1"], "--max-sweeps: -1: must be an integer of at least 0"),
+        ([*SCANNET, "x", "--max-sweeps", "two"], "--max-sweeps: two: must be an integer of at least 0"),
+        (["index", "kitti", "--root", "/data", "--output", "x"], "DATASET: invalid choice: 'kitti' (choose from "),
+        (["list", "--address", "http://127.0.0.1:8265"], "unrecognized arguments: --address http://127.0.0.1:8265"),
+    ],
+)
+def test_a_mistake_in_the_options_is_refused_before_any_work(words, sentence, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_overview_has_every_command_and_each_has_an_example(capsys):
+    commands = set()
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    for line in capsys.readouterr().out.split("\noptions:")[0].splitlines():
+        if match := re.match(r"  ([a-z]+) +[a-z]", line):
+            commands.add(match[1])
+    assert len(commands) == 15
+    for command in commands:
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        assert f"\nexample:\n  clip2scene {command}" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -239,15 +240,17 @@ def test_json_and_words_that_do_not_fit(capsys, tmp_path):
     assert values["machine"]["nodes"] == [{"CPU": 4.0, "GPU": values["machine"]["nodes"][0]["GPU"]}]
     assert values["seconds"] == pytest.approx(sum(stage["seconds"] for stage in values["stages"]))
     assert sum(values["memory"].values()) > values["memory"]["process"]
-    for words, sentence in (
-        (["--frames", "0"], "--frames 0: must be a number above 0"),
-        (["--address", "http://x", "--gpus", "2"], "--address: a cluster says"),
-        (["--images-per-second", "nan"], "--images-per-second nan: must be a number above 0"),
-        (["--price-per-gpu-hour", "inf"], "--price-per-gpu-hour inf: must be a number"),
-        (["--job", DEMO], "--job JOB belongs to a search space"),
-        (["--rates", str(tmp_path / "none.json")], "cannot be read"),
+    for status, words, sentence in (
+        (2, ["--frames", "0"], "--frames: 0: must be an integer above 0"),
+        (2, ["--gpus", "-1"], "--gpus: -1: must be an integer of at least 0"),
+        (2, ["--images-per-second", "nan"], "--images-per-second: nan: must be a number above 0"),
+        (2, ["--price-per-gpu-hour", "inf"], "--price-per-gpu-hour: inf: must be a number"),
+        (1, ["--dashboard", "http://x", "--gpus", "2"], "--dashboard: the cluster says"),
+        (1, ["--job", DEMO], "--job JOB belongs to a search space"),
+        (1, ["--rates", str(tmp_path / "none.json")], "cannot be read"),
     ):
-        assert main(["plan", DEMO, *words]) == 1
+        with pytest.raises(SystemExit) if status == 2 else contextlib.nullcontext():
+            assert main(["plan", DEMO, *words]) == 1
         assert sentence in capsys.readouterr().err
 
 

@@ -174,7 +174,7 @@ def test_a_tracking_uri_that_the_dashboard_must_not_show(uri, sentence):
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [
-        ("127.0.0.1:6379", "must be the address of Ray's dashboard"),
+        ("127.0.0.1:6379", "must be the URL of Ray's dashboard"),
         ("http://ann:pa55@127.0.0.1:8265", "holds a password"),
     ],
 )

@@ -223,7 +223,7 @@ def test_the_command_rebuilds_the_table(record, uri, tmp_path):
     assert "<h1>A table</h1>" in page.read_text()
     wrong = subprocess.run([*command, "demo"], capture_output=True, text=True)
     assert wrong.returncode == 1
-    assert wrong.stderr == "clip2scene: report demo: give either --storage DIR or --tracking-uri URI\n"
+    assert wrong.stderr == "clip2scene: report demo: give either --storage FOLDER or --tracking-uri URL\n"
 
 
 def test_a_scan_without_predictions_and_without_labels_is_drawn():
