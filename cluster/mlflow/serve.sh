@@ -55,6 +55,7 @@ check_secret MLFLOW_FLASK_SERVER_SECRET_KEY
 host=${MLFLOW_HOST:-127.0.0.1}
 port=${MLFLOW_PORT:-5000}
 allowed_hosts=${MLFLOW_SERVER_ALLOWED_HOSTS:-}
+allowed_hosts=${allowed_hosts// /}
 if [[ $host == 127.0.0.1 || $host == localhost ]]; then
     allowed_hosts=${allowed_hosts:-localhost:$port,127.0.0.1:$port}
 fi
@@ -70,5 +71,8 @@ export MLFLOW_AUTH_CONFIG_PATH
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true
 unset MLFLOW_SECRETS_FILE MLFLOW_TRACKING_URI
 
+# MLflow's own pages send an Origin, which it refuses from any name but localhost unless told.
+origins=http://${allowed_hosts//,/,http://},https://${allowed_hosts//,/,https://}
 exec mlflow server --app-name basic-auth --host "$host" --port "$port" --workers "${MLFLOW_WORKERS:-2}" \
-    --allowed-hosts "$allowed_hosts" --artifacts-destination "$MLFLOW_ARTIFACTS_DESTINATION"
+    --allowed-hosts "$allowed_hosts" --cors-allowed-origins "$origins" \
+    --artifacts-destination "$MLFLOW_ARTIFACTS_DESTINATION"

@@ -25,6 +25,8 @@ import pytest
 MLFLOW = Path(__file__).resolve().parents[2] / "cluster" / "mlflow"
 VENV_BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 120.0
+NAME = "mlflow.lab"
+"""The server's name for browsers and clients elsewhere."""
 
 
 class Team(NamedTuple):
@@ -124,6 +126,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
             MLFLOW_SECRETS_FILE=str(secrets_file),
             MLFLOW_ARTIFACTS_DESTINATION=str(folder / "artifacts"),
             MLFLOW_PORT=str(port),
+            MLFLOW_SERVER_ALLOWED_HOSTS=f"127.0.0.1:{port}, {NAME}:{port}",
             MLFLOW_WORKERS="1",
             PGPORT=str(database_port),
         )
@@ -135,7 +138,12 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 
 
 def _status(
-    url: str, *, login: tuple[str, str] | None = None, host: str | None = None, body: object = None
+    url: str,
+    *,
+    login: tuple[str, str] | None = None,
+    host: str | None = None,
+    origin: str | None = None,
+    body: object = None,
 ) -> int | None:
     """Status of a request (a POST when it has a body), None when nobody answers."""
     request = urllib.request.Request(url)
@@ -146,6 +154,8 @@ def _status(
         request.add_header("Authorization", f"Basic {base64.b64encode(':'.join(login).encode()).decode()}")
     if host is not None:
         request.add_header("Host", host)
+    if origin is not None:
+        request.add_header("Origin", origin)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return int(answer.status)
@@ -153,6 +163,10 @@ def _status(
         return error.code
     except OSError:
         return None
+
+
+def _port(team: Team) -> int:
+    return int(team.uri.rpartition(":")[2])
 
 
 def _search(team: Team) -> str:
@@ -177,7 +191,23 @@ def test_only_those_with_a_password_are_let_in(team):
 def test_a_host_name_that_is_not_allowed_is_refused(team):
     admin = ("admin", team.secrets["MLFLOW_AUTH_ADMIN_PASSWORD"])
     assert _status(_search(team), login=admin, host="rebound.example.org") == 403
-    assert _status(_search(team), login=admin, host="localhost:" + team.uri.rpartition(":")[2]) == 200
+    assert _status(_search(team), login=admin, host=f"{NAME}:{_port(team)}") == 200
+
+
+def test_the_servers_own_pages_work_under_its_name_and_other_sites_do_not(team):
+    admin, host = ("admin", team.secrets["MLFLOW_AUTH_ADMIN_PASSWORD"]), f"{NAME}:{_port(team)}"
+    search = {"url": f"{team.uri}/ajax-api/2.0/mlflow/runs/search", "body": {"experiment_ids": ["0"]}}
+    for origin, status in ((f"http://{host}", 200), (f"https://{host}", 200), ("http://rebound.example.org", 403)):
+        assert _status(**search, login=admin, host=host, origin=origin) == status, origin
+
+
+def test_the_loopback_names_are_allowed_by_default(tmp_path):
+    mlflow = tmp_path / "mlflow"
+    mlflow.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    mlflow.chmod(0o755)
+    environment = _environment(**SECRETS, MLFLOW_PORT="5001") | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    words = subprocess.run([MLFLOW / "serve.sh"], env=environment, check=True, capture_output=True, text=True).stdout
+    assert "--allowed-hosts\nlocalhost:5001,127.0.0.1:5001\n" in words
 
 
 LOG_A_RUN = """
@@ -244,7 +274,7 @@ def test_no_secret_is_on_a_command_line_or_in_the_log(team):
 
 
 def test_the_server_listens_on_loopback_only(team):
-    port = int(team.uri.rpartition(":")[2])
+    port = _port(team)
     listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port]
     assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
 
