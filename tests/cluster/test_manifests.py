@@ -188,6 +188,24 @@ def test_no_pod_has_more_rights_than_it_needs():
             assert not container["image"].endswith(":latest"), owner
 
 
+def test_only_the_workers_see_gpus():
+    for owner, _, spec in PODS:
+        for container in spec["containers"]:
+            if container["image"].startswith("clip2scene:"):
+                gpus = "nvidia.com/gpu" in container["resources"]["limits"]
+                hidden = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in container["env"]
+                assert hidden is not gpus, (owner, container["name"])  # NVIDIA's base image says "all"
+    assert {cluster["headGroupSpec"]["rayStartParams"]["num-gpus"] for cluster in ray_clusters()} == {"0"}
+
+
+def test_a_worker_fits_a_node_of_64_gib():
+    for cluster in ray_clusters():
+        for group in cluster["workerGroupSpecs"]:
+            [container] = group["template"]["spec"]["containers"]
+            memory = container["resources"]["requests"]["memory"]
+            assert int(memory.removesuffix("Gi")) <= 56, memory  # the node's own processes need the rest
+
+
 def test_nothing_is_opened_to_the_outside():
     for document in DOCUMENTS:
         keys = {key for key, _ in leaves(document)}
