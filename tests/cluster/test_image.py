@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -88,9 +90,19 @@ def test_compose_opens_one_port_on_loopback_and_holds_no_password():
             assert volume.split(":")[0] in compose["volumes"]
 
 
+def test_the_readmes_command_names_the_registry_in_every_file_but_compose(tmp_path):
+    shutil.copytree(REPOSITORY / "cluster", tmp_path / "cluster")
+    text = (tmp_path / "cluster" / "README.md").read_text(encoding="utf-8")
+    [command] = [line for line in text.splitlines() if line.startswith("    sed ")]
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    files = {file: file.read_text(encoding="utf-8") for file in tmp_path.rglob("*.yaml")}
+    assert [file.name for file, text in files.items() if "image: clip2scene:" in text] == ["compose.yaml"]
+    assert sum(text.count("image: REGISTRY/clip2scene:0.1.0") for text in files.values()) == 7
+
+
 def test_the_readme_names_files_that_exist():
     text = (REPOSITORY / "cluster" / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"cluster/(?:[a-z]+/)?[\w.]*\w", text))
+    named = set(re.findall(r"\bcluster/(?:[a-z]+/)?[\w.]*\w", text))
     assert {"cluster/Dockerfile", "cluster/mlflow/compose.yaml", "cluster/launcher/onprem.yaml"} <= named
     for path in named - {"cluster/README.md"}:
         assert (REPOSITORY / path).exists(), path

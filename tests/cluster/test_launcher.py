@@ -76,6 +76,18 @@ def test_every_node_starts_with_the_token_and_the_dashboard_listens_on_loopback(
     assert options[1]["address"] == f"$RAY_HEAD_IP:{options[0]['port']}"
 
 
+def test_the_readmes_command_makes_the_token_that_the_launcher_copies(tmp_path):
+    text = (REPOSITORY / "cluster" / "README.md").read_text(encoding="utf-8")
+    [command] = [line for line in text.splitlines() if "get-auth-token" in line]
+    kubernetes = tmp_path / "another-token"
+    kubernetes.write_text("of another cluster")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"HOME": str(tmp_path), "PATH": path, "RAY_AUTH_TOKEN_PATH": str(kubernetes)}
+    done = subprocess.run(["bash", "-c", command], env=environment, check=True, stdout=subprocess.PIPE)
+    assert done.stdout == b""
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_token_reaches_every_node_as_a_file(name):
     config = _load(name)
