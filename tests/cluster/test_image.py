@@ -1,4 +1,4 @@
-"""The image of cluster/Dockerfile and the composition around it, as far as they can be read without building."""
+"""cluster/Dockerfile, compose.yaml and README.md, as far as they can be checked without building the image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _instructions() -> list[tuple[str, list[str]]]:
     return [(line.split()[0], shlex.split(line)[1:]) for line in lines if line.strip()]
 
 
-def test_the_image_copies_what_exists_and_its_ignore_file_lets_through():
+def test_the_image_copies_exactly_what_its_ignore_file_lets_through():
     ignore = (REPOSITORY / "cluster" / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     kept = {line[1:] for line in ignore if line.startswith("!")}
     assert "*" in ignore
@@ -56,7 +56,7 @@ def test_the_image_knows_its_revision():
     assert last[-1].endswith("/REVISION")
 
 
-def test_what_the_image_adds_for_the_server_is_declared_and_pinned():
+def test_the_servers_packages_are_declared_and_pinned():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pinned = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").lower()
     extra = project["optional-dependencies"]["server"]

@@ -1,4 +1,4 @@
-"""The MLflow of a team, as cluster/mlflow/serve.sh starts it, on a real PostgreSQL: strangers out, secrets unseen."""
+"""A team's MLflow, as cluster/mlflow/serve.sh starts it, on a real PostgreSQL: who is let in, no secret is shown."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def _running(command: list[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends with the block, or with this process however it ends."""
+    """A process that ends with the block, or with this process, even if that is killed."""
     watched = [sys.executable, "-m", "clip2scene.tracking.watchdog", *command]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -77,7 +77,7 @@ def _wait(process: subprocess.Popen[bytes], log: Path, ready) -> None:
 
 @contextlib.contextmanager
 def _postgres(password: str, log: Path) -> Iterator[int]:
-    """PostgreSQL on loopback with a database and a role ``mlflow`` of that password: its port."""
+    """The port of a PostgreSQL on loopback with a database and a role ``mlflow`` with this password."""
     programs, port = _postgres_folder(), _free_port()
     data = Path(tempfile.mkdtemp(prefix="clip2scene-postgres-"))
     as_user: list[str] = []
@@ -97,7 +97,7 @@ def _postgres(password: str, log: Path) -> Iterator[int]:
         with _running(command, log, environment) as process:
             asked = [str(programs / "pg_isready"), "--quiet", *server]
             _wait(process, log, lambda: subprocess.run(asked).returncode == 0)
-            # As cluster/README.md does it: the password is in no argument.
+            # As in cluster/README.md: the password is in no argument.
             sql = f"CREATE ROLE mlflow LOGIN PASSWORD '{password}'; CREATE DATABASE mlflow OWNER mlflow;"
             command = [str(programs / "psql"), "--quiet", "--set=ON_ERROR_STOP=1", *server]
             subprocess.run(command, input=sql, text=True, check=True)
@@ -145,7 +145,7 @@ def _status(
     origin: str | None = None,
     body: object = None,
 ) -> int | None:
-    """Status of a request (a POST when it has a body), None when nobody answers."""
+    """The status of a request (a POST if it has a body), None if nothing answers."""
     request = urllib.request.Request(url)
     if body is not None:
         request.data = json.dumps(body).encode()
@@ -179,7 +179,7 @@ def _add_user(team: Team, **changes: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-def test_only_those_with_a_password_are_let_in(team):
+def test_only_users_with_a_password_are_let_in(team):
     admin = ("admin", team.secrets["MLFLOW_AUTH_ADMIN_PASSWORD"])
     assert _status(_search(team)) == 401
     assert _status(_search(team), login=("admin", "not-the-password")) == 401
@@ -194,7 +194,7 @@ def test_a_host_name_that_is_not_allowed_is_refused(team):
     assert _status(_search(team), login=admin, host=f"{NAME}:{_port(team)}") == 200
 
 
-def test_the_servers_own_pages_work_under_its_name_and_other_sites_do_not(team):
+def test_pages_work_under_the_servers_name_and_from_no_other_site(team):
     admin, host = ("admin", team.secrets["MLFLOW_AUTH_ADMIN_PASSWORD"]), f"{NAME}:{_port(team)}"
     search = {"url": f"{team.uri}/ajax-api/2.0/mlflow/runs/search", "body": {"experiment_ids": ["0"]}}
     for origin, status in ((f"http://{host}", 200), (f"https://{host}", 200), ("http://rebound.example.org", 403)):
@@ -219,7 +219,7 @@ with connect(sys.argv[1], "shared").run("a run", params={"seed": 1}, system_metr
 """
 
 
-def test_clients_that_add_user_made_share_an_experiment(team, tmp_path):
+def test_users_of_add_user_share_an_experiment(team, tmp_path):
     password = team.secrets["MLFLOW_TRACKING_PASSWORD"]
     credentials = tmp_path / ".mlflow" / "credentials"  # what the launcher copies to its nodes
     credentials.parent.mkdir()
@@ -298,19 +298,19 @@ SECRETS |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": "0123456789abcdef", "MLFLOW_ARTIFA
         ({"MLFLOW_SECRETS_FILE": "/nowhere/mlflow.env"}, "is not a readable file"),
     ],
 )
-def test_serve_refuses_what_is_not_safe(changes, sentence):
+def test_serve_refuses_unsafe_settings(changes, sentence):
     _refused(_environment(**(SECRETS | changes)), sentence)
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o666])
-def test_serve_refuses_a_file_of_secrets_that_others_may_read(tmp_path, mode):
+def test_serve_refuses_a_secrets_file_that_others_may_read(tmp_path, mode):
     file = tmp_path / "mlflow.env"
     file.write_text("".join(f"{name}={value}\n" for name, value in SECRETS.items()))
     file.chmod(mode)
     _refused(_environment(MLFLOW_SECRETS_FILE=str(file)), "others may read it")
 
 
-def test_serve_runs_no_code_from_its_file_of_secrets(tmp_path):
+def test_serve_runs_no_code_from_the_secrets_file(tmp_path):
     file, trace = tmp_path / "mlflow.env", tmp_path / "ran"
     file.write_text(f"PGPASSWORD=$(touch {trace})0123456789\nPATH=/nowhere\n")
     file.chmod(0o600)
