@@ -52,6 +52,17 @@ def test_every_space_of_the_repository_fits_the_jobs(path, job):
     )
 
 
+def test_trials_of_a_job_on_gpus_train_on_gpus(load):
+    resources = {"num_workers": 2, "gpus_per_worker": 1, "threads_per_worker": 4, "cached_frames": 8}
+    parameters, job = {TAU: {"grid": [0.3]}}, JOB | {"resources": resources}
+    made = load(parameters=parameters, job=job)
+    assert made.job_of(made.trials[0]).resources == made.base.resources
+    given = load(parameters=parameters, job=job, resources={"threads_per_worker": 3})
+    assert (given.space.resources.num_workers, given.space.resources.gpus_per_worker) == (0, 0)
+    on_cpus = load(parameters=parameters, job=JOB | {"resources": {"num_workers": 2, "threads_per_worker": 4}})
+    assert on_cpus.space.resources == TrialResources()
+
+
 def test_draws_are_in_bounds_and_the_same_every_time(load):
     keys = {
         TAU: {"loguniform": [0.1, 2.0]},

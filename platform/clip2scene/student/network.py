@@ -185,7 +185,7 @@ class SparseUNet(nn.Module):
             raise ConfigError(
                 f"student.voxel_size_m={self.settings.voxel_size_m:g}: on a CPU spconv confuses the voxels of "
                 f"{voxels.num_clouds} clouds of {' x '.join(map(str, voxels.shape))} cells (at most 2^32 in all are "
-                "allowed); lower batch_size, distill.num_sweeps, or take larger voxels"
+                "allowed); lower batch_size or distill.num_sweeps, take larger voxels, or train on GPUs"
             )
         return spconv.SparseConvTensor(features_V, voxels.coordinates_V4, list(voxels.shape), voxels.num_clouds)
 

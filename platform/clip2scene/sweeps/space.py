@@ -41,7 +41,7 @@ class Budget(Settings):
 
 
 class TrialResources(WorkerSettings):
-    """What each trial gets, instead of the job's ``resources``."""
+    """What each trial gets. When nothing is given: the workers of a job that trains on GPUs, else one process."""
 
     num_workers: int = Field(0, ge=0)
     """Ray Train workers per trial; 0 trains in the trial's own process, which books ``threads_per_worker`` CPUs."""

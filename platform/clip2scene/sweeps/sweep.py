@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from clip2scene.config import TEXT_FREE, ConfigError, Job, digest_of
+from clip2scene.config import TEXT_FREE, ConfigError, Job, WorkerSettings, digest_of
 from clip2scene.jobfile import kind_of, parse, put, read_values
 from clip2scene.storage import is_remote
-from clip2scene.sweeps.space import TRAIN_SPLIT, VERIFY_SPLIT, Space
+from clip2scene.sweeps.space import TRAIN_SPLIT, VERIFY_SPLIT, Space, TrialResources
 from clip2scene.sweeps.unread import why_unread
 
 
@@ -137,7 +137,7 @@ def combine(space: dict[str, Any], job: dict[str, Any], space_source: str, job_s
     base = parse(Job, job, job_source)
     if "sweep" not in space:
         raise ConfigError(f"{space_source}: no search space (it has no key 'sweep')")
-    sweep = Sweep(parse(Space, space, space_source), job)
+    sweep = Sweep(_with_gpus_of(base, parse(Space, space, space_source)), job)
     if base.stage == "streetworld_clip":
         raise ConfigError(f"{job_source}: stage=streetworld_clip has nothing to sweep; give a job that distils")
     if is_remote(base.storage):
@@ -162,6 +162,14 @@ def combine(space: dict[str, Any], job: dict[str, Any], space_source: str, job_s
                 "epochs of a trial"
             )
     return sweep
+
+
+def _with_gpus_of(base: Job, space: Space) -> Space:
+    """The space; where it says nothing of resources, with the workers of a job that trains on GPUs."""
+    if "resources" in space.model_fields_set or not base.resources.gpus_per_worker:
+        return space
+    shared = base.resources.model_dump(include=set(WorkerSettings.model_fields))
+    return space.model_copy(update={"resources": TrialResources(**shared)})
 
 
 def _extreme_trials(sweep: Sweep) -> Iterable[Trial]:
