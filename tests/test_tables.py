@@ -90,7 +90,7 @@ def test_a_mistake_is_one_sentence(tmp_path, values, sentence):
     assert "\n" not in str(caught.value)
 
 
-def test_a_table_is_told_from_a_job(tmp_path):
+def test_a_table_is_distinguished_from_a_job(tmp_path):
     assert kind_of(written(tmp_path, TINY)) == "table"
     assert kind_of(JOBS / "demo.yaml") == kind_of(tmp_path / "nowhere.yaml") == "job"
 
@@ -224,7 +224,7 @@ def test_table_3_has_the_papers_numbers_and_settings():
     released = next(cell.job for cell in cells if cell.row.name == "full, released code")
     assert not released.distill.stcr.pixel_term
     assert not released.teacher.clip_normalisation
-    # Streetworld has no number of its own: nuScenes' stands beside ours.
+    # The paper has no number for streetworld: that of nuScenes stands beside ours.
     assert table.paper_dataset == "nuscenes"
     assert next(cell.paper for cell in cells if cell.row.name == "KL only") == 0.0
 

@@ -1,4 +1,4 @@
-"""Sweeps that were never run: what the engine would have written to MLflow of them, through the same calls."""
+"""Synthetic sweeps: what a sweep writes to MLflow, through the same calls, without running it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def listed(key, kind, *values):
 
 
 def curve(final, epochs):
-    """Scores of all epochs up to the final ones, which they rise to."""
+    """Scores of all epochs, which rise to the final ones."""
     return [{name: value * (1 - 0.4 / (epoch + 1)) for name, value in final.items()} for epoch in range(1, epochs)] + [
         final
     ]

@@ -1,4 +1,4 @@
-"""MLflow's compare page of a sweep, opened in headless Chromium: what a user gets who follows the report's link."""
+"""MLflow's compare page of a sweep in headless Chromium, as a user sees it who follows the link of the report."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ FLAGS = (
     "--window-size=1500,1600",
 )
 VIRTUAL_MS = 15_000
-"""How far the page's clock runs; it stands still while an answer is awaited."""
+"""Virtual time for the page's scripts; it stops while a request is pending."""
 
 
 class Drawn(HTMLParser):
-    """A page as it stood when its scripts were done: classes of all elements, and the text in each."""
+    """A page after its scripts have run: the classes of its elements, and their texts."""
 
     def __init__(self, dom):
         super().__init__()

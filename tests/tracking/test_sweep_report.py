@@ -68,7 +68,7 @@ def temperatures():
 
 
 def seeded():
-    """A grid of six configurations, two seeds each; the last has lost one seed, whose sister is best of all."""
+    """A grid of six configurations with two seeds each; the last has lost one seed, and the other scores best."""
     trials = []
     for place, (size, grid) in enumerate((s, g) for s in (0.25, 0.5, 1) for g in ("metres", "voxel")):
         for seed in (0, 1):

@@ -159,7 +159,7 @@ def test_the_papers_numbers_are_printed_as_it_does(value, text):
 def test_the_page_needs_nothing_else(record, parsed):
     page = parsed(table_html(record))
     assert not {"script", "link", "iframe"} & set(page.tags)
-    # Scores per class, and a scan for every row with runs of its own: "repeat" shows those of "full".
+    # Scores per class, and a scan for every row that has its own runs: "repeat" shows those of "full".
     assert len(page.sources) == 1 + 4
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert "<baseline> & co" in page.cells

@@ -110,7 +110,7 @@ def test_a_parameter_that_mlflow_would_cut_is_refused(tracker):
         run.log_params({"list": {"x": "x" * 6001}})
 
 
-def test_a_failure_is_marked_and_told(tracker, client):
+def test_a_failed_run_is_marked_with_its_error(tracker, client):
     runs = []
 
     def fail(error):
@@ -161,7 +161,7 @@ def test_system_metrics_are_kept_while_the_run_is_open(tracker, client, monkeypa
     assert not monitor.is_alive()
 
 
-def test_one_experiment_for_many_who_ask_at_once(uri):
+def test_concurrent_connections_make_one_experiment(uri):
     found: list[Tracker] = []
     threads = [threading.Thread(target=lambda: found.append(connect(uri + "/", "raced"))) for _ in range(8)]
     for thread in threads:

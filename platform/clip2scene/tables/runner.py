@@ -1,20 +1,17 @@
-"""Runs a table: images are encoded once for all of it, its jobs run side by side, and finished ones are found again.
+"""Runs a table: its images are encoded once, its jobs run side by side, and finished jobs are not repeated.
 
-What a finished job is, MLflow says: a FINISHED run with the table's name and the job's digest. So the same command goes
-on where it was interrupted, and runs nothing twice.
+A job is finished when MLflow has a FINISHED run with the name of the table and the digest of the job. So the same
+command continues where it was interrupted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import platform
-import re
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from clip2scene.config import Clip2sceneError, Job, one_line
@@ -23,8 +20,7 @@ from clip2scene.pipeline import Pipeline
 from clip2scene.progress import console, duration, progress
 from clip2scene.stages import Stages
 from clip2scene.tables.spec import Cell, Table, expand
-from clip2scene.tracking.records import mean_and_deviation
-from clip2scene.tracking.table.page import table_figures, table_html
+from clip2scene.tracking.table.keep import keep_table
 from clip2scene.tracking.table.record import (
     FORMAT,
     TableRecord,
@@ -33,7 +29,6 @@ from clip2scene.tracking.table.record import (
     read_table_run,
     table_run,
 )
-from clip2scene.tracking.table.text import table_text
 from clip2scene.tracking.tracker import Run, Tracker
 from clip2scene.training.launch import on_this_node
 
@@ -43,11 +38,11 @@ class TableJob:
     """One job of a table, for all cells that show a score of its run."""
 
     digest: str
-    job: Job
+    settings: Job
     scores: tuple[str, ...]
     """Metrics that the cells show."""
     tags: Mapping[str, str]
-    """Of its run."""
+    """Tags of its run."""
 
 
 @dataclass(frozen=True)
@@ -57,21 +52,21 @@ class Done:
     job: TableJob
     seconds: float
     scores: Mapping[str, float]
-    """Metric to value; those of the job's that were computed."""
+    """The job's metrics that were computed, and their values."""
     error: str | None = None
 
 
 def run_table(table: Table, tracker: Tracker, source: str, command: str, pages_at: str | None = None) -> TableRecord:
     """Run what is missing of a table; Ray must be initialised.
 
-    A job that fails leaves the others running; its cells show it as failed, and the next call tries it again.
+    A job that fails does not stop the others; its cells show it as failed, and the next call tries it again.
 
     Args:
         table: What to run.
         tracker: Where the runs are kept.
         source: File that the table comes from, for errors.
         command: What the user typed, for the report.
-        pages_at: Address that the report's links to runs go to; the tracker's when not given.
+        pages_at: MLflow server that the report's links to runs open; the tracker's when not given.
 
     Raises:
         ConfigError, DataError, StorageError, TrackingError: nothing can be run at all.
@@ -96,7 +91,7 @@ def run_table(table: Table, tracker: Tracker, source: str, command: str, pages_a
         parent.log_dict(about | {"failures": failed}, "table.json")
         with tracker.synced(f"read the table {table.table!r}"):
             record = read_table_run(tracker.uri, parent.run_id)
-        _keep(record, parent, pages_at)
+        keep_table(record, parent, pages_at)
     return record
 
 
@@ -113,13 +108,13 @@ def _jobs(table: Table, cells: Sequence[Cell]) -> list[TableJob]:
 
 def _run_all(table: Table, jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> Iterator[Done]:
     """Run the jobs and print one line for each; yields how they ended, in that order."""
-    resources = [job.job.resources for job in jobs]
-    side_by_side = all(of_job.num_workers == 0 and not of_job.gpus_per_worker for of_job in resources)
-    # A pipeline that runs in this process draws bars of its own.
+    resources = [job.settings.resources for job in jobs]
+    side_by_side = all(given.num_workers == 0 and not given.gpus_per_worker for given in resources)
+    # A pipeline that runs in this process draws its own bars.
     bar = progress(table.table, len(jobs), unit="jobs") if side_by_side else contextlib.nullcontext(_silent)
     with bar as advance:
         for done in (_side_by_side if side_by_side else _one_after_another)(jobs, tracker, parent):
-            _say(table, done)
+            _print_end(table, done)
             advance(1)
             yield done
 
@@ -136,7 +131,7 @@ def _prepare(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> dict[st
     reasons: dict[str, str | None] = {}
     encoded, cached = metrics_of(tracker, parent).get("images_encoded", 0), 0
     for job in jobs:
-        stages = Stages(job.job)
+        stages = Stages(job.settings)
         key = stages.inputs_digest
         if key not in reasons:
             reasons[key] = None
@@ -146,7 +141,7 @@ def _prepare(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> dict[st
                 reasons[key] = str(error)
             else:
                 encoded, cached = encoded + done.images_encoded, cached + done.images_cached
-                # At once: an attempt that is interrupted later has encoded these all the same.
+                # At once: they are encoded even if this attempt is interrupted later.
                 parent.log_metrics({"images_encoded": encoded, "images_cached": cached})
         if (reason := reasons[key]) is not None:
             failed[job.digest] = reason
@@ -156,18 +151,18 @@ def _prepare(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> dict[st
 
 
 def _side_by_side(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> Iterator[Done]:
-    """One Ray task for all jobs with the same pre-training, one after another in it; tasks share the cluster's CPUs.
+    """One Ray task per pre-training, for all jobs that share it, one after another; tasks share the cluster's CPUs.
 
-    Of two tasks that fine-tune the same from scratch, one waits for the other (see :func:`launch`).
+    Where two tasks fine-tune the same from scratch, one waits for the other (see :func:`launch`).
     """
     import ray
     from ray.util.queue import Queue
 
     groups: dict[str, dict[str, TableJob]] = {}
     for job in jobs:
-        groups.setdefault(Stages(job.job).distill_digest, {})[job.digest] = job
+        groups.setdefault(Stages(job.settings).distill_digest, {})[job.digest] = job
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node()})
-    task = ray.remote(num_cpus=1, max_retries=0)(_work)
+    task = ray.remote(num_cpus=1, max_retries=0)(_run_group)
     unfinished = {task.remote(list(group.values()), tracker, parent, queue): group for group in groups.values()}
     try:
         while unfinished:
@@ -191,23 +186,23 @@ def _side_by_side(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> It
         queue.shutdown(force=True)
 
 
-def _work(jobs: Sequence[TableJob], tracker: Tracker, parent: Run, queue: Any) -> None:
+def _run_group(jobs: Sequence[TableJob], tracker: Tracker, parent: Run, queue: Any) -> None:
     for job in jobs:
-        use_threads(job.job.resources.threads_per_worker)
-        queue.put(_one(job, tracker, parent))
+        use_threads(job.settings.resources.threads_per_worker)
+        queue.put(_run_job(job, tracker, parent))
 
 
 def _one_after_another(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> Iterator[Done]:
-    return (_one(job, tracker, parent) for job in jobs)
+    return (_run_job(job, tracker, parent) for job in jobs)
 
 
-def _one(job: TableJob, tracker: Tracker, parent: Run) -> Done:
+def _run_job(job: TableJob, tracker: Tracker, parent: Run) -> Done:
     """Run one job; whatever goes wrong is returned, not raised, so that it ends no other job."""
     started_s = time.perf_counter()
     scores, reason = {}, None
     try:
-        pipeline = Pipeline(job.job, brief=True)
-        pipeline.run(tracker, parent=parent, name=f"{job.tags['row']}, seed {job.job.seed}", tags=job.tags)
+        pipeline = Pipeline(job.settings, brief=True)
+        pipeline.run(tracker, parent=parent, name=f"{job.tags['row']}, seed {job.settings.seed}", tags=job.tags)
         scores = {name: pipeline.scores[name] for name in job.scores if name in pipeline.scores}
     except Clip2sceneError as error:
         reason = str(error)
@@ -220,7 +215,7 @@ def _silent(n: int = 1, **fields: Any) -> None:
     """No bar."""
 
 
-def _say(table: Table, done: Done) -> None:
+def _print_end(table: Table, done: Done) -> None:
     tags = done.job.tags
     column = "" if tags["column"] == "mIoU" else f", {tags['column']}"
     where = f"{table.table}: {tags['row']}{column}, seed {tags['seed']}"
@@ -274,24 +269,3 @@ def _about(table: Table, cells: Sequence[Cell], command: str) -> dict[str, Any]:
             for place, cell in first.items()
         ],
     }
-
-
-def _keep(record: TableRecord, parent: Run, pages_at: str | None) -> None:
-    """The finished table beside its runs: text, page, figures, and the means for MLflow's own comparison of runs."""
-    parent.log_text(table_text(record), "table.txt")
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "table.html"
-        page.write_text(table_html(record, pages_at), encoding="utf-8")
-        parent.log_artifact(page)
-    for name, _, figure in table_figures(record):
-        parent.log_figure(figure, f"figures/{name}.png")
-    means = {
-        f"{_word(cell.row)}/{_word(cell.column)}": mean_and_deviation(list(cell.values.values()))[0]
-        for cell in record.cells
-    }
-    parent.log_metrics({name: mean for name, mean in means.items() if mean is not None})
-
-
-def _word(name: str) -> str:
-    """A name that MLflow takes as part of a metric's."""
-    return re.sub(r"[^A-Za-z0-9_. -]+", " ", name).strip()

@@ -81,12 +81,12 @@ def reading(uri: str) -> Iterator[None]:
 
 
 def find(uri: str, kind: str, name: str) -> Any | None:
-    """MLflow's own run of the latest ``sweep`` or ``table`` of that name; None where there is none."""
+    """The own run of the latest ``sweep`` or ``table`` of that name in MLflow; None where there is none."""
     return next((run for run in _all_of(uri, kind) if name in (run.data.tags[kind], run.info.run_name)), None)
 
 
 def find_known(uri: str, kind: str, name: str) -> Any:
-    """As :func:`find`.
+    """Like :func:`find`, but an unknown name is an error.
 
     Raises:
         ConfigError: there is none; the sentence lists those that there are.
@@ -141,6 +141,11 @@ def download(uri: str, run_id: str, artifact: str, folder: str) -> Path | None:
     if artifact not in {item.path for item in client.list_artifacts(run_id)}:
         return None
     return Path(client.download_artifacts(run_id, artifact, folder))
+
+
+def seconds_of(run: Any) -> float:
+    """How long an MLflow run took; 0 while it is open."""
+    return float((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float | None, float | None]:

@@ -1,4 +1,4 @@
-"""The table at the end of a pipeline, from the contents of its ``report.json``."""
+"""The tables that a pipeline prints at its end, from the contents of its ``report.json``."""
 
 from __future__ import annotations
 

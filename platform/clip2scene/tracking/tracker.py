@@ -1,8 +1,8 @@
 """The thin wrapper around MLflow: experiments, nested runs, and handles that any process can write through.
 
-Only ``MlflowClient`` is used, never the fluent API's global state, so that threads, several runs at once and Ray
-workers are all alike. A :class:`Run` holds no connection: it pickles, and each process makes its own client. mlflow is
-imported when it is first needed, because importing it takes seconds.
+Only ``MlflowClient`` is used, never the fluent API's global state, so that threads, concurrent runs and Ray workers all
+work alike. A :class:`Run` holds no connection: it pickles, and each process makes its own client. mlflow is imported
+when it is first needed, because importing it takes seconds.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ __all__ = ["Run", "Tracker", "client_of", "connect"]
 SYSTEM_METRICS_INTERVAL_S = 5.0
 _OPENING_PATIENCES = 5
 _EXPERIMENT_TAGS = {
-    "mlflow.experimentKind": "custom_model_development",  # else the UI opens on its pages for language models
+    "mlflow.experimentKind": "custom_model_development",  # otherwise the UI opens on its pages for language models
     "mlflow.note.content": "CLIP2Scene: a LiDAR network taught by CLIP without labels. "
-    "A run per pipeline, one below it per stage; the scores are in the pipeline's run.",
+    "One run per pipeline, and below it one per stage; the scores are in the pipeline's run.",
 }
 
 
@@ -40,9 +40,9 @@ class Tracker:
     uri: str
     experiment_id: str
     outbox: Path | None = None
-    """Of its runs."""
+    """Folder that keeps what the server does not take of its runs."""
     patience_s: float = PATIENCE_S
-    """Of its runs; opening one waits several times as long, because it cannot be put off."""
+    """How long a write waits for the server; opening a run waits longer, because it cannot be deferred."""
 
     @contextmanager
     def run(
@@ -63,8 +63,8 @@ class Tracker:
             run_id: Continue that run, with its parameters and metrics.
             tags: Searchable words about the run; ``mlflow.note.content`` is its description in the UI (Markdown).
             params: Settings, flat or nested.
-            system_metrics: Keep the CPU, memory and GPU use of this machine meanwhile. What cannot be delivered within
-                a minute of it is dropped.
+            system_metrics: Record the use of this machine's CPU, memory and GPU. Values that cannot be delivered within
+                a minute are dropped.
 
         Raises:
             TrackingError: ``run_id`` is not a run of this experiment, or the server is away and stays away.
@@ -72,7 +72,7 @@ class Tracker:
         """
         opened = self._create(name, parent, tags or {}) if run_id is None else self._reopen(run_id)
         run = Run(self.uri, opened, self.outbox, self.patience_s)
-        at_once = dataclasses.replace(run, patience_s=0.0)  # an error is not to wait for the server
+        at_once = dataclasses.replace(run, patience_s=0.0)  # an error must not wait for the server
         status, monitor = "FAILED", None
         try:
             if run_id is not None:
@@ -86,11 +86,11 @@ class Tracker:
             status = "KILLED"
             raise
         except BaseException as error:
-            with suppress(Exception):  # the first error is the one to tell
+            with suppress(Exception):  # the first error is the one to report
                 at_once.set_tags({"error": one_line(f"{type(error).__name__}: {error}")})
             raise
         finally:
-            if monitor is not None and not self._holds(run):  # it would try again for minutes; it ends by itself
+            if monitor is not None and not self._holds(run):  # it would retry for minutes; it ends by itself
                 monitor.finish()
             if status == "FINISHED":
                 run.end(status)
@@ -102,9 +102,9 @@ class Tracker:
                 console().print(f"run {name!r}: {what}", markup=False, soft_wrap=True)
 
     def find_run(self, tags: Mapping[str, str]) -> str | None:
-        """Id of the latest run that carries all these tags, or None; how a stage finds the run that it continues.
+        """Id of the latest run that has all these tags, or None; how a stage finds the run that it continues.
 
-        Values are digests and names, without quotation marks.
+        Values must not contain quotation marks.
 
         Raises:
             TrackingError: the server is away and stays away.
@@ -145,23 +145,23 @@ class Tracker:
         return run_id
 
     def close_below(self, run: Run) -> None:
-        """Close what is open below a run: a process that was killed could not close its own.
+        """Close the runs that are still open below a run: a process that was killed could not close its own.
 
-        Where the server is away they stay open until the run goes on.
+        While the server is away they stay open, until the run is continued.
         """
         from mlflow.exceptions import MlflowException
 
-        if not healthy(self.uri):  # MLflow's client would try again for a minute
+        if not healthy(self.uri):  # MLflow's client would retry for a minute
             return
         client = client_of(self.uri)
         below = f"tags.`mlflow.parentRunId` = '{run.run_id}' and attributes.status = 'RUNNING'"
-        with suppress(MlflowException):  # a first error is the one to tell
+        with suppress(MlflowException):  # the first error is the one to report
             for left in client.search_runs([self.experiment_id], below, max_results=1000):
                 client.set_terminated(left.info.run_id, "KILLED")
 
     @contextmanager
     def synced(self, purpose: str) -> Iterator[None]:
-        """Inside of the block the server has what runs wrote, the outbox too; :meth:`reachable` says what is raised."""
+        """A block in which the server has all that runs wrote, the outbox included; raises as :meth:`reachable`."""
         with self.reachable(purpose) as client:
             if self.outbox is not None:
                 Outbox(self.outbox).deliver_all(client, self.uri)
@@ -169,7 +169,7 @@ class Tracker:
 
     @contextmanager
     def reachable(self, purpose: str) -> Iterator[Any]:
-        """A client for what only a server that is there can do.
+        """A block with a client for requests that cannot be deferred.
 
         Raises:
             TrackingError: the server is away and stays away; the sentence says that we cannot ``purpose``.
@@ -188,17 +188,17 @@ class Tracker:
 
 
 def connect(uri: str, experiment: str, outbox: Path | None = None, patience_s: float = PATIENCE_S) -> Tracker:
-    """The tracker of an experiment, which is made when it does not exist; safe when many processes do so at once.
+    """The tracker of an experiment, which is created when it does not exist; safe for many processes at once.
 
     Args:
         uri: Address of an MLflow server.
-        experiment: Its name.
+        experiment: Name of the experiment.
         outbox: Folder for what the server does not take. What an earlier command left there is delivered first.
         patience_s: How long a write waits for a server that is away.
 
     Raises:
-        ConfigError: ``uri`` is no server's address, or the experiment was deleted.
-        TrackingError: nothing answers there.
+        ConfigError: ``uri`` is not the address of a server, or the experiment was deleted.
+        TrackingError: nothing answers there, or it refuses the experiment.
     """
     uri = answering(uri)
     client = client_of(uri)

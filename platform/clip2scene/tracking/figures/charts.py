@@ -1,6 +1,6 @@
-"""Charts of numbers: where classes are confused, how losses fell, and what each class scores.
+"""Charts of one run's numbers: confusion matrix, losses per epoch, and IoU per class.
 
-Suffix C: classes.
+Legend: C classes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _LINES = ("#1f5fa8", "#e07b00", "#2e8b57", "#a23b72", "#6b6f76", "#00a3a3")
 
 
 def confusion_matrix(counts_CC: np.ndarray, vocabulary: Vocabulary, title: str = "") -> Figure:
-    """Where each true class's points went, in percent of its points; rows are the truth, columns the prediction.
+    """The share of each true class's points that got each class, in percent; rows are the truth, columns predictions.
 
     Args:
-        counts_CC: Points of true class (row) predicted as a class (column), without the ignored label.
+        counts_CC: Points of a true class (row) that got a predicted class (column), without the ignored label.
         vocabulary: Classes.
-        title: Written above.
+        title: Title of the figure.
     """
     counts_CC = np.asarray(counts_CC)
     num_classes = len(vocabulary.classes)
@@ -63,11 +63,11 @@ def confusion_matrix(counts_CC: np.ndarray, vocabulary: Vocabulary, title: str =
 
 
 def loss_curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figure:
-    """Values per epoch: everything called a loss in one panel, every other quantity in its own.
+    """Values per epoch: all losses in one panel, every other quantity in its own.
 
     Args:
-        history: Per epoch, name to value; the epoch is its ``epoch`` when it has one, else its place from 1.
-        title: Written above.
+        history: Per epoch, name to value; ``epoch`` is its number, or else its position from 1.
+        title: Title of the figure.
     """
     names = list(dict.fromkeys(name for row in history for name in row if name != "epoch"))
     losses = [name for name in names if "loss" in name]
@@ -96,11 +96,11 @@ def loss_curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figu
 
 
 def class_bars(iou_by_method: Mapping[str, Mapping[str, float | None]], title: str = "") -> Figure:
-    """IoU of every class for each method, with the mean over the classes that have one.
+    """IoU of every class for each method, and its mean over the classes that have one.
 
     Args:
         iou_by_method: Method to class to IoU in [0, 1]; NaN or None where the class is absent.
-        title: Written above.
+        title: Title of the figure.
     """
     classes = list(dict.fromkeys(name for scores in iou_by_method.values() for name in scores))
     methods = list(iou_by_method)

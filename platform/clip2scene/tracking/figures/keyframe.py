@@ -1,4 +1,4 @@
-"""A keyframe's points on its images, read from the dataset."""
+"""Reads a keyframe from its dataset and draws its points on its images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 def readable_images(index: Index, frame: Frame) -> dict[str, np.ndarray]:
     """The images of a keyframe by camera, (H, W, 3) uint8 RGB.
 
-    One that cannot be read is left out with a warning: extraction tolerates some, and so must what only shows them.
+    An image that cannot be read is left out with a warning, because extraction tolerates some of those too.
     """
     images = {}
     for camera in frame.cameras:
@@ -44,11 +44,11 @@ def frame_figure(
     """Draw the points of a keyframe on its images, coloured by label.
 
     Args:
-        index: names the dataset's folder.
-        frame: the keyframe.
-        vocabulary: of the labels, with their colours.
+        index: Index of the dataset.
+        frame: Keyframe of the index.
+        vocabulary: Classes and colours.
         labels_N: (N,) labels of the cloud's points, 0 = none; the true ones when not given, if there are any.
-        images: by camera, those to draw on; :func:`readable_images` when not given.
+        images: Images to draw on, by camera; :func:`readable_images` when not given.
 
     Raises:
         DataError: the cloud, a depth map or the label file is missing or damaged, or there is no image to draw on.

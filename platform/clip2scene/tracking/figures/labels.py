@@ -1,8 +1,9 @@
 """Labels on a keyframe's images and from above, and where they are wrong.
 
-Every function returns a matplotlib Figure made without pyplot, so none of it touches global state or needs a display.
-Labels are a vocabulary's: 0 is ignored (no label, no prediction), class ``c`` is ``c + 1``.
-Suffixes: N points, P visible points of one camera, C classes, H x W pixels.
+Figures are made without pyplot, so they touch no global state and need no display. Labels are those of a vocabulary: 0
+is ignored (no label, no prediction), class ``c`` is ``c + 1``.
+
+Legend: N points, M points in view sorted by height, P points visible to one camera, H x W pixels.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ CORRECT, WRONG, MISSING = "#a9adb3", "#d62728", "#a8cdec"
 _FAINT = "#cfd3d8"
 _CAMERA_ORDER = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 _RADIUS_M = 35.0
-"""Half the side of the square that is shown from above."""
+"""Half the side of the square that is drawn from above."""
 
 
 def frame_overview(
@@ -73,17 +74,17 @@ def birds_eye(
     truth_N: np.ndarray,
     vocabulary: Vocabulary,
 ) -> Figure:
-    """The cloud from above: ground truth and predictions side by side, and below each prediction where it is wrong.
+    """The cloud from above: ground truth and predictions side by side, and below each prediction its errors.
 
     Args:
         points_N3: Points in the LiDAR's frame, metres (nuScenes: x right, y forward).
-        panels: Name of each method and its labels (N,); 0 where it predicts nothing.
-        truth_N: True labels; points with 0 are not scored and drawn in no error map.
+        panels: Method to its labels (N,); 0 where it predicts nothing.
+        truth_N: True labels; points with 0 are not scored and appear in no error map.
         vocabulary: Classes and colours.
     """
     near_N = (np.abs(points_N3[:, :2]) <= _RADIUS_M).all(axis=1)
     points_M3 = points_N3[near_N]
-    order_M = np.argsort(points_M3[:, 2], kind="stable")  # what is high hides what is below
+    order_M = np.argsort(points_M3[:, 2], kind="stable")  # points higher up cover those below
     xy_M2 = points_M3[order_M, :2]
 
     def visible(labels_N: np.ndarray) -> np.ndarray:
@@ -135,7 +136,7 @@ def _draw_camera(
     size: float,
 ) -> None:
     grey_HW1 = image_HW3.mean(axis=2, keepdims=True)
-    # Pale and less colourful: points of every colour stand out, dark ones too, and the scene stays readable.
+    # Pale and less colourful: points of every colour stand out, dark ones too, and the scene stays visible.
     axes.imshow((0.55 * (0.4 * image_HW3 + 0.6 * grey_HW1) + 105).astype(np.uint8))
     height, width = image_HW3.shape[:2]
     axes.set_xlim(-0.5, width - 0.5)
@@ -154,7 +155,7 @@ def _draw_camera(
 def draw_top_view(
     axes: Axes, xy_M2: np.ndarray, rgb_M3: np.ndarray, faint_M: np.ndarray, radius_m: float, title: str
 ) -> None:
-    """Points from above within ``radius_m`` of the sensor, in their colours; faint ones small and grey."""
+    """Draw points from above within ``radius_m`` of the sensor in their colours, and faint ones small and grey."""
     size = 2.4
     axes.scatter(xy_M2[faint_M, 0], xy_M2[faint_M, 1], s=size * 0.5, c=_FAINT, linewidths=0)
     axes.scatter(xy_M2[~faint_M, 0], xy_M2[~faint_M, 1], s=size, c=rgb_M3[~faint_M], linewidths=0)
@@ -177,7 +178,7 @@ def colours(labels_P: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
 
 
 def class_handles(labels: list[np.ndarray], vocabulary: Vocabulary, ignored: str) -> list[Line2D]:
-    """Legend entries of the classes that occur, in the vocabulary's order, and of ignored points in their colour."""
+    """Legend entries of the classes that occur, in the vocabulary's order, and of ignored points in that colour."""
     occurring = sorted(set(np.unique(np.concatenate(labels)).tolist()))
     handles = []
     for label in occurring:

@@ -1,4 +1,4 @@
-"""How figures look: the size of a pixel, inks, and a quiet set of axes."""
+"""How figures look: resolution, colours and the style of axes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ GREY = "#808080"
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:
-    """An empty figure of that size in inches, laid out by itself; pyplot knows nothing of it."""
+    """An empty figure of this size in inches with an automatic layout, made without pyplot."""
     return Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained", facecolor="white")
 
 
 def quiet(axes: Axes) -> None:
-    """Axes for a chart: a pale grid behind the data, two sides open."""
+    """Style the axes of a chart: a pale grid behind the data, no frame at the top and right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FRAME)
     axes.tick_params(labelsize=10, colors=INK)

@@ -1,4 +1,4 @@
-"""Searched parameters as axes of a chart: where a value stands, on which scale, and what is written there."""
+"""Searched parameters as axes of a chart: the positions of values, the scale and the ticks."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ from clip2scene.tracking.sweep.names import short_names, value_text
 from clip2scene.tracking.sweep.record import SweepRecord
 
 _TICKS = 5
-"""About so many are written, where values come from an interval."""
+"""About this many ticks, where values come from an interval."""
 _SLACK = 1e-9
 
 
 @dataclass(frozen=True)
 class ParameterAxis:
-    """A searched parameter; or the variants, as if they were one."""
+    """A searched parameter, or the variants treated as one."""
 
     key: str
-    """Dotted; ``variant`` for the variants."""
+    """The parameter's dotted key; ``variant`` for the variants."""
     name: str
-    """Short."""
+    """The parameter's short name."""
     kind: str
     """As in ``sweep.json``; ``choice`` for the variants."""
     listed: tuple[Any, ...]
     """All values, where the search space lists them."""
     low: float
     high: float
-    """Ends of the axis: of the interval, of the listed numbers, or of the places of what is no number."""
+    """Ends of the axis: of the interval or of the listed numbers; for other values, of their positions in the list."""
     numeric: bool
     log: bool
 
     def place(self, value: Any) -> float:
-        """Where a value stands: a number at itself, anything else at its place in the list."""
+        """Position of a value: the number itself, or the index of any other value in the list."""
         return float(value) if self.numeric else float(self.listed.index(value))
 
     def share(self, value: Any) -> float:
-        """Where a value stands between the axis's ends, 0 to 1."""
+        """Position of a value between the ends of the axis, 0 to 1."""
         place, low, high = (math.log(x) if self.log else x for x in (self.place(value), self.low, self.high))
         return (place - low) / (high - low) if high > low else 0.5
 
     @property
     def ticks(self) -> list[Any]:
-        """Values that are written at the axis."""
+        """Values that are written along the axis."""
         if self.listed:
             return list(self.listed)
         if self.log:
             found = LogLocator(subs=(1, 2, 5), numticks=_TICKS).tick_values(self.low, self.high)
         else:
             found = MaxNLocator(_TICKS, integer=self.kind == "randint").tick_values(self.low, self.high)
-        # Bounds in decimal fractions are not hit exactly.
+        # Ticks at the bounds are subject to rounding errors.
         return [float(x) for x in found if self.low * (1 - _SLACK) <= x <= self.high * (1 + _SLACK)]
 
     def lay_along(self, axes: Axes, side: str) -> None:
-        """Scale, ticks and name of a chart's ``x`` or ``y`` axis."""
+        """Give a chart's ``x`` or ``y`` axis this scale, ticks and name."""
         chosen = getattr(axes, f"{side}axis")
         getattr(axes, f"set_{side}scale")("log" if self.log else "linear")
         chosen.set_ticks([self.place(value) for value in self.ticks], [value_text(value) for value in self.ticks])
@@ -69,7 +69,7 @@ class ParameterAxis:
 
 
 def axes_of(record: SweepRecord) -> tuple[ParameterAxis, ...]:
-    """One for every parameter that has more than one value, then one for the variants if there are several."""
+    """One axis per parameter that has more than one value, then one for the variants if there are several."""
     names = short_names(record.keys)
     found = [_axis(parameter, names[parameter["key"]]) for parameter in record.about["parameters"]]
     variants = tuple(record.about["variants"])
@@ -90,7 +90,7 @@ def _axis(parameter: Mapping[str, Any], name: str) -> ParameterAxis:
 
 
 def _is_geometric(numbers: tuple[float, ...]) -> bool:
-    """Whether the steps between sorted numbers are more even in the logarithm."""
+    """Whether sorted numbers are spaced more evenly on a logarithmic scale."""
     if numbers[0] <= 0 or len(numbers) < 3:
         return False
     steps, ratios = np.diff(numbers), np.diff(np.log(numbers))

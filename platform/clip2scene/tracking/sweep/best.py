@@ -1,4 +1,4 @@
-"""The best configuration of a sweep as a job file that ``clip2scene run`` takes as it is."""
+"""The best configuration of a sweep as a job file for ``clip2scene run``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from clip2scene.tracking.sweep.record import SweepRecord
 
 
 def best_job(record: SweepRecord) -> dict[str, Any]:
-    """The user's job with the best configuration's settings, and those that the space sets in all trials.
+    """The user's job with the settings of the best configuration, and those that the search space sets in all trials.
 
     Raises:
-        ConfigError: no trial has a score yet, or the settings make no job.
+        ConfigError: no trial has a score yet, or the settings are not a valid job.
     """
     best, about = record.best, record.about
     if best is None:
@@ -32,7 +32,7 @@ def best_job(record: SweepRecord) -> dict[str, Any]:
 
 
 def best_yaml(record: SweepRecord) -> str:
-    """:func:`best_job` as a file for ``clip2scene run``, with a comment that says what was measured.
+    """:func:`best_job` as the text of a job file, below comments that say what was measured.
 
     Raises:
         ConfigError: as in :func:`best_job`.

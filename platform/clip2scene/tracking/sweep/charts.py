@@ -1,6 +1,6 @@
 """Charts of a sweep's scores over its parameters: over one, over two, and over all at once.
 
-Scores are percent. A point is a configuration, its score the mean over its seeds.
+Scores are in percent. A point is a configuration, its score the mean over its seeds.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from clip2scene.tracking.sweep.names import value_text
 
 BLUE, ORANGE = "#1f5fa8", "#e07b00"
 _COLOURS = matplotlib.colormaps["viridis"]
-_INTERPOLATED = 6
-"""So many points carry a surface."""
-_FINENESS = 400
-"""Cells of the surface along each side."""
+_INTERPOLATED_POINTS = 6
+"""A surface needs at least this many points."""
+_SURFACE_CELLS = 400
+"""Cells of a surface along each side."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,23 @@ class Point:
     """Parameter (``variant`` too) to value."""
     score: float
     deviation: float | None
-    """Over seeds; None for a single one."""
+    """Standard deviation over seeds; None for a single one."""
     full: bool
     """Whether it ran all epochs."""
     best: bool
 
 
 def surface(points: Sequence[Point], across: ParameterAxis, up: ParameterAxis, score: str, smooth: bool) -> Figure:
-    """Two parameters: every configuration where it lies, and between them a linear interpolation.
+    """Scores over two parameters: one marker per configuration, and a linear interpolation between them.
 
-    There is colour only inside the hull of the points that ran all epochs, and only when there are six of them.
+    The interpolation covers the hull of the points that ran all epochs, and needs six of those.
 
     Args:
         points: Configurations.
         across: The parameter along x.
         up: The parameter along y.
-        score: What is coloured, for the scale.
-        smooth: Whether nothing but the two parameters varies, so that something lies between the points.
+        score: Name of the score, for the colour bar.
+        smooth: Whether to interpolate, which says nothing where other parameters vary too.
     """
     figure = new_figure(8.4, 6.0)
     axes = figure.subplots()
@@ -96,7 +96,7 @@ def surface(points: Sequence[Point], across: ParameterAxis, up: ParameterAxis, s
 
 
 def curve(points: Sequence[Point], axis: ParameterAxis, score: str) -> Figure:
-    """One number: a point per configuration, with its spread over seeds; a line of means where values are listed."""
+    """Scores over a numeric parameter: one point per configuration; where values are listed, a line of their means."""
     figure = new_figure(8.4, 4.6)
     axes = figure.subplots()
     quiet(axes)
@@ -119,13 +119,13 @@ def curve(points: Sequence[Point], axis: ParameterAxis, score: str) -> Figure:
 
 
 def strip(points: Sequence[Point], axis: ParameterAxis, score: str, bars: bool) -> Figure:
-    """One parameter that is no number: a row per value, a point per configuration.
+    """Scores over a parameter that is not numeric: one row per value, one point per configuration.
 
     Args:
-        points: Configurations; for bars, give every seed as one.
+        points: Configurations; with ``bars``, one point per trial.
         axis: The parameter.
-        score: What the points' scores are.
-        bars: Draw each row's mean over what ran all epochs as a bar, and its standard deviation as a whisker.
+        score: Name of the score.
+        bars: Draw the mean over the points that ran all epochs as a bar, and their standard deviation as a whisker.
     """
     figure = new_figure(8.4, 1.5 + 0.42 * len(axis.listed))
     axes = figure.subplots()
@@ -155,7 +155,7 @@ def strip(points: Sequence[Point], axis: ParameterAxis, score: str, bars: bool) 
 
 
 def parallel(points: Sequence[Point], columns: Sequence[ParameterAxis], score: str) -> Figure:
-    """All parameters and the score side by side: a line per configuration, coloured by its score."""
+    """All parameters and the score as parallel axes: one line per configuration, coloured by its score."""
     norm = _norm(points)
     figure = new_figure(max(8.4, 2.1 * (len(columns) + 1)), 5.4)
     axes = figure.subplots()
@@ -189,12 +189,12 @@ _PARALLEL_TICKS, _BEST_WIDTH = 5, 3.4
 
 def _ends(points: Sequence[Point]) -> tuple[float, float]:
     scores = [point.score for point in points]
-    room = 0.5 if max(scores) == min(scores) else 0.0  # a scale needs two ends
+    room = 0.5 if max(scores) == min(scores) else 0.0  # the ends of a scale must differ
     return min(scores) - room, max(scores) + room
 
 
 def _scaled(points: Sequence[Point]) -> Sequence[Point]:
-    """Those that colours tell apart: what ran all epochs, where anything did."""
+    """The points that set the colour scale: those that ran all epochs, or all where none did."""
     return [point for point in points if point.full] or points
 
 
@@ -203,14 +203,14 @@ def _norm(points: Sequence[Point]) -> Normalize:
 
 
 def _means(points: Sequence[Point], axis: ParameterAxis) -> dict[Any, float]:
-    """Of what ran all epochs, by value."""
+    """Mean score of the points that ran all epochs, by value."""
     full = sorted((axis.listed.index(point.values[axis.key]), point.score) for point in points if point.full)
     groups = itertools.groupby(full, key=lambda item: item[0])
     return {axis.listed[place]: float(np.mean([score for _, score in group])) for place, group in groups}
 
 
 def _kinds(points: Sequence[Point]) -> list[tuple[str, str, bool, list[Point]]]:
-    """Label, colour, whether hollow, and the points, of what ran all epochs and what did not; the best apart."""
+    """Label, colour, whether hollow, and points of each group: stopped earlier, all epochs, best."""
     found = [
         ("stopped earlier", GREY, True, [point for point in points if not point.full and not point.best]),
         ("all epochs", BLUE, False, [point for point in points if point.full and not point.best]),
@@ -225,10 +225,10 @@ def _interpolate(
     from scipy.interpolate import griddata
     from scipy.spatial import QhullError
 
-    if len(points) < _INTERPOLATED:
+    if len(points) < _INTERPOLATED_POINTS:
         return
     at = np.array([[axis.share(point.values[axis.key]) for axis in (across, up)] for point in points])
-    sides = [np.linspace(at[:, side].min(), at[:, side].max(), _FINENESS) for side in (0, 1)]
+    sides = [np.linspace(at[:, side].min(), at[:, side].max(), _SURFACE_CELLS) for side in (0, 1)]
     try:
         heights = griddata(at, [point.score for point in points], tuple(np.meshgrid(*sides)), method="linear")
     except QhullError:  # all on one line
@@ -239,7 +239,7 @@ def _interpolate(
 
 
 def _places(axis: ParameterAxis, shares: np.ndarray) -> np.ndarray:
-    """The inverse of an axis's ``share``."""
+    """Positions on an axis, from shares: the inverse of :meth:`ParameterAxis.share`."""
     low, high = (np.log(x) if axis.log else x for x in (axis.low, axis.high))
     places = low + shares * (high - low)
     return np.exp(places) if axis.log else places

@@ -1,6 +1,6 @@
-"""Every figure of a sweep, from what MLflow holds of it.
+"""All figures of a sweep, from its record.
 
-Scores are percent. A point is a configuration, its score the mean over its seeds.
+Scores are in percent. A point is a configuration, its score the mean over its seeds.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _LABEL_FREE = ("label_free", "agreement", "consistency")
 
 
 def sweep_figures(record: SweepRecord) -> Iterator[tuple[str, str, Figure]]:
-    """Every figure of a sweep: a file name, a caption and the figure; nothing where no trial has a score.
+    """All figures of a sweep: file name, caption and figure; none where no trial has a score.
 
-    The names: ``surface`` (of two parameters that are numbers), ``curve_KEY`` for every parameter and for the variants,
-    ``parallel``, ``importance``, ``learning``, ``ranking``.
+    The names are ``surface`` (of two numeric parameters), ``curve_KEY`` for every parameter and for the variants,
+    ``parallel``, ``importance``, ``learning`` and ``ranking``.
     """
     points, axes, score = _points(record), axes_of(record), f"{score_name(record.metric)} (%)"
     if not points:
@@ -49,7 +49,7 @@ def sweep_figures(record: SweepRecord) -> Iterator[tuple[str, str, Figure]]:
             figure = strip(_points_of_seeds(record) if bars else points, axis, score, bars)
         yield f"curve_{axis.key}", about, figure
     if len(axes) > 1:
-        caption = "A line a configuration; dashed: stopped earlier. Thick: the best."
+        caption = "One line per configuration; dashed: stopped earlier. Thick: the best."
         yield "parallel", caption, parallel(points, axes, score)
         trials, shares = importances(record, axes)
         if shares:
@@ -58,10 +58,10 @@ def sweep_figures(record: SweepRecord) -> Iterator[tuple[str, str, Figure]]:
             yield "importance", caption, importance(shares)
     best = record.best.compared if record.best else ()
     curves = [(_percent(record.curve(trial, record.metric)), trial.state, trial in best) for trial in record.trials]
-    yield "learning", "A line a trial.", learning([c for c in curves if c[0]], record.about["epochs"], score)
+    yield "learning", "One line per trial.", learning([c for c in curves if c[0]], record.about["epochs"], score)
     panels = [panel for name in _LABEL_FREE if (panel := _panel(record, name))]
     if panels:
-        yield "ranking", "A point a trial.", rankings(panels, f"{score_name('miou')} (%)")
+        yield "ranking", "One point per trial.", rankings(panels, f"{score_name('miou')} (%)")
 
 
 def importances(record: SweepRecord, axes: Sequence[ParameterAxis]) -> tuple[tuple[TrialRecord, ...], dict[str, float]]:
@@ -78,7 +78,7 @@ def importances(record: SweepRecord, axes: Sequence[ParameterAxis]) -> tuple[tup
     import optuna
 
     before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells of the study
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs the study
     study = optuna.create_study(direction="maximize")
     optuna.logging.set_verbosity(before)
     distributions = {axis.name: _distribution(axis) for axis in axes}
@@ -90,7 +90,7 @@ def importances(record: SweepRecord, axes: Sequence[ParameterAxis]) -> tuple[tup
 
 
 def importance(shares: Mapping[str, float]) -> Figure:
-    """A bar a parameter: the share of the score's variance that it explains."""
+    """One bar per parameter: the share of the score's variance that it explains."""
     figure = new_figure(8.4, 1.3 + 0.42 * len(shares))
     axes = figure.subplots()
     quiet(axes)
@@ -107,12 +107,12 @@ def importance(shares: Mapping[str, float]) -> Figure:
 
 
 def learning(curves: Sequence[tuple[Mapping[int, float], str, bool]], epochs: int, score: str) -> Figure:
-    """The score at every epoch that was verified, a line a trial.
+    """The score at every epoch that has one, one line per trial.
 
     Args:
-        curves: Epoch to score, the trial's state, and whether it is of the best configuration.
-        epochs: Of a full trial.
-        score: What is drawn.
+        curves: Epoch to score, the trial's state, and whether it belongs to the best configuration.
+        epochs: Epochs of a full trial.
+        score: Name of the score.
     """
     figure = new_figure(8.4, 4.8)
     axes = figure.subplots()
@@ -134,10 +134,10 @@ def learning(curves: Sequence[tuple[Mapping[int, float], str, bool]], epochs: in
 
 
 def rankings(panels: Sequence[tuple[str, str, Sequence[tuple[float, float, bool]]]], against: str) -> Figure:
-    """Scores that read no label against one that does, a panel each.
+    """Scores that read no labels against one that does, one panel per score.
 
     Args:
-        panels: Name of the score, title, and per trial its score, the one that reads labels, and whether it is ranked.
+        panels: Name of the score, title, and per trial this score, the one that reads labels, and whether it is ranked.
         against: Name of the score that reads labels.
     """
     figure = new_figure(4.2 * len(panels), 4.4)
@@ -212,5 +212,5 @@ def _distribution(axis: ParameterAxis) -> Any:
 
 
 def _hashable(value: Any, axis: ParameterAxis) -> Any:
-    """A list or a mapping as its JSON: Optuna takes neither."""
+    """A list or a mapping as JSON, because Optuna takes neither."""
     return value if axis.numeric else json.dumps(value, sort_keys=True)

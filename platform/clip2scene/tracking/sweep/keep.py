@@ -1,4 +1,4 @@
-"""Everything that is made of a sweep, kept in its MLflow run."""
+"""Keeps all that is made of a sweep in its MLflow run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def keep_sweep(record: SweepRecord, parent: Run, pages_at: str | None = None) ->
     """Keep the trials, the best job, the page and the figures as artifacts of the sweep's run.
 
     Args:
-        record: what was read back.
-        parent: the sweep's run.
-        pages_at: address that the page's links to runs go to; the record's server when not given.
+        record: The sweep, as it was read back.
+        parent: The sweep's own run.
+        pages_at: MLflow server that the page's links to runs open; the record's server when not given.
     """
     parent.log_dict({"format": "clip2scene-trials-1", "trials": [_as_dict(t) for t in record.trials]}, "trials.json")
     parent.log_text(sweep_text(record), "trials.txt")

@@ -1,4 +1,4 @@
-"""How settings, values and scores of a sweep are written."""
+"""How a sweep's parameters, values and scores are written."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _SCORES = {"miou": "mIoU", "label_free": "label-free"}
 
 
 def score_name(name: str) -> str:
-    """``miou`` as people write it."""
+    """A score's name for people: ``mIoU``, ``label-free``."""
     return _SCORES.get(name, name)
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Dotted keys by as many of their last words as tell them apart (``scr.weight``, ``tau``)."""
+    """Dotted keys and the fewest of their last words that tell them apart (``scr.weight``, ``tau``)."""
 
     def last(key: str, words: int) -> str:
         return ".".join(key.split(".")[-words:])
@@ -29,12 +29,12 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def value_text(value: Any) -> str:
-    """A setting's value: three digits of a number, JSON of what is no word."""
+    """A setting's value: a fraction with three digits, words as they are, anything else as JSON."""
     if isinstance(value, float):
         return f"{value:.3g}"
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def correlation_text(value: float) -> str:
-    """Two decimals and a true minus."""
+    """Two decimals, with a minus sign and not a hyphen."""
     return f"{value:.2f}".replace("-", "−")

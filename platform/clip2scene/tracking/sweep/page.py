@@ -1,4 +1,4 @@
-"""A sweep as one HTML file that needs nothing else."""
+"""A sweep as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def sweep_html(
     """The whole page.
 
     Args:
-        record: A sweep.
-        pages_at: MLflow server that links to runs go to; the one that was read when not given.
-        figures: What :func:`sweep_figures` yields, where it was drawn already.
+        record: The sweep.
+        pages_at: MLflow server that links to runs open; the one that was read when not given.
+        figures: What :func:`sweep_figures` yields; drawn when not given.
     """
     parts = ['<p class="failed">No trial ended with a score.</p>' if record.best is None else _best(record)]
     if has_seeds(record):
@@ -101,7 +101,7 @@ def _table(
     best: Sequence[Any],
     texts: Callable[[SweepRecord, Any], Sequence[str]],
 ) -> str:
-    """Rows with the page that their first cell links to."""
+    """A table of rows, each with the address that its first cell links to."""
     kinds = ["text" if heading in TEXTUAL else "" for heading in headings]
     heads = "".join(f'<th class="{kind}">{text(head)}</th>' for kind, head in zip(kinds, headings, strict=True))
     lines = [f"<table><thead><tr>{heads}</tr></thead><tbody>"]

@@ -1,17 +1,18 @@
-"""A sweep as MLflow keeps it: the parent run's ``sweep.json`` says what was searched, its trials' runs hold the scores.
+"""A sweep as MLflow keeps it: ``sweep.json`` of its own run says what was searched, its trials' runs hold the scores.
 
-Nothing else is read, so a sweep can be shown wherever the tracking server answers, also while its trials still run.
+Nothing else is read, so a sweep can be shown wherever the MLflow server answers, also while its trials still run.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clip2scene.tracking.records import Record, find_known, mean_and_deviation, read_record, search_runs
+from clip2scene.tracking.records import Record, find_known, mean_and_deviation, read_record, search_runs, seconds_of
 from clip2scene.tracking.run import client_of, flatten
 from clip2scene.tracking.sweep.runs import FAILED, FINAL, FORMAT
 
@@ -28,26 +29,26 @@ class TrialRecord:
     number: int
     state: str
     """``running``, ``finished``, ``stopped`` (by the scheduler), ``diverged``, ``failed``; or ``interrupted``, when it
-    was running as the sweep was ended."""
+    was running as the sweep ended."""
     seed: int
     variant: str | None
     values: Mapping[str, Any]
     """Searched parameter to value."""
     finals: Mapping[str, float]
-    """``miou``, ``agreement``, ``consistency`` and ``label_free`` (fractions of 1), ``epochs``, ``seconds``; those that
-    were kept when it ended."""
+    """What was recorded at its end of ``miou``, ``agreement``, ``consistency``, ``label_free`` (fractions of 1),
+    ``epochs`` and ``seconds``."""
     reason: str
     """Why it diverged or failed."""
     seconds: float
 
     @property
     def configuration(self) -> str:
-        """The same for trials that differ in their seed only."""
+        """A key that trials share when they differ only in their seed."""
         return json.dumps([self.variant, self.values], sort_keys=True)
 
     @property
     def epochs(self) -> int | None:
-        """How many it ran; None where that was not kept."""
+        """How many it ran; None where that was not recorded."""
         return int(self.finals["epochs"]) if "epochs" in self.finals else None
 
     def score(self, name: str) -> float | None:
@@ -58,11 +59,11 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Trials that differ in their seed only."""
+    """Trials that differ only in their seed."""
 
     trials: tuple[TrialRecord, ...]
     compared: tuple[TrialRecord, ...]
-    """Those whose scores are averaged: the ones that ran all epochs; where none did, those that ran the most."""
+    """The trials that are averaged: those that ran all epochs, or where none did, those that ran the most."""
 
     @property
     def variant(self) -> str | None:
@@ -76,7 +77,7 @@ class Configuration:
 
     @property
     def epochs(self) -> int | None:
-        """Of the trials that are compared."""
+        """Epochs of the trials that are compared."""
         return self.compared[0].epochs if self.compared else None
 
     def score(self, name: str) -> tuple[float | None, float | None]:
@@ -87,14 +88,14 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Ranking:
-    """How alike two scores order the trials."""
+    """How similarly two scores order trials."""
 
     spearman: float
     """Rank correlation, -1 to 1."""
     trials: tuple[TrialRecord, ...]
-    """Those that were ranked."""
+    """The trials that were ranked."""
     full: bool
-    """Whether all of them ran all epochs; else each is taken at its own last."""
+    """Whether all of them ran all epochs; otherwise each is taken at its own last epoch."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class SweepRecord(Record):
     """A sweep; ``about`` has its name, title, metric, parameters, variants, seeds, epochs, job, command, machine."""
 
     trials: tuple[TrialRecord, ...]
-    """By number."""
+    """In the order of their numbers."""
     metrics: Mapping[str, float]
     """Of the sweep's own run: ``images_encoded``, ``epochs_run``, ...; none before the sweep has ended."""
     selection: str
@@ -123,19 +124,19 @@ class SweepRecord(Record):
         return trial.state == "finished" and (trial.epochs or 0) >= self.about["epochs"]
 
     def order(self, trial: TrialRecord) -> tuple[int, float, int]:
-        """Sorts trials: those that ran all epochs, then others that ended with a score, then the rest; best first."""
+        """A sort key, best first: trials that ran all epochs, then others that finished, other scores, and no score."""
         score = trial.score(self.metric)
         if score is None:
             return 3, 0.0, trial.number
         rank = 0 if self.is_full(trial) else 1 if trial.state == "finished" else 2
         return rank, -score, trial.number
 
-    @property
+    @functools.cached_property
     def configurations(self) -> tuple[Configuration, ...]:
-        """Best first.
+        """All configurations, best first.
 
-        Configurations with more seeds that ran all epochs come before those with fewer, as a mean over seeds that
-        survived only is no mean. Without any such trial, those that ran longest come first.
+        Configurations with more seeds that ran all epochs come before those with fewer, because a mean over the
+        surviving seeds is biased. Where no trial ran all epochs, those that ran longest come first.
         """
         groups: dict[str, list[TrialRecord]] = {}
         for trial in self.trials:
@@ -160,7 +161,7 @@ class SweepRecord(Record):
 
     @property
     def best_trial(self) -> TrialRecord | None:
-        """The best seed of the best configuration."""
+        """The best trial of the best configuration."""
         return min(self.best.compared, key=self.order) if self.best else None
 
     def comparable(self, *scores: str) -> tuple[TrialRecord, ...]:
@@ -186,7 +187,7 @@ class SweepRecord(Record):
         return Ranking(float(spearmanr(*scores).statistic), chosen, all(map(self.is_full, chosen)))
 
     def curve(self, trial: TrialRecord, name: str) -> dict[int, float]:
-        """A metric of a trial as it was logged, by epoch (from 1); fractions of 1."""
+        """A metric of a trial by epoch (from 1), as it was logged: a fraction of 1."""
         history = client_of(self.uri).get_metric_history(trial.run_id, name)
         return {point.step: point.value for point in sorted(history, key=lambda point: point.step)}
 
@@ -204,7 +205,7 @@ def read_sweep(uri: str, name: str) -> SweepRecord:
 
     Args:
         uri: An MLflow server.
-        name: A sweep.
+        name: Name of a sweep.
 
     Raises:
         ConfigError: there is no such sweep; the sentence lists those that there are.
@@ -251,7 +252,6 @@ def trial_from(run: Any, parameters: list[dict[str, Any]]) -> TrialRecord:
     state = tags["state"]
     if state == "running" and run.info.status != "RUNNING":
         state = "interrupted"
-    ran_s = ((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000
     return TrialRecord(
         run_id=run.info.run_id,
         number=int(tags["trial"]),
@@ -261,7 +261,7 @@ def trial_from(run: Any, parameters: list[dict[str, Any]]) -> TrialRecord:
         values=_values(parameters, run.data.params),
         finals=finals,
         reason=tags.get("reason", ""),
-        seconds=finals.get("seconds", ran_s),
+        seconds=finals.get("seconds", seconds_of(run)),
     )
 
 
@@ -270,13 +270,13 @@ def _below(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _values(parameters: list[dict[str, Any]], params: Mapping[str, str]) -> dict[str, Any]:
-    """The searched settings of a trial; as the search space writes them, where it lists them."""
+    """The searched settings of a trial, as the search space writes them where it lists them."""
     found = {}
     for parameter in parameters:
         key = parameter["key"]
         listed = [value for value in parameter.get("values", ()) if _holds(params, flatten({key: value}))]
         if listed:
-            found[key] = max(listed, key=lambda value: len(flatten({key: value})))  # one may be a part of another
+            found[key] = max(listed, key=lambda value: len(flatten({key: value})))  # one may be part of another
         elif key in params:
             found[key] = _parsed(params[key])
     return found

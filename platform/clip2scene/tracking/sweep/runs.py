@@ -1,7 +1,7 @@
-"""A sweep's runs in MLflow while it goes on: its own run, and one below it a trial, continued and never doubled.
+"""A sweep's runs in MLflow while it runs: its own, and below it one per trial; a resumed sweep continues them.
 
-The driver alone writes them, from what Ray Tune hands it, so a trial's process needs no MLflow and two writers never
-meet. What a run already holds is read once, when it is continued.
+Only the driver writes them, from Ray Tune's callbacks: a trial's process needs no MLflow, and no run has two writers.
+What a run already holds is read once, when it is continued.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from clip2scene.tracking.tracker import Tracker
 
 FORMAT = "clip2scene-sweep-1"
 OBJECTIVES = ("miou", "agreement", "consistency", "label_free")
-"""Scores on the verifying scenes."""
+"""Scores on the verifying scenes, as a sweep's metric may name them."""
 _TRAIN = "train/"
 FINAL, FAILED = "final/", "failed/"
-"""Prefixes of the figures of an end, and of a failure: a trial that failed goes on when its sweep does."""
+"""Prefixes of the metrics at a trial's end, and at a failure: a failed trial continues when its sweep is resumed."""
 
 
 def sweep_run(tracker: Tracker, name: str, digest: str, tags: Mapping[str, str]) -> AbstractContextManager[Run]:
@@ -30,7 +30,7 @@ def sweep_run(tracker: Tracker, name: str, digest: str, tags: Mapping[str, str])
 
 
 def is_recorded(tracker: Tracker, run: Run) -> bool:
-    """Whether a sweep's run holds its final figures, so that there is nothing left to run."""
+    """Whether a sweep's run holds its final metrics, so that there is nothing left to run."""
     with tracker.reachable("look into the sweep's run") as client:
         return "trials" in client.get_run(run.run_id).data.metrics
 
@@ -47,7 +47,7 @@ class TrialRun:
         identity = {"mlflow.parentRunId": parent.run_id, "stage": "trial", "sweep": sweep, "trial": str(number)}
         known = tracker.find_run(identity)
         self.epoch = 0
-        """The last that is kept."""
+        """The last epoch that is kept."""
         self._has_ended, self._has_reason = self._continued(tracker, known) if known else (False, False)
         tags = {**identity, "seed": str(job.seed), "state": "running"} | ({"variant": variant} if variant else {})
         self._stack = ExitStack()
@@ -63,10 +63,9 @@ class TrialRun:
         )
 
     def _continued(self, tracker: Tracker, run_id: str) -> tuple[bool, bool]:
-        """Whether an earlier attempt kept the figures of an end, and a reason.
+        """Whether an earlier attempt kept metrics of an end, and a reason.
 
-        The figures themselves tell, not the state: a driver that is killed as a trial ends keeps the one without the
-        other.
+        The metrics tell, not the state: a driver that is killed as a trial ends may have kept one without the other.
         """
         with tracker.reachable("read what a trial's run holds") as client:
             history = client.get_metric_history(run_id, f"{_TRAIN}loss")
@@ -92,13 +91,13 @@ class TrialRun:
 
         Args:
             state: ``finished``, ``stopped`` (by the scheduler or the clock), ``diverged`` or ``failed``.
-            finals: scores, ``epochs`` and ``seconds`` of the end; kept once, but for those of a failure.
-            reason: a sentence, where it did not end well.
+            finals: Scores, ``epochs`` and ``seconds`` at the end; kept once, except for those of a failure.
+            reason: A sentence, where it did not end well.
         """
         if state == "failed" or not self._has_ended:
             prefix = FAILED if state == "failed" else FINAL
             self.run.log_metrics({prefix + name: value for name, value in finals.items()})
-        # An earlier attempt's reason is not this one's.
+        # Also replaces the reason of an earlier attempt.
         self.run.set_tags({"state": state} | ({"reason": reason[:500]} if reason or self._has_reason else {}))
         if state == "failed":
             error = RuntimeError(reason)
@@ -108,13 +107,13 @@ class TrialRun:
             self._stack.close()
 
     def abandon(self) -> None:
-        """Close the run of a trial that is to be continued later."""
+        """Close the run of a trial that will be continued later."""
         with contextlib.suppress(KeyboardInterrupt):
             self._stack.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
 
 
 def _compared(job: Job) -> dict[str, Any]:
-    """The settings that trials can differ in."""
+    """The settings in which trials can differ."""
     settings = job.model_dump(mode="json", by_alias=True)
     groups = ("dataset", "teacher", "prompts", "student", "distill", "resources")
     return {"seed": job.seed} | {group: settings[group] for group in groups}

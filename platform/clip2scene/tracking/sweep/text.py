@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BEST = "*"
 _COMPARED_RUNS = 100
-"""Runs that MLflow's compare page takes."""
+"""The most runs that MLflow's compare page takes."""
 
 
 def scores_shown(record: SweepRecord) -> tuple[str, ...]:
@@ -28,7 +28,7 @@ def scores_shown(record: SweepRecord) -> tuple[str, ...]:
 
 
 def legend(record: SweepRecord) -> str:
-    """What the tables' numbers are."""
+    """What the numbers of the tables are."""
     spread = "; mean ± sample standard deviation over the seeds that are compared" if has_seeds(record) else ""
     return (
         f"Scores in percent on the {record.about['splits']['verify']} scenes, at a trial's last epoch{spread}. Trials "
@@ -42,14 +42,14 @@ def has_seeds(record: SweepRecord) -> bool:
 
 
 def trial_headings(record: SweepRecord) -> tuple[str, ...]:
-    """What :func:`trial_texts` holds."""
+    """Headings of :func:`trial_texts`."""
     seed = ("seed",) if has_seeds(record) else ()
     scores = (f"{score_name(name)} (%)" for name in scores_shown(record))
     return ("trial", *_settings_headings(record), *seed, "epochs", *scores, "state", "time")
 
 
 def trial_texts(record: SweepRecord, trial: TrialRecord) -> tuple[str, ...]:
-    """Number, settings, epochs, scores, state, time; a dash for what there is not."""
+    """Number, settings, epochs, scores, state, time; a dash for what is missing."""
     seed = (str(trial.seed),) if has_seeds(record) else ()
     scores = (_number(trial.score(name)) for name in scores_shown(record))
     epochs = "–" if trial.epochs is None else str(trial.epochs)
@@ -57,13 +57,13 @@ def trial_texts(record: SweepRecord, trial: TrialRecord) -> tuple[str, ...]:
 
 
 def configuration_headings(record: SweepRecord) -> tuple[str, ...]:
-    """What :func:`configuration_texts` holds."""
+    """Headings of :func:`configuration_texts`."""
     scores = (f"{score_name(name)} (%)" for name in scores_shown(record))
     return (*_settings_headings(record), "seeds", "epochs", *scores, "trials")
 
 
 def configuration_texts(record: SweepRecord, configuration: Configuration) -> tuple[str, ...]:
-    """Settings, how many of its seeds are compared and after how many epochs, scores over them, all its trials."""
+    """Settings, how many of its seeds are compared and after how many epochs, their scores, and all trials."""
     scores = []
     for name in scores_shown(record):
         mean, deviation = configuration.score(name)
@@ -75,7 +75,7 @@ def configuration_texts(record: SweepRecord, configuration: Configuration) -> tu
 
 
 def sentences(record: SweepRecord) -> Iterator[str]:
-    """What went wrong, what it cost, how trials were selected, and how well a score without labels ranks them."""
+    """What failed, what the sweep cost, how trials were selected, and how well a score without labels ranks them."""
     for trial in record.trials:
         if trial.reason:
             yield f"trial {trial.number:02d} {trial.state}: {trial.reason}"
@@ -118,11 +118,11 @@ def sweep_text(record: SweepRecord) -> str:
 
 
 def compare_url(record: SweepRecord, pages_at: str | None = None) -> str:
-    """MLflow's compare page of the trials: the best hundred, which is as many as it takes."""
+    """MLflow's compare page of the best trials, at most the hundred that it takes."""
     chosen = sorted(record.trials, key=record.order)[:_COMPARED_RUNS]
     asked = {"runs": [trial.run_id for trial in chosen], "experiments": [record.experiment_id]}
     words = "&".join(f"{name}={quote(json.dumps(values))}" for name, values in asked.items())
-    # Else the UI shows its menus for language models.
+    # Without the type, the UI shows its menus for language models.
     return f"{pages_at or record.uri}/#/compare-runs?{words}&workflowType=machine_learning"
 
 

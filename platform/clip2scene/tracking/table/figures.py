@@ -1,6 +1,8 @@
-"""Figures of a table, as in the paper: per method a scan, its truth, its labels and their errors; and IoU per class.
+"""Figures of a table, as in the paper: per method a scan, its truth, predictions and errors; and IoU per class.
 
-Labels are a vocabulary's: 0 is ignored. Suffixes: N points, M of them in view and sorted by height.
+Labels are those of a vocabulary: 0 is ignored.
+
+Legend: N points, M points in view sorted by height.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from clip2scene.tracking.figures.style import GREY, INK, new_figure, quiet, read
 
 _BAR, _FULL = "#1f5fa8", "#e07b00"
 _HEIGHTS_M = (0.02, 0.98)
-"""Quantiles of the heights that the input's colours reach."""
+"""Quantiles of the heights at the ends of the input's colour scale."""
 
 
 def scene_row(
@@ -36,11 +38,11 @@ def scene_row(
     """One method from above: input scan (coloured by height), ground truth, prediction, error map.
 
     Args:
-        points_N3: Points, metres. A LiDAR stands at the origin; a scan that lies elsewhere (ScanNet) is centred.
-        truth_N: True labels; points with 0 are not scored and drawn in no error map.
+        points_N3: Points, metres, with the LiDAR at the origin; a scan that lies elsewhere (ScanNet) is centred.
+        truth_N: True labels; points with 0 are not scored and appear in no error map.
         labels_N: Predicted labels; 0 where nothing is predicted.
         vocabulary: Classes and colours.
-        title: Written above.
+        title: Title of the figure.
     """
     xyz_N3 = points_N3[:, :3].astype(np.float64)
     low, high = np.quantile(xyz_N3[:, :2], 0.02, axis=0), np.quantile(xyz_N3[:, :2], 0.98, axis=0)
@@ -51,7 +53,7 @@ def scene_row(
     else:
         radius_m = float(np.clip(np.quantile(np.abs(xyz_N3[:, :2]).max(axis=1), 0.95), 5.0, 35.0))
     near_N = (np.abs(xyz_N3[:, :2]) <= radius_m).all(axis=1)
-    order_M = np.argsort(xyz_N3[near_N, 2], kind="stable")  # what is high hides what is below
+    order_M = np.argsort(xyz_N3[near_N, 2], kind="stable")  # points higher up cover those below
 
     def visible(values_N: np.ndarray) -> np.ndarray:
         return np.asarray(values_N)[near_N][order_M]
@@ -74,7 +76,7 @@ def scene_row(
     for axes in panels:
         axes.xaxis.set_major_locator(MaxNLocator(5, prune="both"))
         if room:
-            axes.lines[-1].remove()  # no LiDAR stands in its middle
+            axes.lines[-1].remove()  # a room has no LiDAR in its middle
         if axes is not panels[0]:
             axes.set_yticklabels([])
     verdicts = [(CORRECT, "error map: right"), (WRONG, "error map: wrong"), (MISSING, "error map: no prediction")]
@@ -102,13 +104,13 @@ def class_panels(
     reference: str,
     title: str = "",
 ) -> Figure:
-    """Bars of every class's IoU, a panel per method, each with the reference method's as a mark on the same bar.
+    """Bars of the IoU per class, one panel per method, with the reference method's IoU as a mark on each bar.
 
     Args:
         iou_by_row: Method to class to mean and standard deviation over seeds (percent; None for a single seed).
-        classes: All classes, in order; one that a method has no score of is marked absent.
-        reference: Method whose bars the marks are; it need not be among the methods.
-        title: Written above.
+        classes: All classes, in order; those without a score are marked absent.
+        reference: The method that the marks show; without marks where it is not among the methods.
+        title: Title of the figure.
     """
     columns = min(4, max(len(iou_by_row), 1))
     rows = math.ceil(len(iou_by_row) / columns) or 1
@@ -124,7 +126,7 @@ def class_panels(
         axes.barh(places[known], means[known], 0.72, color=_FULL if row == reference else _BAR)
         several = known & (deviations > 0)
         axes.errorbar(means[several], places[several], xerr=deviations[several], fmt="none", ecolor=INK, elinewidth=1.0)
-        right = axes.get_yaxis_transform()  # numbers stand in a column at the right, clear of bars and marks
+        right = axes.get_yaxis_transform()  # a column of numbers at the right, clear of bars and marks
         for place, mean in zip(places[known], means[known], strict=True):
             axes.text(1.0, place, f"{mean:.1f}", transform=right, ha="right", va="center", fontsize=8, color=INK)
         for place in places[~known]:

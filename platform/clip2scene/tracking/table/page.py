@@ -1,8 +1,8 @@
-"""A table as one HTML file that needs nothing else."""
+"""A table as one self-contained HTML file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from matplotlib.figure import Figure
 
@@ -21,8 +21,16 @@ from clip2scene.tracking.table.text import (
 )
 
 
-def table_html(record: TableRecord, pages_at: str | None = None) -> str:
-    """The whole page; links to runs go to the MLflow server at ``pages_at``, or to the one that was read."""
+def table_html(
+    record: TableRecord, pages_at: str | None = None, figures: Sequence[tuple[str, str, Figure]] | None = None
+) -> str:
+    """The whole page.
+
+    Args:
+        record: The table.
+        pages_at: MLflow server that links to runs open; the one that was read when not given.
+        figures: What :func:`table_figures` yields; drawn when not given.
+    """
     about = record.about
     columns = about["columns"]
     parts = []
@@ -34,13 +42,13 @@ def table_html(record: TableRecord, pages_at: str | None = None) -> str:
     parts += [f'<p class="failed">Failed: {text(line)}</p>' for line in failures(record)]
     parts.append("<h2>What the scores hold for</h2>")
     parts.append(entries(provenance(record), plain=("dataset", "seeds", "machine")))
-    drawn = list(table_figures(record))
+    drawn = list(table_figures(record)) if figures is None else figures
     for kind, heading, words in _CHAPTERS:
-        chosen = [(name, caption, figure) for name, caption, figure in drawn if name.startswith(kind)]
+        chosen = [(caption, figure) for name, caption, figure in drawn if name.startswith(kind)]
         if chosen:
             parts.append(f"<h2>{heading}</h2>")
             parts.append(note(words.format(reference=about["reference"])))
-            parts += [figure_tag(figure, caption) for _, caption, figure in chosen]
+            parts += [figure_tag(figure, caption) for caption, figure in chosen]
     parts.append("<h2>Runs in MLflow</h2>")
     if pages_at is not None:
         parts.append(links_note("table", pages_at))
@@ -59,21 +67,21 @@ _CHAPTERS = (
 
 
 def table_figures(record: TableRecord) -> Iterator[tuple[str, str, Figure]]:
-    """Every figure of a table: a file name (``classes_1`` or ``scene_3``), a caption and the figure.
+    """All figures of a table: file name (``classes_1`` or ``scene_3``), caption and figure.
 
     Rows that read the same score of the same runs are drawn once.
     """
     words = vocabulary(record.about["vocabulary"])
     several = len(record.about["columns"]) > 1
     for place, column in enumerate(record.about["columns"], start=1):
-        scored = {cell.row: cell.iou_per_class() for cell in _different(record, column)}
+        scored = {cell.row: cell.iou_per_class() for cell in _distinct(record, column)}
         scored = {row: ious for row, ious in scored.items() if ious}
         if scored:
             title = column if several else ""
             yield f"classes_{place}", title, class_panels(scored, words.classes, record.about["reference"], title)
     number = 0
     for column in record.about["columns"]:
-        for cell in _different(record, column):
+        for cell in _distinct(record, column):
             example = record.example(cell)
             if example is None or cell.array not in example:
                 continue
@@ -83,19 +91,19 @@ def table_figures(record: TableRecord) -> Iterator[tuple[str, str, Figure]]:
             yield f"scene_{number}", "", figure
 
 
-def _different(record: TableRecord, column: str) -> list[TableCell]:
-    """Cells of a column without those that repeat an earlier one; the reference row counts as the earliest."""
+def _distinct(record: TableRecord, column: str) -> list[TableCell]:
+    """The cells of a column without those that repeat an earlier one; the reference row counts as the earliest."""
     reference = record.reference(column)
-    seen = {_what(reference)}
+    seen = {_source(reference)}
     kept = []
     for cell in record.column(column):
-        if cell is reference or _what(cell) not in seen:
+        if cell is reference or _source(cell) not in seen:
             kept.append(cell)
-            seen.add(_what(cell))
+            seen.add(_source(cell))
     return kept
 
 
-def _what(cell: TableCell) -> tuple[str, ...]:
+def _source(cell: TableCell) -> tuple[str, ...]:
     return (cell.score, *(run.run_id for run in cell.runs.values())) if cell.runs else (cell.row,)
 
 
@@ -126,12 +134,12 @@ def _table(record: TableRecord, column: str) -> str:
 
 def _runs(record: TableRecord, pages_at: str | None) -> str:
     several = len(record.about["columns"]) > 1
-    entries = []
+    items = []
     for cell in record.cells:
         links = []
         for seed, run in cell.runs.items():
             page, about = text(record.url(run.run_id, pages_at)), f"seed {seed}, {run.seconds:.0f} s"
             links.append(f'<a href="{page}" title="{about}">{run.run_id[:8]}</a>')
         name = f"{cell.row}, {cell.column}" if several else cell.row
-        entries.append(f'<dt>{text(name)}</dt><dd class="mono">{" ".join(links) or "–"}</dd>')
-    return f"<dl>{''.join(entries)}</dl>"
+        items.append(f'<dt>{text(name)}</dt><dd class="mono">{" ".join(links) or "–"}</dd>')
+    return f"<dl>{''.join(items)}</dl>"

@@ -1,6 +1,6 @@
-"""A table as MLflow keeps it: the parent run's ``table.json`` says which jobs a cell reads, their runs hold the scores.
+"""A table as MLflow keeps it: ``table.json`` of its own run says which jobs a cell reads, their runs hold the scores.
 
-Nothing else is read, so a table can be rebuilt wherever the tracking server answers, also while its jobs still run.
+Nothing else is read, so a table can be rebuilt wherever the MLflow server answers, also while its jobs still run.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from clip2scene.tracking.records import (
     parent_run,
     read_record,
     search_runs,
+    seconds_of,
 )
 from clip2scene.tracking.run import Run, client_of
 from clip2scene.tracking.tracker import Tracker
 
 FORMAT = "clip2scene-table-1"
 ALL_POINTS = "_all_points"
-"""End of a score's name where every raw point is scored, and not those alone that an image shows."""
+"""End of a score's name where all raw points are scored, not only those that an image shows."""
 _PRINTED = 0.05
 """Percentage points below which a difference is printed as 0.0."""
 
@@ -45,7 +46,7 @@ class JobRun:
 
     @property
     def digest(self) -> str:
-        """Of the job."""
+        """Digest of the job."""
         return self.tags.get("job_digest", "")
 
 
@@ -63,26 +64,26 @@ class TableCell:
     runs: Mapping[int, JobRun] = field(default_factory=dict)
     """Finished runs by seed."""
     failures: tuple[str, ...] = ()
-    """What the seeds that failed said."""
+    """Errors of the seeds that failed."""
 
     @property
     def method(self) -> str:
-        """What the score is of (``student_3d``): the name that scores per class go by."""
+        """The method that is scored (``student_3d``), as named in the metrics per class."""
         return self.score.removeprefix("miou/")
 
     @property
     def array(self) -> str:
-        """The name that the method's labels of the example go by."""
+        """The name of the method's labels in the example."""
         return self.method.removesuffix(ALL_POINTS)
 
     @property
     def values(self) -> dict[int, float]:
-        """Score by seed, percent; without the seeds that have none."""
+        """Scores in percent, by seed; seeds without a score are left out."""
         scores = {seed: run.metrics.get(self.score, math.nan) for seed, run in self.runs.items()}
         return {seed: 100 * score for seed, score in scores.items() if math.isfinite(score)}
 
     def iou_per_class(self) -> dict[str, tuple[float, float | None]]:
-        """Mean and standard deviation over seeds of every class that was scored, percent."""
+        """Mean and standard deviation over seeds in percent, by class; classes without a score are left out."""
         prefix = f"iou_{self.method}/"
         values: dict[str, list[float]] = {}
         for run in self.runs.values():
@@ -107,7 +108,7 @@ class TableRecord(Record):
         return next(cell for cell in self.column(column) if cell.row == self.about["reference"])
 
     def example(self, cell: TableCell) -> dict[str, np.ndarray] | None:
-        """Points, truth and labels of the frame that the first seed's run kept; None where there is none."""
+        """Points, truth and labels of the frame that the run of the first seed kept; None where there is none."""
         for seed in self.about["seeds"]:
             if seed in cell.runs:
                 return _example(self.uri, cell.runs[seed].run_id)
@@ -115,17 +116,17 @@ class TableRecord(Record):
 
 
 def difference(cell: TableCell, reference: TableCell) -> tuple[float | None, float | None]:
-    """Mean and standard deviation of row minus reference, over the seeds that both have; percentage points."""
+    """Mean and standard deviation of row minus reference in percentage points, over the seeds that both have."""
     ours, theirs = cell.values, reference.values
     return mean_and_deviation([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
 
 
 def direction(cell: TableCell, reference: TableCell) -> str:
-    """Whether ours moves the way the paper's does, from the reference row to this one.
+    """Whether our score moves the way the paper's does, from the reference row to this one.
 
     Returns:
-        ``same`` or ``opposite``; ``unclear`` when ours is below its standard deviation over seeds, or prints as 0.0; a
-        dash where either has no difference.
+        ``same`` or ``opposite``; ``unclear`` when our difference is below its standard deviation over seeds or is
+        printed as 0.0; a dash where either has no difference.
     """
     mean, deviation = difference(cell, reference)
     if mean is None or cell.paper is None or reference.paper is None or cell.paper == reference.paper:
@@ -136,12 +137,12 @@ def direction(cell: TableCell, reference: TableCell) -> str:
 
 
 def finished_jobs(tracker: Tracker, table: str) -> dict[str, JobRun]:
-    """The latest finished run of every job of a table, by the job's digest."""
+    """The latest finished run of every job of a table, by the digest of the job."""
     return _by_digest(tracker.uri, [tracker.experiment_id], table)
 
 
 def metrics_of(tracker: Tracker, run: Run) -> dict[str, float]:
-    """What a run holds so far, of earlier attempts too."""
+    """The metrics that a run holds so far, also those of earlier attempts."""
     with tracker.reachable("look into the table's run") as client:
         return dict(client.get_run(run.run_id).data.metrics)
 
@@ -157,7 +158,7 @@ def read_table(uri: str, name: str) -> TableRecord:
 
     Args:
         uri: An MLflow server.
-        name: A table (``table3``), or a table of one data set (``table3-streetworld``).
+        name: A table (``table3``), or a table of one dataset (``table3-streetworld``).
 
     Raises:
         ConfigError: there is no such table; the sentence lists those that there are.
@@ -188,12 +189,12 @@ def _record(uri: str, parent: Any) -> TableRecord:
     for values in about.pop("cells"):
         jobs = {int(seed): digest for seed, digest in values.pop("jobs").items()}
         found = {seed: runs[digest] for seed, digest in jobs.items() if digest in runs}
-        told = [
+        reasons = [
             f"seed {seed}: {failures[digest]}"
             for seed, digest in jobs.items()
             if seed not in found and digest in failures
         ]
-        cells.append(TableCell(**values, runs=found, failures=tuple(told)))
+        cells.append(TableCell(**values, runs=found, failures=tuple(reasons)))
     return TableRecord(**vars(record) | {"about": about}, cells=tuple(cells))
 
 
@@ -201,8 +202,7 @@ def _by_digest(uri: str, experiments: list[str], table: str) -> dict[str, JobRun
     found = {}
     for run in search_runs(uri, experiments, f"tags.table = '{table}' and attributes.status = 'FINISHED'"):
         if "job_digest" in run.data.tags:
-            seconds = ((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000
-            job = JobRun(run.info.run_id, dict(run.data.metrics), dict(run.data.tags), seconds)
+            job = JobRun(run.info.run_id, dict(run.data.metrics), dict(run.data.tags), seconds_of(run))
             found[job.digest] = job
     return found
 

@@ -1,4 +1,4 @@
-"""A table as text: our mean and standard deviation over seeds, the paper's number, and whether they move alike."""
+"""A table as text: our mean and standard deviation over seeds, the paper's number, and whether both move alike."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEGEND = (
 
 
 def row_texts(cell: TableCell, reference: TableCell) -> tuple[str, ...]:
-    """Seeds, mean ± deviation, paper, both differences, direction; a dash for what there is not."""
+    """Seeds, mean ± deviation, paper, both differences, direction; a dash for what is missing."""
     mean, deviation = mean_and_deviation(list(cell.values.values()))
     ours = "–" if mean is None else f"{mean:.1f} ± {'–' if deviation is None else f'{deviation:.1f}'}"
     if cell.failures and mean is None:
@@ -38,13 +38,13 @@ def row_texts(cell: TableCell, reference: TableCell) -> tuple[str, ...]:
 
 
 def headings(record: TableRecord) -> tuple[str, ...]:
-    """What :func:`row_texts` holds."""
+    """Headings of :func:`row_texts`."""
     paper = f"paper ({_DATASETS.get(record.about['paper_dataset'], record.about['paper_dataset'])})"
     return ("seeds", "ours", paper, "Δ ours", "Δ paper", "direction")
 
 
 def differing_tags(record: TableRecord, tag: str) -> tuple[str, ...]:
-    """The values of a tag over all runs, sorted; one value means that all scores are comparable in this respect."""
+    """The values of a tag over all runs, sorted; with a single one, all scores are comparable in this respect."""
     return tuple(sorted({run.tags.get(tag, "?") for cell in record.cells for run in cell.runs.values()}))
 
 
@@ -54,7 +54,7 @@ def tag_of(cell: TableCell, tag: str) -> str:
 
 
 def paper_number(value: float | None) -> str:
-    """As the paper prints it: one decimal, or two where it gives two."""
+    """A number as the paper prints it: one decimal, or two where it gives two."""
     if value is None:
         return "–"
     text = f"{value:.2f}"
