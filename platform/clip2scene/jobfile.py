@@ -155,7 +155,7 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         given = "empty" if values is None else f"a {type(values).__name__}"
-        raise ConfigError(f"{path}: a {kind} file is a mapping of keys to values, and this is {given}")
+        raise ConfigError(f"{path}: a {kind} file is a mapping of keys to values, but this is {given}")
     return values
 
 

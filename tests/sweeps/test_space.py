@@ -1,4 +1,4 @@
-"""Search spaces: what they may vary, which trials they mean, how they are kept, and what a mistake is told."""
+"""Search spaces: what they may vary, their trials, how a sweep is kept, and the messages for mistakes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TAU, LAMBDA, GRID = "distill.scr.tau", "distill.stcr.lambda", "distill.stcr.grid
 
 @pytest.fixture
 def load(tmp_path):
-    """A sweep of a space given as keys."""
+    """Load a sweep of a space given as keys."""
 
     def made(*overrides: str, job=JOB, **space):
         for name, values in (("space", {"sweep": "test", **space}), ("job", job)):
@@ -43,7 +43,7 @@ def load(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("job", ["demo", "nuscenes"])
-def test_every_space_of_the_repository_fits_the_jobs(path, job):
+def test_every_space_in_the_repository_fits_the_jobs(path, job):
     overrides = ["job.dataset.root=/data/nuscenes"] if job == "nuscenes" else []
     sweep = load_sweep(path, REPOSITORY / "jobs" / f"{job}.yaml", overrides)
     assert sweep.space.sweep == path.stem
@@ -82,7 +82,7 @@ def test_a_grid_is_crossed_with_draws_variants_and_seeds(load):
     assert len(configurations) == 12  # the seeds of a configuration share its draw
 
 
-def test_a_trial_is_the_job_with_its_settings_on_scenes_of_the_training_split(load):
+def test_a_trial_is_the_job_with_its_settings_on_training_scenes(load):
     sweep = load(
         parameters={TAU: {"grid": [0.3]}},
         set={"distill.batch_size": 2},
@@ -103,7 +103,7 @@ def test_a_trial_is_the_job_with_its_settings_on_scenes_of_the_training_split(lo
     assert job.world_seed == 5  # other seeds train in the same world, so its images are encoded once
 
 
-def test_the_digest_is_of_what_decides_the_trials(load):
+def test_the_digest_depends_only_on_what_decides_the_trials(load):
     space = {"parameters": {TAU: {"uniform": [0.1, 1.0]}}, "num_trials": 3}
     digest = load(**space).digest
     assert load(**space, title="other", budget={"hours": 1}).digest == digest
@@ -113,7 +113,7 @@ def test_the_digest_is_of_what_decides_the_trials(load):
     assert load(**space, job=JOB | {"seed": 6}).digest != digest
 
 
-def test_trials_are_drawn_once_and_are_no_part_of_what_a_sweep_is(load):
+def test_trials_are_drawn_once_and_do_not_affect_equality_or_pickling(load):
     keys = {TAU: {"uniform": [0.1, 1.0]}}
     sweep, other = (load(parameters=keys, num_trials=3) for _ in range(2))
     assert sweep.trials is sweep.trials
@@ -129,14 +129,14 @@ PATHS = JOB | {
 }
 
 
-def test_a_kept_sweep_goes_on_from_any_folder(load, tmp_path, monkeypatch):
+def test_a_kept_sweep_can_be_resumed_from_any_folder(load, tmp_path, monkeypatch):
     space = {"parameters": {TAU: {"uniform": [0.1, 1.0]}, LAMBDA: {"uniform": [0.1, 1.0]}}, "num_trials": 3}
     monkeypatch.chdir(tmp_path)
     Path("clip.pt").touch()
     begun, folder = remember(load(**space, job=PATHS), "the command")
     again, _ = remember(load(**space, job=PATHS, title="other"), "")
     assert (again.digest, again.space.title) == (begun.digest, "other")
-    # Numbers of trials hang on the order of the keys, which is not that of the file any more.
+    # Trials are numbered by the order of the kept keys, whatever order the file has now.
     turned = {"parameters": dict(reversed(space["parameters"].items())), "num_trials": 3, "budget": {"hours": 2}}
     again, _ = remember(load(**turned, job=PATHS), "")
     assert (again.trials, again.space.budget.hours) == (begun.trials, 2)
@@ -163,7 +163,7 @@ def test_absolute_paths_change_nothing_else(load, tmp_path, monkeypatch):
     assert normalised == {"paper": True, "as it is": False}
 
 
-def test_a_trial_lets_go_of_the_teacher_before_it_trains(load, tmp_path, monkeypatch):
+def test_a_trial_frees_the_teacher_before_it_trains(load, tmp_path, monkeypatch):
     @dataclass
     class Distillation:
         validation: object = None
@@ -191,7 +191,7 @@ def test_a_trial_lets_go_of_the_teacher_before_it_trains(load, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("answers", [False, True])
-def test_an_error_is_told_where_mlflow_is_away_at_the_end(answers, monkeypatch):
+def test_an_error_is_raised_even_if_mlflow_is_down_at_the_end(answers, monkeypatch):
     from mlflow.exceptions import MlflowException
 
     def search_runs(*_, **__):
@@ -214,7 +214,7 @@ def test_an_error_is_told_where_mlflow_is_away_at_the_end(answers, monkeypatch):
         ({}, "parameters: empty"),
         ({"parameters": {TAU: {"uniform": [1.0, 1.0]}}}, r"uniform=\[1.0, 1.0\]: empty"),
         ({"parameters": {TAU: {"loguniform": [0.0, 1.0]}}}, "both numbers must be above 0"),
-        ({"parameters": {TAU: {"grid": [0.5, 0.5]}}}, "a value is there twice"),
+        ({"parameters": {TAU: {"grid": [0.5, 0.5]}}}, "a value is given twice"),
         ({"parameters": {TAU: {"grid": [0.5], "choice": [0.5]}}}, "exactly one of grid, choice"),
         ({"parameters": {TAU: {"normal": [0, 1]}}}, "normal: unknown key; allowed here: choice, grid"),
         ({"parameters": {"distill.scr.taau": {"grid": [1]}}}, "distill.scr.taau: unknown key; allowed here: form, tau"),
@@ -252,7 +252,7 @@ def test_an_error_is_told_where_mlflow_is_away_at_the_end(answers, monkeypatch):
         ({"variants": {"bad": {"distill.scr": 1}}}, "distill.scr=1"),
     ],
 )
-def test_a_mistake_gets_one_sentence(load, space, sentence):
+def test_a_mistake_is_one_sentence(load, space, sentence):
     with pytest.raises(ConfigError, match=sentence) as caught:
         load(**space)
     assert "\n" not in str(caught.value)
@@ -279,7 +279,7 @@ def test_a_parameter_that_nothing_reads_is_refused(load, key, values, distill, r
         load(**space, job=JOB | {"distill": distill})
 
 
-def test_a_parameter_that_some_trials_read_is_none_of_these(load):
+def test_a_parameter_that_some_trials_read_is_allowed(load):
     grid = {"distill.stcr.grid": {"grid": ["metres", "voxel"]}, GRID: {"grid": [0.5, 1.0]}}
     assert len(load(parameters=grid).trials) == 4
     load(parameters={TAU: {"grid": [0.1, 1.0]}}, job=JOB | {"distill": {"method": "kl"}})
@@ -303,12 +303,12 @@ def test_overrides_go_to_the_space_or_to_the_job(load):
         ([{"CPU": 3}, {"CPU": 2}], {"num_workers": 2}, 2),
         ([{"CPU": 8, "GPU": 2}], {"num_workers": 1, "gpus_per_worker": 1}, 2),
         ([{"CPU": 8, "GPU": 2}], {"num_workers": 1, "gpus_per_worker": 0.5}, 4),
-        ([{"CPU": 8, "GPU": 1}], {"num_workers": 1, "gpus_per_worker": 0.4}, 2),  # not 2.5: a worker sits on one GPU
+        ([{"CPU": 8, "GPU": 1}], {"num_workers": 1, "gpus_per_worker": 0.4}, 2),  # not 2.5: a worker needs a single GPU
         ([{"CPU": 3, "GPU": 2}], {"num_workers": 1, "gpus_per_worker": 0.25}, 3),
         ([{"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": 1}], {"num_workers": 2, "gpus_per_worker": 1}, 1),
     ],
 )
-def test_slots_are_what_the_workers_of_trials_fit_into(nodes, resources, slots):
+def test_slots_follow_from_the_workers_that_fit(nodes, resources, slots):
     assert trial_slots(nodes, TrialResources(**resources)) == slots
 
 
@@ -320,7 +320,7 @@ def test_a_trial_that_fits_nowhere_is_refused(resources):
         trial_slots([{"CPU": 2}, {"CPU": 2}], TrialResources(**resources))
 
 
-def test_a_scheduler_knows_after_a_kill_what_it_was_told_before(load, tmp_path):
+def test_a_scheduler_remembers_reports_after_a_kill(load, tmp_path):
     from ray.tune.schedulers import TrialScheduler
 
     stop, go_on = TrialScheduler.STOP, TrialScheduler.CONTINUE
@@ -345,7 +345,7 @@ def test_a_scheduler_knows_after_a_kill_what_it_was_told_before(load, tmp_path):
     assert undisturbed[2] == stop
     (tmp_path / "reported.jsonl").unlink()
     assert tell(scheduler(), 0, 1, 2) == undisturbed[:3]
-    # Another driver: trials come again to where they were, and one goes where only others have been.
+    # A new driver: three trials report again what they had reported, and one reports for the first time.
     resumed = scheduler()
     assert tell(resumed, 2, 1, 0) == undisturbed[2::-1]
     assert tell(resumed, 3) == undisturbed[3:]
