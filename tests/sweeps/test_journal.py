@@ -8,15 +8,12 @@ import pickle
 from types import SimpleNamespace
 
 import pytest
-import yaml
 from rich.console import Console
 
 from clip2scene.sweeps import journal, progress
 from clip2scene.sweeps.journal import BudgetStopper, Journal, JournalCallback
 from clip2scene.sweeps.progress import SweepProgress
-from clip2scene.sweeps.sweep import load_sweep
 
-JOB = {"name": "job", "dataset": {"kind": "streetworld"}, "teacher": {"model": "streetworld"}}
 TAU = "distill.scr.tau"
 
 
@@ -45,17 +42,15 @@ def printed(monkeypatch):
 
 
 @pytest.fixture
-def begin(tmp_path, monkeypatch, printed):
+def begin(load, monkeypatch, printed):
     """Make the journal of a sweep with ``TrialRun`` in place of MLflow's runs."""
     monkeypatch.setattr(journal, "TrialRun", TrialRun)
     monkeypatch.setattr(journal, "_current", [])
     TrialRun.held, TrialRun.ends = {}, {}
 
     def make(**space):
-        shared = {"sweep": "test", "parameters": {TAU: {"grid": [0.1, 0.2, 0.3, 0.4]}}, "budget": {"epochs": 6}}
-        for name, values in (("space", shared | space), ("job", JOB)):
-            (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
-        sweep = load_sweep(tmp_path / "space.yaml", tmp_path / "job.yaml")
+        shared = {"parameters": {TAU: {"grid": [0.1, 0.2, 0.3, 0.4]}}, "budget": {"epochs": 6}}
+        sweep = load(**(shared | space))
         made = Journal(sweep, None, None, SweepProgress("test", "miou", len(sweep.trials), sweep.epochs), lambda: None)
         JournalCallback(made)
         return made
