@@ -1,4 +1,4 @@
-"""Job files: overrides, digests and what a mistake gets."""
+"""Job files: overrides, digests and messages; and what ``clip2scene settings`` lists."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_released_variant_sets_every_switch_that_is_not_given():
     assert (stcr.max_points_per_cell, stcr.count_empty_slots) == (8, True)
     assert released.distill.scr.form == "cross_entropy"
     assert not released.distill.normalise_features
-    s3 = released.distill.s3  # whose probability is given
+    s3 = released.distill.s3  # probability is set in the job
     assert (s3.start_epoch, s3.granularity, s3.synchronised, s3.probability) == (11, "batch", False, 0.2)
     assert released.distill.sweep_choice == "random"
     assert load_job(JOBS / "demo.yaml", ["variant=released", "distill.stcr.pixel_term=true"]).distill.stcr.pixel_term
@@ -70,7 +70,7 @@ def test_a_job_is_based_on_another_and_its_own_settings_win(tmp_path):
     [
         ("circle.yaml", r"job\.yaml: base=circle\.yaml: base=job\.yaml: this file is based on itself$"),
         ("nowhere.yaml", r"job\.yaml: base=nowhere\.yaml: .*nowhere\.yaml: cannot read the job file \(No such file"),
-        ("empty.yaml", r"job\.yaml: base=empty\.yaml: .* is a mapping of keys to values, and this is empty$"),
+        ("empty.yaml", r"job\.yaml: base=empty\.yaml: .* is a mapping of keys to values, but this is empty$"),
         ("typo.yaml", r"job\.yaml: base=typo\.yaml: distil: unknown key; .* did you mean distill\?$"),
         ("wrong.yaml", r"job\.yaml: base=wrong\.yaml: distill\.epochs=-1: input should be greater than"),
         ("link.yaml", r"job\.yaml: base=link\.yaml: "),
@@ -79,7 +79,7 @@ def test_a_job_is_based_on_another_and_its_own_settings_win(tmp_path):
         ("[a, b]", r"job\.yaml: base=\['a', 'b'\]: the path of a job file is needed$"),
     ],
 )
-def test_a_base_that_is_none(tmp_path, base, sentence):
+def test_an_invalid_base_is_one_sentence(tmp_path, base, sentence):
     (tmp_path / "job.yaml").write_text(f"base: {base}\n")
     for name, text in {
         "circle": "base: job.yaml",
@@ -161,12 +161,12 @@ def test_a_mistake_is_one_sentence_with_the_keys_path(override, sentence):
         (["variant=released", "distill.stcr.max_points_per_cell=null"], "count_empty_slots=true needs"),
     ],
 )
-def test_settings_that_do_not_go_together(overrides, sentence):
+def test_settings_that_do_not_fit_together(overrides, sentence):
     with pytest.raises(ConfigError, match=sentence):
         load_job(JOBS / "demo.yaml", overrides)
 
 
-def test_a_mistake_in_a_list_of_groups_has_its_place():
+def test_a_mistake_in_a_list_of_groups_has_its_index():
     changed = "columns.streetworld=[{name: a, sett: {}}]"
     with pytest.raises(ConfigError, match=r"columns\.streetworld\.0\.sett: unknown key; allowed here: name, set$"):
         load_table(JOBS / "table1_finetune.yaml", [changed])
@@ -175,8 +175,8 @@ def test_a_mistake_in_a_list_of_groups_has_its_place():
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("- a\n- b\n", "mapping of keys to values, and this is a list$"),
-        ("", "and this is empty$"),
+        ("- a\n- b\n", "mapping of keys to values, but this is a list$"),
+        ("", "but this is empty$"),
         ("a: [", "not valid YAML"),
         ("stage: index\n", "name: required"),
         ("bas: demo.yaml\n", r"bas: unknown key; allowed here: base, .*; did you mean base\?$"),
@@ -209,7 +209,7 @@ def fields(model, prefix=""):
 
 
 def listed(capsys, *words):
-    """What ``clip2scene settings`` prints of each key: the rest of its line, and what it means."""
+    """What ``clip2scene settings`` prints per key: the rest of its line, and its meaning."""
     assert main(["settings", *words]) == 0
     found, key = {}, None
     for line in capsys.readouterr().out.splitlines():
@@ -221,7 +221,7 @@ def listed(capsys, *words):
     return found
 
 
-def test_every_setting_is_listed_with_what_it_means(capsys):
+def test_every_setting_is_listed_with_its_meaning(capsys):
     shown = listed(capsys)
     known = dict(fields(Job))
     assert shown.keys() == known.keys()
@@ -240,9 +240,9 @@ def test_one_setting_or_one_group_is_listed(capsys):
 
 
 @pytest.mark.parametrize("model", [Space, Table])
-def test_every_setting_of_a_search_space_or_a_table_is_listed_with_what_it_means(model, capsys):
+def test_every_setting_of_a_search_space_or_table_is_listed_with_its_meaning(model, capsys):
     shown = listed(capsys, "--sweep" if model is Space else "--table")
-    # Of a group among a user's own keys the listing has the settings, not the group itself.
+    # Groups below a user's own keys are single fields of the model.
     assert {key.partition(".")[0] for key in shown} == {key.partition(".")[0] for key, _ in fields(model)}
     assert not {key for key, (_, meaning) in shown.items() if not meaning}
 
@@ -260,7 +260,7 @@ def test_settings_below_a_users_own_keys_are_listed(capsys):
     assert shown["columns.KEY.N.name"][0] == shown["rows.N.name"][0] == "text  [required]"
 
 
-def test_an_unknown_setting_of_a_search_space_is_told_where_to_look(capsys):
+def test_an_unknown_setting_of_a_search_space_is_one_sentence(capsys):
     assert main(["settings", "--sweep", "budget.hour"]) != 0
     sentence = "settings --sweep budget.hour: unknown key; `clip2scene settings --sweep` lists all; did you mean"
     assert f"{sentence} budget.hours?" in capsys.readouterr().err

@@ -249,7 +249,7 @@ class S3Settings(Settings):
 
 
 class ContrastSettings(Settings):
-    """InfoNCE of the rivals PPKT, SLidR and PointContrast."""
+    """InfoNCE of the baselines PPKT, SLidR and PointContrast."""
 
     temperature: float = Field(0.07, gt=0)
     """Divides the scalar products of features."""
@@ -309,7 +309,7 @@ class DistillSettings(TrainingSettings):
     """Pre-training without labels."""
 
     method: Literal["clip2scene", "kl", "openscene", "ppkt", "slidr", "pointcontrast"] = "clip2scene"
-    """``clip2scene``, or a rival in the same loop and network. ``kl``: KL divergence from the teacher's class
+    """``clip2scene``, or a baseline in the same loop and network. ``kl``: KL divergence from the teacher's class
     probabilities; ``openscene``: cosine distillation; ``ppkt``: point-pixel InfoNCE; ``slidr``: superpixel InfoNCE;
     ``pointcontrast``: InfoNCE of two views of the cloud."""
     num_sweeps: int = Field(3, ge=1, le=10)

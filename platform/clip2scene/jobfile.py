@@ -28,6 +28,8 @@ TABLE_KEYS = ("name", "seed", "storage", "experiment")
 """Keys that a table sets for all its jobs."""
 _CROSS_FIELD_PROBLEMS = ("missing", "value_error")
 """Problems that further settings may solve: each setting by itself is valid."""
+_PLACEHOLDERS = {"additionalProperties": "KEY", "items": "N"}
+"""What stands for a user's own key in a dotted key, and for an index in a list."""
 
 
 def kind_of(path: str | Path) -> Kind:
@@ -111,7 +113,7 @@ def parse(model: type[Model], values: dict[str, Any], source: str) -> Model:
 def settings_of(model: type[BaseModel]) -> dict[str, Schema]:
     """Settings and groups of settings of a model by dotted key; a group's own settings come before its subgroups.
 
-    In the keys, ``KEY`` stands for the user's own keys and ``N`` for a place in a list (``parameters.KEY.grid``).
+    In the keys, ``KEY`` stands for a user's own key (``parameters.KEY.grid``), and ``N`` for an index in a list.
     """
     schema = model.model_json_schema()
     return dict(_below(schema, schema.get("$defs", {}), ""))
@@ -155,7 +157,7 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         given = "empty" if values is None else f"a {type(values).__name__}"
-        raise ConfigError(f"{path}: a {kind} file is a mapping of keys to values, and this is {given}")
+        raise ConfigError(f"{path}: a {kind} file is a mapping of keys to values, but this is {given}")
     return values
 
 
@@ -202,7 +204,7 @@ def _sentence(model: type[BaseModel], problems: Sequence[Any]) -> str:
     if kind == "extra_forbidden":
         more = [BASE] if model is Job and len(location) == 1 else []
         allowed = ", ".join(sorted([*_fields(_model_at(model, location[:-1])), *more]))
-        known = [name for name in settings_of(model) if not {"KEY", "N"}.intersection(name.split("."))]
+        known = [name for name in settings_of(model) if not set(name.split(".")) & {*_PLACEHOLDERS.values()}]
         return f"{key}: unknown key; allowed here: {allowed}{did_you_mean(key, [*known, *more])}"
     if kind == "missing":
         return f"{key}: required, but not given"
@@ -234,10 +236,10 @@ def _below(group: Schema, groups: dict[str, Schema], prefix: str) -> Iterator[tu
 
 def _group_in(schema: Schema) -> tuple[str, str]:
     """The path from a setting to a group of settings in it, and the group's reference; both empty if there is none."""
-    for name, step in (("additionalProperties", ".KEY"), ("items", ".N")):
+    for name, placeholder in _PLACEHOLDERS.items():
         if isinstance(schema.get(name), dict):
             path, reference = _group_in(schema[name])
-            return step + path, reference
+            return f".{placeholder}{path}", reference
     return "", schema.get("$ref", "")
 
 

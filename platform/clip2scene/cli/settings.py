@@ -20,7 +20,7 @@ _INTRODUCTIONS = {
     "in `clip2scene sweep search_spaces/joint.yaml --job jobs/demo.yaml num_trials=8`. KEY is a setting of the job, "
     "such as distill.scr.tau; `clip2scene settings` lists those.",
     "table": "Settings of a table with what is allowed and [default]; key=value after the file changes one, as in "
-    "`clip2scene run jobs/table3_ablation.yaml seeds=[0]`. KEY is a data set, N a place in the list.",
+    "`clip2scene run jobs/table3_ablation.yaml seeds=[0]`. KEY is a data set, N an index in the list.",
 }
 _TYPES = {
     "boolean": "true or false",

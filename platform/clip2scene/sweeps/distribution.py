@@ -38,7 +38,7 @@ class Distribution(Settings):
         if given[0] in FINITE:
             values = [repr(value) for value in self.values]
             if len(set(values)) < len(values):
-                raise ValueError(f"{given[0]}={list(self.values)}: a value is there twice")
+                raise ValueError(f"{given[0]}={list(self.values)}: a value is given twice")
             return self
         low, high = self.bounds
         if not low < high:

@@ -19,15 +19,7 @@ from clip2scene.training.validation import PREFIX
 
 
 class Journal:
-    """Records a sweep's trials as they start, report and end; in the driver only.
-
-    Args:
-        sweep: the sweep.
-        tracker: where the trials' runs are kept.
-        parent: the sweep's own run.
-        progress: shows the trials to the user.
-        on_ended: called whenever a trial has ended.
-    """
+    """Records a sweep's trials, in the driver, as they start, report and end; ``on_ended`` is called after each end."""
 
     def __init__(
         self, sweep: Sweep, tracker: Tracker, parent: Run, progress: SweepProgress, on_ended: Callable[[], None]

@@ -120,4 +120,4 @@ def _settings(values: Mapping[str, Any]) -> str:
         f"{key.rpartition('.')[2]} {f'{value:.3g}' if isinstance(value, float) else value}"
         for key, value in values.items()
     ]
-    return ", ".join(parts) or "as the job has it"
+    return ", ".join(parts) or "as in the job"

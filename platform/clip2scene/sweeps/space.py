@@ -96,7 +96,7 @@ class Space(Settings):
         if twice:
             raise ValueError(f"{twice[0]}: both in parameters and in set or variants; give it once")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={list(self.seeds)}: a seed is there twice")
+            raise ValueError(f"seeds={list(self.seeds)}: a seed is given twice")
         if self.metric == "miou" and not self.labels:
             raise ValueError(
                 "metric=miou reads labels, and labels=false; allowed then: agreement, consistency, label_free"

@@ -30,16 +30,7 @@ _DRIVER_MEMORY_BYTES = 200 * 2**20
 
 
 def search(sweep: Sweep, work: TrialWork, tracker: Tracker, parent: Run, folder: Path, slots: int) -> None:
-    """Run the trials, or those that are left of a sweep that was interrupted.
-
-    Args:
-        sweep: what is searched.
-        work: what every trial needs.
-        tracker: where the trials' runs are kept.
-        parent: the sweep's own run.
-        folder: the sweep's own; Tune's state is kept below it.
-        slots: how many trials may run at once.
-    """
+    """Run the trials, or those left of an interrupted sweep, at most ``slots`` at once; ``folder`` is the sweep's."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     trainable = tune.with_resources(tune.with_parameters(run_trial, work=work), _resources(sweep))
