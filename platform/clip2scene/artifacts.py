@@ -1,7 +1,7 @@
 """What is made before any training: the world, its index, the teacher's texts and features, superpixels.
 
-Each lies under a digest of exactly what determines its bytes: the feature store depends on the index and the teacher,
-and on nothing that a sweep varies.
+The path of each contains a digest of exactly what determines its bytes: the feature store depends on the index and the
+teacher, and on nothing that a sweep varies.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def make_index(job: Job) -> Index:
 
 
 class Artifacts:
-    """What a job's trainings read, made when first asked for: world, index, frames, texts, features, superpixels."""
+    """What a job's trainings read, made on first use: world, index, frames, texts, features, superpixels."""
 
     def __init__(self, job: Job):
         self.job = job
@@ -63,7 +63,7 @@ class Artifacts:
 
     @functools.cached_property
     def root(self) -> Path:
-        """The dataset's folder; a streetworld is generated when it is not there, and on this machine only."""
+        """The dataset's folder; a streetworld that is not there yet is generated, on this machine only."""
         dataset, root = self.job.dataset, world_path(self.job)
         if dataset.kind != "streetworld":
             return root
@@ -86,7 +86,7 @@ class Artifacts:
 
     @functools.cached_property
     def index(self) -> Index:
-        """All keyframes of the dataset."""
+        """All keyframes of the dataset; made if it is not in the storage yet."""
         root = self.root
         path = self.index_path
         if not self.storage.fetch(path):
@@ -127,25 +127,25 @@ class Artifacts:
 
     @property
     def prompts_digest(self) -> str:
-        """Hash of the scored class names and templates: scores of other prompts are not comparable."""
+        """Hash of the scored class names and the templates; scores with different ones are not comparable."""
         return digest_of(self.vocabulary.digest, self.job.prompts.templates)
 
     @property
     def store_digest(self) -> str:
-        """Address of the feature store."""
+        """Digest of the feature store."""
         return digest_of(FORMAT, self.index.digests.images, self.teacher.digest)
 
     @property
     def store_path(self) -> Path:
-        """Where the feature store lies."""
+        """Where the feature store lies or will lie."""
         return self.storage.path("features", self.store_digest)
 
     @functools.cached_property
     def store(self) -> FeatureStore:
-        """The finished feature store; it stays this job's when another job begins to add to it.
+        """The finished feature store; this job can go on reading it while another job adds to it.
 
         Raises:
-            DataError: it is not finished, or of another teacher.
+            DataError: it is not finished, or has another teacher's features.
         """
         return FeatureStore.open(self.store_path, self.storage, teacher_digest=self.teacher.digest)
 
@@ -169,14 +169,14 @@ class Artifacts:
 
     @property
     def inputs_digest(self) -> str:
-        """Equal for jobs whose trainings read the same world, features and superpixels."""
+        """Equal for jobs that read the same world, features and superpixels."""
         job = self.job
         world = job.world_seed if job.dataset.kind == "streetworld" else None
         superpixels = job.distill.contrast.digest() if job.distill.method == "slidr" else None
         return digest_of(job.dataset.digest(), job.teacher.digest(), world, superpixels)
 
     def make_inputs(self) -> ExtractReport:
-        """Everything that :attr:`inputs_digest` is of, where it is missing."""
+        """Make what is missing of everything that :attr:`inputs_digest` covers."""
         done = self.extract()
         if self.job.distill.method == "slidr":
             self.superpixels()
@@ -184,14 +184,14 @@ class Artifacts:
 
     @property
     def superpixel_path(self) -> Path:
-        """Where the superpixels of the settings lie."""
+        """Where the superpixels lie or will lie."""
         teacher = self.job.teacher
         size = (teacher.image_height_px, teacher.image_width_px)
         key = superpixel_digest(self.index.digests.images, self.job.distill.contrast, *size)
         return self.storage.path("superpixels", key)
 
     def superpixels(self) -> SuperpixelStore:
-        """Segment the training images that are not segmented yet (SLidR needs them)."""
+        """Segment the training images that are not segmented yet; SLidR needs them."""
         teacher = self.job.teacher
         segment_images(
             self.index,

@@ -134,9 +134,9 @@ def ray_here(num_cpus: int) -> Iterator[None]:
     """An embedded Ray for the length of a block."""
     import ray
 
-    from clip2scene.cluster.session import TRAIN_LOOKS
+    from clip2scene.cluster.session import TRAIN_POLLING
 
-    os.environ.setdefault(*TRAIN_LOOKS)
+    os.environ.setdefault(*TRAIN_POLLING)
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(
         address="local", num_cpus=max(num_cpus, 2), include_dashboard=False, log_to_driver=False, logging_level="ERROR"

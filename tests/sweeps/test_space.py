@@ -8,6 +8,7 @@ import pickle
 import pytest
 
 from clip2scene.config import ConfigError
+from clip2scene.sweeps.space import TrialResources
 from clip2scene.sweeps.sweep import load_sweep
 from commands import REPOSITORY
 
@@ -27,12 +28,12 @@ def test_every_space_in_the_repository_fits_the_jobs(path, job):
 
 def test_trials_of_a_job_on_gpus_train_on_gpus(load):
     resources = {"num_workers": 2, "gpus_per_worker": 1, "threads_per_worker": 4, "cached_frames": 8}
-    parameters, job = {TAU: {"grid": [0.3]}}, JOB | {"resources": resources}
-    made = load(parameters=parameters, job=job)
+    parameters = {TAU: {"grid": [0.3]}}
+    made = load(parameters=parameters, job={"resources": resources})
     assert made.job_of(made.trials[0]).resources == made.base.resources
-    given = load(parameters=parameters, job=job, resources={"threads_per_worker": 3})
+    given = load(parameters=parameters, job={"resources": resources}, resources={"threads_per_worker": 3})
     assert (given.space.resources.num_workers, given.space.resources.gpus_per_worker) == (0, 0)
-    on_cpus = load(parameters=parameters, job=JOB | {"resources": {"num_workers": 2, "threads_per_worker": 4}})
+    on_cpus = load(parameters=parameters, job={"resources": {"num_workers": 2, "threads_per_worker": 4}})
     assert on_cpus.space.resources == TrialResources()
 
 

@@ -1,4 +1,4 @@
-"""A Ray session for the length of a block."""
+"""A Ray session for the duration of a block."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from clip2scene.cluster.nodes import NO_METRICS_PORTS, ONLY_THIS_MACHINE
 from clip2scene.config import ConfigError, Job
 from clip2scene.machine import check_room, num_cpus
 
-TRAIN_LOOKS = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-"""Seconds between two looks of Ray Train's controller at its workers: Ray's two are lost when they start and when they
-end, and ten looks a second take a fifth of a core."""
+TRAIN_POLLING = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+"""How often Ray Train polls its workers. Its default of 2 s is lost at each start and end; at 0.1 s polling takes a
+fifth of a core."""
 
 
 @contextmanager
 def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False) -> Iterator[None]:
-    """Connect to a cluster, or start Ray in this process's machine alone and stop it afterwards.
+    """Connect to a cluster, or start an embedded Ray on this machine and stop it after the block.
 
-    An embedded Ray listens on 127.0.0.1 only, and wants a token that nobody else has.
+    An embedded Ray listens on 127.0.0.1 only, and requires a token that only this process has.
 
     Args:
-        job: whose workers must fit; an embedded Ray is told that it has as many CPUs as they want, because a small
+        job: its workers must fit; an embedded Ray is told that it has as many CPUs as they want, because a small
             machine is better slow than refused.
         address: of a cluster (``auto``, ``host:port``, ``ray://host:port``); None starts an embedded Ray.
-        dashboard: an embedded Ray has one. Ray Tune needs it where trials have workers of their own: without its State
-            API a trial that is stopped early keeps their places, and the next one waits for ever.
+        dashboard: whether an embedded Ray has one. Ray Tune needs it if trials have their own workers: without its
+            State API a trial that is stopped early keeps their resources, and the next one waits for ever.
 
     Raises:
-        ConfigError: no cluster answers at the address.
+        ConfigError: no cluster answers at the address, or the workers need more GPUs than it has.
     """
-    os.environ.setdefault(*TRAIN_LOOKS)
+    os.environ.setdefault(*TRAIN_POLLING)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
         token_for_this_process()
@@ -45,7 +45,7 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
-            ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment once, maybe before this block
+            ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment once, perhaps before this block
             wanted = max(job.resources.num_workers, num_cpus())
             ray.init(address="local", num_cpus=wanted, include_dashboard=dashboard, **quiet)
         else:
@@ -61,7 +61,7 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
 
 
 def trains(job: Job) -> bool:
-    """Whether training workers are part of a job at all."""
+    """Whether a job has training workers."""
     return job.stage not in ("index", "extract")
 
 

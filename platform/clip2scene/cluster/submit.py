@@ -1,8 +1,8 @@
-"""Send a job, a table or a sweep to a cluster: its file, the code that runs here, and no secret.
+"""Send a job, a table or a sweep to a cluster: its files and the code that runs here, without secrets.
 
-The cluster's machines have the dependencies and, in their own environment, what MLflow asks for
-(``MLFLOW_TRACKING_USERNAME``, ``MLFLOW_TRACKING_PASSWORD``). A job's environment, entry point and metadata are shown in
-Ray's dashboard, so none of them holds a secret.
+The cluster's machines have the dependencies and, in their own environment, the credentials for MLflow
+(``MLFLOW_TRACKING_USERNAME``, ``MLFLOW_TRACKING_PASSWORD``). Ray's dashboard shows a job's environment, entry point and
+metadata, so none of them contains a secret.
 """
 
 from __future__ import annotations
@@ -29,45 +29,45 @@ from clip2scene.storage import folder_of, is_remote
 from clip2scene.tracking.provenance import REVISION, git_revision, user_name
 
 FILES = "files"
-"""Folder of the package that holds the job's files."""
+"""Folder for the job's files in the package."""
 _CPUS_PER_WORKER = 1
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What is to run on a cluster."""
+    """What to run on a cluster."""
 
     verb: str
     """``run`` or ``sweep``."""
     files: tuple[Path, ...]
-    """The job's or the table's; the search space and the job's."""
+    """Of the job or the table; for a sweep, of the search space and the job."""
     overrides: tuple[str, ...]
     name: str
     settings: Any
-    """All of them, JSON-able."""
+    """All settings, as values for JSON."""
     jobs: tuple[Job, ...]
-    """What it runs, for their resources and paths."""
+    """All that it runs, for their resources and paths."""
     prefixes: tuple[str, str]
-    """Of ``storage`` and of all other keys of a job, in overrides."""
+    """In overrides, before ``storage`` and before all other keys of a job."""
 
     @property
     def digest(self) -> str:
-        """What makes it the same submission."""
+        """Equal for equal submissions."""
         return digest_of(self.verb, self.settings)
 
     @property
     def job_id(self) -> str:
-        """Its name on the cluster."""
+        """Name on the cluster."""
         return f"clip2scene-{self.name}-{self.digest}"
 
     @property
     def names(self) -> list[str]:
-        """Of the files in the package, where a space and a job may both be called demo.yaml."""
+        """Names of the files in the package; numbered, as a space and a job may both be called demo.yaml."""
         return [f"{FILES}/{number}/{path.name}" for number, path in enumerate(self.files)]
 
 
 def read_submission(path: str, overrides: Sequence[str] = (), job_path: str | None = None) -> Submission:
-    """What a job file, a table or (with ``job_path``) a search space asks for.
+    """Read a job file, a table or (with ``job_path``) a search space.
 
     Raises:
         ConfigError: a file cannot be read, or a key or value is wrong.
@@ -97,18 +97,18 @@ def read_submission(path: str, overrides: Sequence[str] = (), job_path: str | No
 
 
 def submit(submission: Submission, jobs: Jobs, tracking_uri: str, *, again: bool = False) -> tuple[str, bool]:
-    """Send a submission, unless the same one runs already: its id, and whether it was sent.
+    """Send a submission unless the same one is running; returns its id, and whether it was sent.
 
     Args:
         submission: what to run.
         jobs: the cluster's.
         tracking_uri: MLflow server, as the cluster reaches it.
-        again: send it even if it runs already.
+        again: send it even if it is running.
 
     Raises:
-        ConfigError: the cluster can never run it, a path is relative and the cluster elsewhere, or the tracking URI or
-            the storage is none or holds a password.
-        ClusterError: the cluster does not take it.
+        ConfigError: the cluster can never run it, a path is relative (see :func:`with_absolute_paths`), or the tracking
+            URI or the storage is invalid or contains a password.
+        ClusterError: the cluster refuses it.
     """
     check_tracking_uri(tracking_uri)
     for job in submission.jobs:
@@ -141,9 +141,9 @@ def submit(submission: Submission, jobs: Jobs, tracking_uri: str, *, again: bool
 
 @contextmanager
 def package(submission: Submission) -> Iterator[Path]:
-    """A folder with this program's code, its revision and the submission's files alone; gone with the block.
+    """A temporary folder with only this program's code, its revision and the submission's files.
 
-    Ray puts it on the path of the job and of its workers, before what their machines have installed.
+    Ray puts it on the Python path of the job and its workers, before the packages installed there.
     """
     with tempfile.TemporaryDirectory(prefix="clip2scene-package-") as name:
         folder = Path(name)
@@ -152,18 +152,18 @@ def package(submission: Submission) -> Iterator[Path]:
         (folder / code.name / REVISION).write_text(f"{git_revision()}\n", encoding="utf-8")
         for name, path in zip(submission.names, submission.files, strict=True):
             (folder / name).parent.mkdir(parents=True)
-            values = read_values(path, (), kind_of(path))  # with what it is based on, which may lie anywhere
+            values = read_values(path, (), kind_of(path))  # including its bases, which may lie anywhere
             (folder / name).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         yield folder
 
 
 def check_fits(job: Job, nodes: Sequence[dict[str, float]], address: str) -> None:
-    """Refuse what could never be scheduled: Ray would wait for it for ever.
+    """Refuse a job that could never be scheduled: Ray would wait for ever.
 
     Args:
-        job: what asks.
+        job: what would run.
         nodes: what each node has (``{"CPU": 8.0, "GPU": 1.0}``).
-        address: for the sentence.
+        address: of the cluster, for the message.
 
     Raises:
         ConfigError: the workers of a training, or the actors that encode, do not fit.
@@ -178,10 +178,10 @@ def check_fits(job: Job, nodes: Sequence[dict[str, float]], address: str) -> Non
 
 
 def check_tracking_uri(uri: str) -> None:
-    """Refuse what is no server, or would show a password to everybody who may look at the job.
+    """Refuse a tracking URI that is no server's, or that would show a password to everybody who can see the job.
 
     Raises:
-        ConfigError: it is either.
+        ConfigError: it is one of these.
     """
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -194,7 +194,7 @@ def check_tracking_uri(uri: str) -> None:
 
 
 def _is_here(addresses: Sequence[str]) -> bool:
-    """Whether all nodes are on this machine; a port that is forwarded is on 127.0.0.1 too, but its nodes are not."""
+    """Whether all nodes are on this machine, which a forwarded dashboard port on 127.0.0.1 does not tell."""
     import psutil
 
     ours = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
