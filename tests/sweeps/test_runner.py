@@ -14,7 +14,7 @@ import pytest
 from clip2scene.config import ConfigError
 from clip2scene.sweeps import trial as trials
 from clip2scene.sweeps.runner import recall, remember
-from clip2scene.tracking import sweep_runs
+from clip2scene.tracking.sweep import runs as sweep_runs
 from clip2scene.tracking.tracker import Tracker
 
 TAU, LAMBDA = "distill.scr.tau", "distill.stcr.lambda"
