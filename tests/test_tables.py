@@ -272,12 +272,10 @@ def test_images_are_counted_over_all_attempts(tmp_path, uri, monkeypatch):
     assert metrics == {"images_encoded": 10, "images_cached": 8}
 
 
-def test_a_table_runs_and_a_second_time_does_nothing(tmp_path, streetworld_root, ray_cluster, uri):
-    from mlflow import MlflowClient
-
-    root, version = streetworld_root
-    values = with_row(set={"teacher.model": "local-dir:/nowhere"}, name="broken")
-    values |= {"storage": str(tmp_path / "storage"), "score": "miou/student_3d_all_points"}
+def on_world(world, storage, values, num_workers):
+    """A table that runs in seconds."""
+    root, version = world
+    values |= {"storage": str(storage), "score": "miou/student_3d_all_points"}
     values["jobs"]["streetworld"] |= {
         "dataset": {
             "kind": "streetworld",
@@ -297,8 +295,29 @@ def test_a_table_runs_and_a_second_time_does_nothing(tmp_path, streetworld_root,
         "extract": {"num_actors": 1},
         "student": {"voxel_size_m": 1.0, "channels": [8, 8]},
         "distill": {"epochs": 1, "num_sweeps": 2, "sweep_window_s": 0.1},
-        "resources": {"num_workers": 0},
+        "resources": {"num_workers": num_workers},
     }
+    return values
+
+
+def test_jobs_with_workers_run_at_the_same_time_where_their_workers_fit(tmp_path, streetworld_root, ray_cluster, uri):
+    from mlflow import MlflowClient
+
+    values = with_row(set={"distill.num_sweeps": 1})
+    path = written(tmp_path, on_world(streetworld_root, tmp_path / "storage", values, num_workers=1))
+    record = run_table(load_table(path), tracker := connect(uri, "workers"), str(path), "clip2scene run tiny.yaml")
+    assert all(0 < cell.values[7] < 100 for cell in record.cells)
+    found = MlflowClient(uri).search_runs([tracker.experiment_id])
+    first, second = (run.info for run in found if run.info.run_id != record.run_id)
+    assert first.start_time < second.end_time
+    assert second.start_time < first.end_time
+
+
+def test_a_table_runs_and_a_second_time_does_nothing(tmp_path, streetworld_root, ray_cluster, uri):
+    from mlflow import MlflowClient
+
+    values = with_row(set={"teacher.model": "local-dir:/nowhere"}, name="broken")
+    values = on_world(streetworld_root, tmp_path / "storage", values, num_workers=0)
     path = written(tmp_path, values)
     table, tracker, client = load_table(path), connect(uri, "table"), MlflowClient(uri)
 

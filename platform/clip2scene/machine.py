@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from clip2scene.config import ConfigError
+from clip2scene.config import ConfigError, WorkerSettings
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """torch's own switch, read when the first tensor of megabytes is made: Linux then gives it 2 MiB pages, not 4 KiB."""
@@ -57,6 +57,13 @@ def workers_on(node: Mapping[str, float], *, cpus: float = 0.0, gpus: float = 0.
     elif gpus:
         fit.append(math.floor(node.get("GPU", 0) / gpus))
     return min(fit)
+
+
+def jobs_on(nodes: Iterable[Mapping[str, float]], resources: WorkerSettings) -> int:
+    """How many jobs with these workers fit on the nodes at once; a job without workers takes its threads as CPUs."""
+    if resources.num_workers == 0:
+        return int(sum(workers_on(node, cpus=resources.threads_per_worker) for node in nodes))
+    return int(sum(workers_on(node, cpus=1, gpus=resources.gpus_per_worker) for node in nodes)) // resources.num_workers
 
 
 def check_room(

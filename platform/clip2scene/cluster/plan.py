@@ -15,6 +15,7 @@ from clip2scene.cluster.session import trains
 from clip2scene.cluster.submit import check_fits
 from clip2scene.config import STAGES, ConfigError, Job
 from clip2scene.jobfile import kind_with_job, load_job, read_values
+from clip2scene.machine import jobs_on
 from clip2scene.stages import needs_teacher
 from clip2scene.storage import folder_of, is_remote
 from clip2scene.sweeps.slots import trial_slots
@@ -84,13 +85,15 @@ def plan_jobs(jobs: Sequence[Job], name: str, planner: Planner) -> Plan:
         for work in planner.works(job):
             works[work.stage] = works[work.stage].plus(work) if work.stage in works else work
             trainings += work.stage == "distill"
-    if len(jobs) > 1 and all(not job.resources.num_workers and not job.resources.gpus_per_worker for job in jobs):
-        # Jobs with the same pre-training run in one process; there are as many processes at a time as cores.
-        side_by_side = max(min(int(machine.cpus), trainings), 1)
+    facts = {}
+    if len(jobs) > 1:
+        # Jobs with the same pre-training run one after another; of the others, as many as fit run at once.
+        fit = min(jobs_on(machine.nodes_for(job.resources.num_workers), job.resources) for job in jobs)
+        at_once = max(min(fit, trainings), 1)
         for stage in [stage for stage in works if stage in _OF_A_JOB]:
-            seconds = works[stage].seconds
-            works[stage] = replace(works[stage], seconds=None if seconds is None else seconds / side_by_side)
-    facts = {"jobs": len(jobs), "pretrainings": trainings} if len(jobs) > 1 else {}
+            seconds, gpus = works[stage].seconds, works[stage].gpus * at_once
+            works[stage] = replace(works[stage], seconds=None if seconds is None else seconds / at_once, gpus=gpus)
+        facts = {"jobs": len(jobs), "pretrainings": trainings, "jobs at a time": at_once}
     return _complete(jobs, name, planner, works, _unfit(jobs, machine), facts)
 
 
@@ -195,7 +198,7 @@ def _complete(
             f"storage={first.storage}: {result.stored_bytes / 1e9:,.1f} GB are to be written and {free / 1e9:,.1f} GB "
             "are free there; give another storage, or free some space"
         )
-    _warn(planner, first, result, int(facts.get("trials at a time", 1)))
+    _warn(planner, first, result, int(facts.get("trials at a time", facts.get("jobs at a time", 1))))
     return replace(
         result,
         unschedulable=tuple(dict.fromkeys(problems)),

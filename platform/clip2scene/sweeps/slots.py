@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from clip2scene.config import ConfigError
-from clip2scene.machine import workers_on
+from clip2scene.machine import jobs_on
 from clip2scene.sweeps.space import TrialResources
 
 
@@ -23,18 +23,15 @@ def trial_slots(nodes: Iterable[Mapping[str, float]], resources: TrialResources)
         ConfigError: not even one fits.
     """
     nodes = [dict(node) for node in nodes]
-    if resources.num_workers == 0:
-        fit = sum(workers_on(node, cpus=resources.threads_per_worker) for node in nodes)
-        wanted = f"{resources.threads_per_worker} CPUs on one node"
-    else:
-        workers = sum(workers_on(node, cpus=1, gpus=resources.gpus_per_worker) for node in nodes)
-        fit = workers // resources.num_workers
+    fit = jobs_on(nodes, resources)
+    if fit < 1:
         gpus = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
         wanted = f"{resources.num_workers} workers with 1 CPU{gpus} each"
-    if fit < 1:
+        if resources.num_workers == 0:
+            wanted = f"{resources.threads_per_worker} CPUs on one node"
         cpus, gpus_there = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
         raise ConfigError(
             f"resources: a trial needs {wanted}, and Ray has {cpus:g} CPUs and {gpus_there:g} GPUs on "
             f"{len(nodes)} nodes; lower resources.num_workers, threads_per_worker or gpus_per_worker"
         )
-    return int(fit)
+    return fit

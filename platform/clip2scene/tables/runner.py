@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clip2scene.config import Clip2sceneError, Job, one_line
-from clip2scene.machine import num_cpus, use_threads
+from clip2scene.machine import jobs_on, num_cpus, use_threads
 from clip2scene.pipeline import Pipeline
 from clip2scene.progress import console, duration, progress
 from clip2scene.stages import Stages
@@ -108,12 +108,15 @@ def _jobs(table: Table, cells: Sequence[Cell]) -> list[TableJob]:
 
 def _run_all(table: Table, jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> Iterator[Done]:
     """Run the jobs and print one line for each; yields how they ended, in that order."""
-    resources = [job.settings.resources for job in jobs]
-    side_by_side = all(given.num_workers == 0 and not given.gpus_per_worker for given in resources)
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    at_once = min(jobs_on(nodes, job.settings.resources) for job in jobs)
     # A pipeline that runs in this process draws its own bars.
-    bar = progress(table.table, len(jobs), unit="jobs") if side_by_side else contextlib.nullcontext(_silent)
+    bar = progress(table.table, len(jobs), unit="jobs") if at_once > 1 else contextlib.nullcontext(_silent)
+    ended = _side_by_side(jobs, tracker, parent, at_once) if at_once > 1 else _one_after_another(jobs, tracker, parent)
     with bar as advance:
-        for done in (_side_by_side if side_by_side else _one_after_another)(jobs, tracker, parent):
+        for done in ended:
             _print_end(table, done)
             advance(1)
             yield done
@@ -150,10 +153,11 @@ def _prepare(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> dict[st
     return failed
 
 
-def _side_by_side(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> Iterator[Done]:
-    """One Ray task per pre-training, for all jobs that share it, one after another; tasks share the cluster's CPUs.
+def _side_by_side(jobs: Sequence[TableJob], tracker: Tracker, parent: Run, at_once: int) -> Iterator[Done]:
+    """One Ray task per pre-training, for all jobs that share it; that many tasks at a time.
 
-    Where two tasks fine-tune the same from scratch, one waits for the other (see :func:`launch`).
+    A task books no CPU if its job has workers, which book theirs. Where two tasks fine-tune the same from scratch, one
+    waits for the other (see :func:`launch`).
     """
     import ray
     from ray.util.queue import Queue
@@ -162,10 +166,14 @@ def _side_by_side(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> It
     for job in jobs:
         groups.setdefault(Stages(job.settings).distill_digest, {})[job.digest] = job
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node()})
-    task = ray.remote(num_cpus=1, max_retries=0)(_run_group)
-    unfinished = {task.remote(list(group.values()), tracker, parent, queue): group for group in groups.values()}
+    has_workers = any(job.settings.resources.num_workers for job in jobs)
+    task = ray.remote(num_cpus=0 if has_workers else 1, max_retries=0)(_run_group)
+    waiting, unfinished = list(groups.values()), {}  # type: list[dict[str, TableJob]], dict[Any, dict[str, TableJob]]
     try:
-        while unfinished:
+        while waiting or unfinished:
+            while waiting and len(unfinished) < at_once:
+                group = waiting.pop(0)
+                unfinished[task.remote(list(group.values()), tracker, parent, queue)] = group
             ready, _ = ray.wait(list(unfinished), num_returns=len(unfinished), timeout=0.5)
             while not queue.empty():
                 done = queue.get()
