@@ -6,17 +6,15 @@ import contextlib
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-from commands import REPOSITORY
+from commands import REPOSITORY, free_port, wait_for
 
 START_TIMEOUT_S = 300.0
 NOBODY = {
@@ -61,14 +59,6 @@ def begin(log: Path, environment: dict[str, str], *words: object) -> subprocess.
         return subprocess.Popen(command, stdout=output, stderr=output, text=True, cwd=REPOSITORY, env=environment)
 
 
-def wait_for(text: str, log: Path, process: subprocess.Popen[str]) -> None:
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while text not in log.read_text():
-        assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline_s, log.read_text()[-3000:]
-        time.sleep(0.05)
-
-
 @contextlib.contextmanager
 def up(storage: Path, log: Path, nodes: int) -> Iterator[Up]:
     ports = ["--port", free_port(), "--tracking-port", free_port()]
@@ -82,9 +72,3 @@ def up(storage: Path, log: Path, nodes: int) -> Iterator[Up]:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
         process.wait(100)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

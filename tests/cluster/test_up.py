@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from clusters import NOBODY, START_TIMEOUT_S, Up, begin, up, wait_for, words_of
-from commands import clip2scene
+from clusters import NOBODY, START_TIMEOUT_S, Up, begin, up, words_of
+from commands import clip2scene, wait_for
 
 pytestmark = pytest.mark.long
 

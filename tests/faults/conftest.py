@@ -14,7 +14,9 @@ from types import ModuleType
 
 import psutil
 import pytest
-from servers import Postgres, wait_until
+from servers import Postgres
+
+from commands import wait_until
 
 
 def _conftest_of(folder: str) -> ModuleType:

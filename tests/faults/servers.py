@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import pwd
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from clip2scene.tracking.server import healthy
 from clip2scene.tracking.tracker import Tracker, client_of
+from commands import free_port, wait_until
 
 
 class MlflowServer:
@@ -102,17 +101,3 @@ def write_metrics(tracker: Tracker, writer: int, barrier: Any, names: Sequence[s
         run.log_params({"writer": writer})
         for step in range(steps):
             run.log_metrics(dict.fromkeys(names, writer + step / 1000), step=step)
-
-
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline_s:
-            raise TimeoutError(f"waited {timeout_s:.0f} s until {what}")
-        time.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from servers import wait_until
 
-from clusters import NOBODY, Up, begin, up, wait_for, words_of
-from commands import clip2scene, tell_recovery
+from clusters import NOBODY, Up, begin, up, words_of
+from commands import clip2scene, tell_recovery, wait_for, wait_until
 
 pytestmark = pytest.mark.long
 

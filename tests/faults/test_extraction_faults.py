@@ -14,10 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
-from servers import wait_until
 
 from clip2scene.teacher.store import FeatureStore
-from commands import tell_recovery
+from commands import tell_recovery, wait_until
 
 pytestmark = pytest.mark.long
 

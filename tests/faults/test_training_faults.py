@@ -18,13 +18,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from servers import wait_until
 
 from clip2scene.config import ResourceSettings
 from clip2scene.training.checkpoints import SEAL, newest_intact, seal
 from clip2scene.training.fit import fit
 from clip2scene.training.launch import worker_group
-from commands import tell_recovery
+from commands import tell_recovery, wait_until
 
 pytestmark = pytest.mark.long
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from clip2scene.config import (
 from clip2scene.data.index import Index
 from clip2scene.data.nuscenes import build_index
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.progress import silent
 from clip2scene.teacher import store
 from clip2scene.teacher.store import FeatureStore
 from clip2scene.teacher.superpixels import SuperpixelStore, segment_images
@@ -87,11 +87,6 @@ def tiny(streetworld_root: tuple[Path, str], tmp_path_factory: pytest.TempPathFa
     store.write_manifest(folder, about | {"frames": len(index.frames), "images": images, "broken": []})
     text_CD = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((16, 12)).astype(np.float32)), dim=1)
     return Tiny(index, FeatureStore.open(folder), text_CD)
-
-
-@contextmanager
-def silent(description, total, unit):
-    yield lambda count: None
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ on where it was interrupted, and runs nothing twice.
 
 from __future__ import annotations
 
-import contextlib
 import platform
 import re
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 from clip2scene.config import Clip2sceneError, Job
 from clip2scene.machine import num_cpus, use_threads
 from clip2scene.pipeline import Pipeline
-from clip2scene.progress import console, duration, progress
+from clip2scene.progress import console, duration, progress, silent
 from clip2scene.stages import Stages
 from clip2scene.tables.spec import Cell, Table, expand, jobs_of
 from clip2scene.tracking.table_html import table_figures, table_html
@@ -96,7 +95,7 @@ def _run_all(
     metrics = {digest: _metrics(digest, cells) for digest in jobs}
     side_by_side = all(job.resources.num_workers == 0 and not job.resources.gpus_per_worker for job in jobs.values())
     # A pipeline that runs in this process draws bars of its own.
-    bar = progress(table.table, len(jobs), unit="jobs") if side_by_side else contextlib.nullcontext(_silent)
+    bar = progress(table.table, len(jobs), unit="jobs") if side_by_side else silent(table.table, len(jobs))
     with bar as advance:
         ended = _side_by_side if side_by_side else _one_after_another
         for done in ended(jobs, metrics, tags, tracker, parent):
@@ -213,10 +212,6 @@ def _one(digest: str, job: Job, metrics: Sequence[str], tags: Mapping[str, str],
         return Done(digest, time.perf_counter() - started, {}, sentence)
     kept = {name: pipeline.scores[name] for name in metrics if name in pipeline.scores}
     return Done(digest, time.perf_counter() - started, kept)
-
-
-def _silent(n: int = 1, **fields: Any) -> None:
-    """No bar."""
 
 
 def _say(table: Table, done: Done, tags: Mapping[str, str]) -> None:
