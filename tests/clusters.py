@@ -1,4 +1,4 @@
-"""A cluster of several nodes on this machine, as ``clip2scene up`` brings it up, for the tests that need one."""
+"""A cluster of several nodes on this machine, started with ``clip2scene up``, for the tests that need one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOBODY = {
     for name, value in os.environ.items()
     if not name.startswith(("RAY_", "MLFLOW_")) or name == "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 }
-"""The environment of somebody who knows no secret."""
+"""The environment of somebody without any secret."""
 
 
 class Up(NamedTuple):
@@ -37,7 +37,7 @@ class Up(NamedTuple):
         return (folder / "token").read_text(), (folder / "mlflow_password").read_text()
 
     def folder(self) -> Path:
-        """Ray's, for sockets and logs."""
+        """Ray's folder for sockets and logs."""
         (found,) = {words[words.index("--folder") + 1] for words in map(words_of, self.family()) if "--folder" in words}
         return Path(found)
 
@@ -46,7 +46,7 @@ class Up(NamedTuple):
 
 
 def words_of(process: psutil.Process) -> list[str]:
-    """Its command line; nothing if it has just ended."""
+    """Command line of a process; empty if it has just ended."""
     try:
         return process.cmdline()
     except psutil.Error:

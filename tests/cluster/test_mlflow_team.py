@@ -1,4 +1,4 @@
-"""The MLflow of a team, as cluster/mlflow/serve.sh starts it, on a real PostgreSQL: strangers out, secrets unseen."""
+"""The MLflow of a team, as cluster/mlflow/serve.sh starts it, on a real PostgreSQL: access control and secrets."""
 
 from __future__ import annotations
 

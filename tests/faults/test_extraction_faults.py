@@ -46,7 +46,7 @@ logging.getLogger("clip2scene.storage").addHandler(Waits())
 def bar(description, total, **_):
     def advance(n):
         (root / f"began-{name}").touch()
-        # The first goes on only when the second has asked for the same.
+        # The first continues only once the second waits for the same store.
         while str(name) == "first" and not (root / "waits").exists():
             time.sleep(0.02)
     yield advance

@@ -42,7 +42,7 @@ class Tiny:
     text_CD: torch.Tensor
 
     def distillation(self, settings: DistillSettings | None = None, **changes: object) -> Distillation:
-        """``changes`` are of the training or, by the names they have there, of its settings."""
+        """``changes`` are fields of the training or of its settings."""
         values = {
             "seed": 0,
             "frames": self.index.frames[:4],
@@ -54,7 +54,7 @@ class Tiny:
         return Distillation(**_with(values, settings or DistillSettings(), changes))
 
     def finetuning(self, settings: FinetuneSettings | None = None, **changes: object) -> Finetuning:
-        """``changes`` are of the training or, by the names they have there, of its settings."""
+        """``changes`` are fields of the training or of its settings."""
         values = {
             "seed": 0,
             "frames": self.index.frames[:2],
@@ -91,7 +91,7 @@ def tiny(streetworld_root: tuple[Path, str], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def distillation(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Distillation]:
-    """``distillation(method)`` of two keyframes, with superpixels where the method needs them."""
+    """``distillation(method)`` on two keyframes, with superpixels if the method needs them."""
     folder, frames = tmp_path_factory.mktemp("superpixels"), tiny.index.frames[:2]
     segment_images(tiny.index, frames, CONTRAST, 56, 104, folder, 0, silent)
     superpixels = SuperpixelStore.open(folder)
