@@ -1,4 +1,4 @@
-"""The image of cluster/Dockerfile and its composition, as far as they can be checked without building."""
+"""The image of cluster/Dockerfile and the composition around it, as far as they can be read without building."""
 
 from __future__ import annotations
 

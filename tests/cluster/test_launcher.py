@@ -1,4 +1,4 @@
-"""The files of Ray's launcher: Ray's own validation, authentication, and no secrets."""
+"""The files of Ray's launcher, by Ray's own validation, and by what a stranger must not find in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The MLflow of a team, as cluster/mlflow/serve.sh starts it, on a real PostgreSQL: access control and secrets."""
+"""The MLflow of a team, as cluster/mlflow/serve.sh starts it, on a real PostgreSQL: strangers out, secrets unseen."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,8 +21,6 @@ from typing import NamedTuple
 
 import psutil
 import pytest
-
-from commands import free_port
 
 MLFLOW = Path(__file__).resolve().parents[2] / "cluster" / "mlflow"
 VENV_BIN = Path(sys.executable).parent
@@ -42,6 +41,12 @@ def _postgres_folder() -> Path:
     if not folders:
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
     return folders[0]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -71,7 +76,7 @@ def _wait(process: subprocess.Popen[bytes], log: Path, ready) -> None:
 @contextlib.contextmanager
 def _postgres(password: str, log: Path) -> Iterator[int]:
     """PostgreSQL on loopback with a database and a role ``mlflow`` of that password: its port."""
-    programs, port = _postgres_folder(), free_port()
+    programs, port = _postgres_folder(), _free_port()
     data = Path(tempfile.mkdtemp(prefix="clip2scene-postgres-"))
     as_user: list[str] = []
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
@@ -114,7 +119,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     subprocess.run([MLFLOW / "secrets.sh", secrets_file], check=True)
     secrets = dict(line.split("=", 1) for line in secrets_file.read_text().splitlines())
     with _postgres(secrets["PGPASSWORD"], folder / "postgres.log") as database_port:
-        port = free_port()
+        port = _free_port()
         environment = _environment(
             MLFLOW_SECRETS_FILE=str(secrets_file),
             MLFLOW_ARTIFACTS_DESTINATION=str(folder / "artifacts"),

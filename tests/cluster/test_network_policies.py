@@ -1,4 +1,4 @@
-"""The network policies of cluster/kuberay: closed except for what is needed, by the rules of Kubernetes."""
+"""The network policies of cluster/kuberay: closed but for what is needed, by the rules of Kubernetes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _peers(rule: dict[str, Any], side: str) -> list[dict[str, Any]]:
 
 
 def _allowed(sender: dict[str, str], receiver: dict[str, str], port: int) -> bool:
-    """Whether the policies let a pod of the namespace with these labels reach the port of another."""
+    """Whether the policies let a pod of the namespace with these labels reach another one's port."""
 
     def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
         return selector.get("matchLabels", {}).items() <= labels.items()
