@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from commands import REPOSITORY, succeed, wait_until
+from clip2scene.data.index import read_index
+from commands import REPOSITORY, clip2scene, succeed, wait_until
 
 TINY = [
     "dataset.streetworld={train_scenes: 3, val_scenes: 2, keyframes_per_scene: 2, sweeps_between_keyframes: 2, "
@@ -110,3 +111,14 @@ def test_a_distillation_killed_with_sigkill_goes_on_from_its_checkpoint(demo, tm
     assert [step for step, _ in finished] == list(range(1, 31))
     # Its first epochs are those of the killed run, with the speed that was measured there: they were not run again.
     assert finished[:2] == killed[:2]
+
+
+def test_inspect_shows_how_many_keyframes_it_has_read(streetworld_root, tmp_path):
+    root, version = streetworld_root
+    index = tmp_path / "index.parquet"
+    succeed("index", "nuscenes", "--root", root, "--version", version, "--output", index)
+    frames = [frame.frame_id for frame in read_index(index).frames]
+    done = clip2scene("inspect", index)
+    assert done.stderr.splitlines()[-1].startswith(f"inspect: {len(frames)}/{len(frames)} keyframes")
+    assert done.stdout.count("frame ") == len(frames)
+    assert clip2scene("inspect", index, "--frame", frames[0]).stderr == ""

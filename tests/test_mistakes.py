@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from clip2scene import doctor
-from commands import clip2scene, fail, succeed
+from clip2scene.cli import main
+from commands import fail, succeed
 
 
 def test_doctor_passes():
@@ -22,12 +25,21 @@ def test_doctor_tells_of_a_gpu_that_torch_cannot_use(monkeypatch, capsys):
     assert "FAILED  shipped CLIP: " in printed
 
 
+def test_doctor_tells_of_a_gpu_that_is_older_than_torchs_kernels(monkeypatch, capsys):
+    known = {"device_count": 1, "get_device_name": "Tesla V100", "get_device_capability": (7, 0)}
+    for name, value in (known | {"get_arch_list": ["sm_75", "sm_80", "compute_120"]}).items():
+        monkeypatch.setattr(torch.cuda, name, lambda *number, value=value: value)
+    assert doctor.check() == 1
+    sentence = "FAILED  GPUs: RuntimeError: Tesla V100 has compute capability 7.0; this torch needs 7.5 or newer"
+    assert sentence in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["run", "jobs/demo.yaml", "distill.tau=1"], "distill.tau: unknown key"),
         (["run", "jobs/none.yaml"], "cannot read the job file"),
-        (["run", "jobs/demo.yaml", "resources.gpus_per_worker=64"], "needs 128 GPUs"),
+        (["run", "jobs/demo.yaml", "resources.gpus_per_worker=64"], "64 GPUs each is wanted and there is room for 0"),
         (["run", "jobs/demo.yaml", "storage=/proc/nowhere"], "cannot make this folder"),
         (
             ["run", "jobs/demo.yaml", "prompts.vocabulary=latin"],
@@ -43,7 +55,10 @@ def test_doctor_tells_of_a_gpu_that_torch_cannot_use(monkeypatch, capsys):
             "settings tau: unknown key; `clip2scene settings` lists all; did you mean distill.scr.tau?",
         ),
         (["index", "nuscenes", "--root", "/nowhere", "--version", "v1.0-mini", "--output", "x"], "/nowhere"),
-        (["run", "jobs/demo.yaml", "--address", "http://127.0.0.1:8265"], "is sent to the URL of a dashboard by"),
+        (
+            ["run", "jobs/demo.yaml", "--address", "http://127.0.0.1:8265"],
+            "`clip2scene submit --dashboard URL` sends",
+        ),
         (
             ["sweep", "search_spaces/temperatures.yaml", "--job", "jobs/demo.yaml", "job.storage=s3://b/x"],
             "storage=s3://b/x: a sweep needs a folder",
@@ -60,6 +75,35 @@ def test_a_mistake_is_one_sentence(words, sentence, tmp_path):
     assert sentence in fail(*words)
 
 
-def test_a_folder_where_a_file_is_to_be_written_is_refused_before_any_work():
-    done = clip2scene("index", "nuscenes", "--root", "/data", "--output", "tests")
-    assert (done.returncode, "--output: tests is a folder; a file is needed" in done.stderr) == (2, True)
+SCANNET = ["index", "scannet", "--root", "/data", "--output"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([*SCANNET, "tests"], "--output: tests is a folder; a file is needed"),
+        ([*SCANNET, "x", "--images-per-scene", "0"], "--images-per-scene: 0: must be an integer above 0"),
+        ([*SCANNET, "x", "--max-sweeps", "-1"], "--max-sweeps: -1: must be an integer of at least 0"),
+        ([*SCANNET, "x", "--max-sweeps", "two"], "--max-sweeps: two: must be an integer of at least 0"),
+        (["index", "kitti", "--root", "/data", "--output", "x"], "DATASET: invalid choice: 'kitti' (choose from "),
+        (["list", "--address", "http://127.0.0.1:8265"], "unrecognized arguments: --address http://127.0.0.1:8265"),
+    ],
+)
+def test_a_mistake_in_the_options_is_refused_before_any_work(words, sentence, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_overview_has_every_command_and_each_has_an_example(capsys):
+    commands = set()
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    for line in capsys.readouterr().out.split("\noptions:")[0].splitlines():
+        if match := re.match(r"  ([a-z]+) +[a-z]", line):
+            commands.add(match[1])
+    assert len(commands) == 15
+    for command in commands:
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        assert f"\nexample:\n  clip2scene {command}" in capsys.readouterr().out

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from clip2scene import cli
+from clip2scene.data.index import read_index
 from clip2scene.storage import Storage, StorageError, locked, writing
 
 
@@ -103,7 +104,8 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written(streetworld_root, 
     words = ["index", "nuscenes", "--root", str(root), "--version", version, "--output"]
     index = str(tmp_path / "index.parquet")
     assert cli.main([*words, index]) == 0
-    assert cli.main(["inspect", index, "--figure", str(small_disk / "frame.png")]) == 1
+    frame = read_index(index).frames[0].frame_id
+    assert cli.main(["inspect", index, "--frame", frame, "--figure", str(small_disk / "frame.png")]) == 1
     err = capsys.readouterr().err
     assert "No space left" in err
     assert err.startswith("clip2scene: ")

@@ -55,9 +55,9 @@ class Artifacts:
     def __init__(self, job: Job):
         self.job = job
         self.storage = Storage(job.storage)
-        self.vocabulary: Vocabulary = vocabulary_of(job.dataset.kind)
-        words = job.prompts.vocabulary
-        self.prompt_vocabulary = self.vocabulary if words is None else vocabulary(words)
+        words, names = job.prompts.vocabulary, job.prompts.names
+        self.vocabulary: Vocabulary = vocabulary_of(job.dataset.kind, names)
+        self.prompt_vocabulary = self.vocabulary if words is None else vocabulary(words, names)
 
     # --- index ---
 
@@ -147,7 +147,7 @@ class Artifacts:
         Raises:
             DataError: it is not finished, or has another teacher's features.
         """
-        return FeatureStore.open(self.store_path, teacher_digest=self.teacher.digest, storage=self.storage)
+        return FeatureStore.open(self.store_path, self.storage, teacher_digest=self.teacher.digest)
 
     @property
     def frames(self) -> dict[str, Frame]:
@@ -204,4 +204,4 @@ class Artifacts:
             progress,
             storage=self.storage,
         )
-        return SuperpixelStore.open(self.superpixel_path, storage=self.storage)
+        return SuperpixelStore.open(self.superpixel_path, self.storage)

@@ -48,7 +48,11 @@ def _add_on_each_gpu() -> None:
     import torch
 
     for number in range(torch.cuda.device_count()):
-        name = torch.cuda.get_device_name(number)
+        name, (major, minor) = torch.cuda.get_device_name(number), torch.cuda.get_device_capability(number)
+        oldest = min(int(arch.removeprefix("sm_")) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_"))
+        if 10 * major + minor < oldest:
+            wanted = f"{oldest // 10}.{oldest % 10}"
+            raise RuntimeError(f"{name} has compute capability {major}.{minor}; this torch needs {wanted} or newer")
         assert torch.ones(2, device=f"cuda:{number}").sum().item() == 2, f"{name} cannot add"
         print(f"        {number}: {name}, {torch.cuda.get_device_properties(number).total_memory / 2**30:.0f} GiB")
 

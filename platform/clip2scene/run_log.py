@@ -16,8 +16,8 @@ import numpy as np
 from clip2scene.config import Job
 from clip2scene.progress import console
 from clip2scene.stages import Stages, Trained
-from clip2scene.tracking import figures
-from clip2scene.tracking.overview import frame_figure, readable_images
+from clip2scene.tracking.figures import charts, labels
+from clip2scene.tracking.figures.keyframe import frame_figure, readable_images
 from clip2scene.tracking.tracker import Run, Tracker
 from clip2scene.training.evaluate import Scores, example_frame
 from clip2scene.training.fit import Metrics
@@ -70,7 +70,7 @@ class RunLog:
         run.set_tags({"student": student.digest, "cached": str(student.cached).lower()})
         self._artifact(run, student.path, "student")
         if history.rows:
-            self._figure(run, lambda: figures.loss_curves(history.rows, title), "figures/losses.png")
+            self._figure(run, lambda: charts.loss_curves(history.rows, title), "figures/losses.png")
 
     def _artifact(self, run: Run, path: Path, folder: str) -> None:
         run.log_artifact(path, folder)
@@ -101,13 +101,13 @@ class RunLog:
         panels = {method: example[method] for method in domains}
         named = {f"{prefix}{method}": labels_N for method, labels_N in panels.items()}
         self._keep_example({"points": example["points"], "truth": example["truth"], **named})
-        self._figure(run, lambda: figures.class_bars(per_class, "IoU per class"), "figures/classes.png")
+        self._figure(run, lambda: charts.class_bars(per_class, "IoU per class"), "figures/classes.png")
         for method, counts_CC in counts.items():
-            draw = functools.partial(figures.confusion_matrix, counts_CC, words, method)
+            draw = functools.partial(charts.confusion_matrix, counts_CC, words, method)
             self._figure(run, draw, f"figures/confusion_{method}.png")
         self._figure(
             run,
-            lambda: figures.birds_eye(example["points"], panels, example["truth"], words),
+            lambda: labels.birds_eye(example["points"], panels, example["truth"], words),
             "figures/birds_eye.png",
         )
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from clip2scene.artifacts import Artifacts
 from clip2scene.config import TEXT_FREE, Job, digest_of
+from clip2scene.data.datasets import ego_radius_m
 from clip2scene.data.index import DataError, Frame
 from clip2scene.progress import progress
 from clip2scene.student.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -118,6 +119,7 @@ class Stages(Artifacts):
                 job.distill.sweep_choice,
                 job.distill.merge_sweeps,
                 self.superpixels() if job.distill.method == "slidr" else None,
+                ego_radius_m(job.dataset.kind),
             ),
             resources=job.resources,
             student=job.student,
@@ -135,7 +137,13 @@ class Stages(Artifacts):
         job, words = self.job, self.vocabulary if labels else None
         return Validation(
             frames=self.eval_frames,
-            source=SampleSource(self.index.root, self.store, num_sweeps=SWEEPS, label_vocabulary=words),
+            source=SampleSource(
+                self.index.root,
+                self.store,
+                num_sweeps=SWEEPS,
+                ego_radius_m=ego_radius_m(job.dataset.kind),
+                label_vocabulary=words,
+            ),
             text_CD=self.text(self.vocabulary, job.prompts.templates),
             every_epochs=every_epochs,
             cached_frames=job.resources.cached_frames,
@@ -155,6 +163,7 @@ class Stages(Artifacts):
             [frame.frame_id for frame in self.train_frames],
             job.student.digest(),
             job.distill.digest(),
+            ego_radius_m(job.dataset.kind),
             job.seed,
             job.resources.num_workers,
         )

@@ -19,6 +19,7 @@ from clip2scene.config import ExtractSettings, Job, StreetworldSettings, Teacher
 from clip2scene.data.index import Index
 from clip2scene.jobfile import load_job
 from clip2scene.progress import silent
+from clip2scene.storage import Storage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _MEBIBYTE = 2**20
@@ -102,7 +103,15 @@ class Bench:
 
         path = self.folder / "features"
         with ray_here(self.cores):
-            extract(self.world, self.world.frames, self.teacher_settings, ExtractSettings(), path, silent)
+            extract(
+                self.world,
+                self.world.frames,
+                self.teacher_settings,
+                ExtractSettings(),
+                path,
+                silent,
+                storage=Storage(path),
+            )
         return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -75,7 +76,7 @@ def test_what_the_storage_holds_is_done(streetworld_root, tmp_path):
     shape = (*stages.teacher.grid, stages.teacher.dim)
     for frame in frames[:-1]:
         features = {camera.name: np.zeros(shape, np.float16) for camera in frame.cameras}
-        store.write_frame(stages.store_path, frame.frame_id, features, {}, stages.teacher.digest)
+        store.write_frame(stages.store_path, frame.frame_id, features, {}, stages.teacher.digest, stages.storage)
     written = sorted(tmp_path.rglob("*"))
     some = works(planned(DEMO, *words))
     assert some["index"].done == len(stages.index.frames)
@@ -239,15 +240,17 @@ def test_json_and_arguments_that_are_refused(capsys, tmp_path):
     assert values["machine"]["nodes"] == [{"CPU": 4.0, "GPU": values["machine"]["nodes"][0]["GPU"]}]
     assert values["seconds"] == pytest.approx(sum(stage["seconds"] for stage in values["stages"]))
     assert sum(values["memory"].values()) > values["memory"]["process"]
-    for words, sentence in (
-        (["--frames", "0"], "--frames 0: must be a number above 0"),
-        (["--address", "http://x", "--gpus", "2"], "--address: a cluster says"),
-        (["--images-per-second", "nan"], "--images-per-second nan: must be a number above 0"),
-        (["--price-per-gpu-hour", "inf"], "--price-per-gpu-hour inf: must be a number"),
-        (["--job", DEMO], "--job JOB belongs to a search space"),
-        (["--rates", str(tmp_path / "none.json")], "cannot be read"),
+    for status, words, sentence in (
+        (2, ["--frames", "0"], "--frames: 0: must be an integer above 0"),
+        (2, ["--gpus", "-1"], "--gpus: -1: must be an integer of at least 0"),
+        (2, ["--images-per-second", "nan"], "--images-per-second: nan: must be a number above 0"),
+        (2, ["--price-per-gpu-hour", "inf"], "--price-per-gpu-hour: inf: must be a number"),
+        (1, ["--dashboard", "http://x", "--gpus", "2"], "--dashboard: the cluster says"),
+        (1, ["--job", DEMO], "--job JOB belongs to a search space"),
+        (1, ["--rates", str(tmp_path / "none.json")], "cannot be read"),
     ):
-        assert main(["plan", DEMO, *words]) == 1
+        with pytest.raises(SystemExit) if status == 2 else contextlib.nullcontext():
+            assert main(["plan", DEMO, *words]) == 1
         assert sentence in capsys.readouterr().err
 
 
@@ -279,10 +282,10 @@ def test_memory_of_a_worker_is_near_what_is_measured(streetworld_root, tmp_path)
     frames = (*stages.train_frames, *stages.eval_frames)
     for frame in frames:
         features = {camera.name: rng.standard_normal(shape).astype(np.float16) for camera in frame.cameras}
-        store.write_frame(stages.store_path, frame.frame_id, features, {}, stages.teacher.digest)
+        store.write_frame(stages.store_path, frame.frame_id, features, {}, stages.teacher.digest, stages.storage)
     about = {"index": stages.index.digest, "teacher": stages.teacher.digest, "grid": list(shape[:2]), "dim": shape[2]}
     counts = {"frames": len(frames), "images": 6 * len(frames), "broken": [], "dtype": "float16"}
-    store.write_manifest(stages.store_path, about | counts)
+    store.write_manifest(stages.store_path, about | counts, stages.storage)
     estimate = plan_jobs(
         [stages.job.model_copy(update={"stage": "distill"})], "m", Planner(machine(), read_rates())
     ).memory

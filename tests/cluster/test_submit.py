@@ -50,7 +50,7 @@ def test_tables_and_sweeps_are_submitted_too():
 def test_the_package_is_the_code_and_the_files():
     with submit.package(submit.read_submission(SPACE, (), DEMO)) as folder:
         inside = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        revision = git_revision(folder / "clip2scene")
+        revision = (folder / "clip2scene" / "REVISION").read_text()
     code = Path(clip2scene.__file__).parent
     sources = {f"clip2scene/{path.relative_to(code)}" for path in code.rglob("*.py")}
     weights = {f"clip2scene/streetworld/clip/{path.name}" for path in (code / "streetworld" / "clip").iterdir()}
@@ -60,7 +60,7 @@ def test_the_package_is_the_code_and_the_files():
         "files/0/temperatures.yaml",
         "files/1/demo.yaml",
     }
-    assert revision == git_revision()
+    assert revision == f"{git_revision()}\n"
     assert not folder.exists()
 
 
@@ -174,7 +174,7 @@ def test_a_tracking_uri_that_the_dashboard_must_not_show(uri, sentence):
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [
-        ("127.0.0.1:6379", "must be the address of Ray's dashboard"),
+        ("127.0.0.1:6379", "must be the URL of Ray's dashboard"),
         ("http://ann:pa55@127.0.0.1:8265", "holds a password"),
     ],
 )

@@ -75,7 +75,7 @@ def submission(folder: Path) -> list[object]:
 def test_a_stranger_is_told_that_a_token_is_wanted(cluster):
     address = cluster.environment["RAY_API_SERVER_ADDRESS"]
     for stranger in (NOBODY | {"HOME": "/nowhere"}, NOBODY | {"RAY_AUTH_TOKEN": "guessed"}):
-        done = clip2scene("list", "--address", address, environment=stranger)
+        done = clip2scene("list", "--dashboard", address, environment=stranger)
         assert done.returncode == 1
         assert done.stderr.startswith(f"clip2scene: {address} wants its token; ")
         assert done.stderr.count("\n") == 1

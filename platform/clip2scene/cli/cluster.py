@@ -1,4 +1,4 @@
-"""The verbs of clusters: ``up``, ``submit``, ``list``, ``status``, ``logs``, ``stop``."""
+"""The commands of clusters: ``up``, ``submit``, ``list``, ``status``, ``logs``, ``stop``."""
 
 from __future__ import annotations
 
@@ -7,59 +7,111 @@ import os
 from datetime import datetime
 from typing import Any
 
+from clip2scene.cli.options import Commands, add_dashboard, add_submission
 from clip2scene.cli.session import TRACKING_URI
 from clip2scene.config import ConfigError
 
 _DASHBOARD_PORT, _TRACKING_PORT = 8265, 5000
+_DASHBOARD = "Ray's dashboard (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, else http://127.0.0.1:8265)"
 
 
-def register(verbs: Any) -> None:
-    """Add the verbs."""
-    submit = verbs.add_parser("submit", help="run a job, a table or a sweep on a Ray cluster, and follow its log")
-    submit.add_argument("file", help="job, table or search space, such as jobs/demo.yaml")
-    submit.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="settings to change, as with run and sweep"
+def register(commands: Commands) -> None:
+    """Add the commands."""
+    up = commands.add_parser(
+        "up",
+        help="start Ray nodes and an MLflow server on this machine",
+        description="Start a Ray cluster of several nodes and an MLflow server on this machine, for this machine only, "
+        "with a token and a password. Ctrl-C ends both.",
+        example="clip2scene up --nodes 3",
     )
-    submit.add_argument("--job", help="with a search space: job file whose settings are varied")
-    submit.add_argument(
-        "--tracking-uri", help="MLflow server, as the cluster reaches it; MLFLOW_TRACKING_URI when not given"
+    up.add_argument("--nodes", metavar="N", type=int, default=1, help="number of Ray nodes (default: %(default)s)")
+    up.add_argument(
+        "--cpus-per-node",
+        metavar="N",
+        type=int,
+        help="CPUs Ray may use per node (default: this machine's divided by the nodes, at least 2)",
     )
-    submit.add_argument("--detach", action="store_true", help="do not follow the log")
-    submit.add_argument("--again", action="store_true", help="a new job, even if the same one is running")
-    _add_address(submit)
-    submit.set_defaults(verb=_submit)
-
-    listing = verbs.add_parser("list", help="the jobs of a cluster")
-    _add_address(listing)
-    listing.set_defaults(verb=_list)
-
-    status = verbs.add_parser("status", help="a job of a cluster")
-    status.add_argument("id")
-    _add_address(status)
-    status.set_defaults(verb=_status)
-
-    logs = verbs.add_parser("logs", help="what a job of a cluster has printed")
-    logs.add_argument("id")
-    logs.add_argument("--follow", action="store_true", help="until it ends; the exit status is the job's")
-    _add_address(logs)
-    logs.set_defaults(verb=_logs)
-
-    stop = verbs.add_parser("stop", help="end a job of a cluster")
-    stop.add_argument("id")
-    _add_address(stop)
-    stop.set_defaults(verb=_stop)
-
-    up = verbs.add_parser("up", help="a Ray cluster of several nodes and an MLflow server on this machine")
-    up.add_argument("--nodes", type=int, default=1)
-    up.add_argument("--cpus-per-node", type=int, help="that Ray counts with; this machine's shared out, at least 2")
-    up.add_argument("--storage", default="cluster-output", help="folder for runs and secrets (default: %(default)s)")
-    up.add_argument("--port", type=int, default=_DASHBOARD_PORT, help="of Ray's dashboard (default: %(default)s)")
-    up.add_argument("--tracking-port", type=int, default=_TRACKING_PORT, help="of MLflow (default: %(default)s)")
+    up.add_argument(
+        "--storage",
+        metavar="FOLDER",
+        default="cluster-output",
+        help="folder for runs and secrets (default: %(default)s)",
+    )
+    up.add_argument(
+        "--port", metavar="N", type=int, default=_DASHBOARD_PORT, help="port of Ray's dashboard (default: %(default)s)"
+    )
+    up.add_argument(
+        "--tracking-port", metavar="N", type=int, default=_TRACKING_PORT, help="port of MLflow (default: %(default)s)"
+    )
     up.set_defaults(verb=_up)
 
+    submit = commands.add_parser(
+        "submit",
+        help="run a job, a table or a sweep on a Ray cluster",
+        description="Run a job, a table or a sweep on a Ray cluster and follow its log; Ctrl-C leaves it running, and "
+        "the exit status is the job's. If the same one already runs there, its log is followed instead.",
+        example="clip2scene submit jobs/demo.yaml storage=/shared/demo --dashboard http://HOST:8265 "
+        "--tracking-uri http://HOST:5000",
+    )
+    add_submission(submit)
+    submit.add_argument(
+        "--tracking-uri", metavar="URL", help=f"MLflow server, as the cluster reaches it (default: {TRACKING_URI})"
+    )
+    submit.add_argument("--detach", action="store_true", help="do not follow the log")
+    submit.add_argument("--again", action="store_true", help="start a new job even if the same one is running")
+    add_dashboard(submit, _DASHBOARD)
+    submit.set_defaults(verb=_submit)
 
-def _add_address(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--address", metavar="URL", help="Ray's dashboard; RAY_API_SERVER_ADDRESS when not given")
+    listing = commands.add_parser(
+        "list",
+        help="list the jobs of a cluster",
+        description="List the jobs of a Ray cluster, oldest first: state, start and ID.",
+        example="clip2scene list --dashboard http://HOST:8265",
+    )
+    add_dashboard(listing, _DASHBOARD)
+    listing.set_defaults(verb=_list)
+
+    _add_job_command(
+        commands,
+        "status",
+        _status,
+        help="print the state of a job",
+        description="Print the state of a job of a Ray cluster, its command, message, user and MLflow server.",
+    )
+    logs = _add_job_command(
+        commands,
+        "logs",
+        _logs,
+        help="print what a job has printed",
+        description="Print what a job of a Ray cluster has printed so far.",
+    )
+    logs.add_argument("--follow", action="store_true", help="until it ends; the exit status is the job's")
+    _add_job_command(
+        commands,
+        "stop",
+        _stop,
+        help="end a job",
+        description="End a job of a Ray cluster with SIGTERM, and wait until it has ended.",
+    )
+
+
+def _add_job_command(
+    commands: Commands, name: str, verb: Any, *, help: str, description: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=help, description=description, example=f"clip2scene {name} clip2scene-demo-0123456789abcdef"
+    )
+    parser.add_argument("id", metavar="ID", help="the job, as `clip2scene list` shows it")
+    add_dashboard(parser, _DASHBOARD)
+    parser.set_defaults(verb=verb)
+    return parser
+
+
+def _up(options: argparse.Namespace) -> int:
+    from clip2scene.cluster.up import serve
+
+    serve(options.storage, options.nodes, options.cpus_per_node, options.port, options.tracking_port)
+    return 0
 
 
 def _submit(options: argparse.Namespace) -> int:
@@ -72,7 +124,7 @@ def _submit(options: argparse.Namespace) -> int:
     from clip2scene.cluster.submit import read_submission, submit
 
     submission = read_submission(options.file, options.overrides, options.job)
-    jobs = Jobs(options.address)
+    jobs = Jobs(options.dashboard)
     job_id, sent = submit(submission, jobs, tracking_uri, again=options.again)
     print(f"{job_id}: {'submitted to' if sent else 'is already running at'} {jobs.address}", flush=True)
     if options.detach:
@@ -84,7 +136,7 @@ def _submit(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace) -> int:
     from clip2scene.cluster.jobs import Jobs
 
-    for job in Jobs(options.address).all():
+    for job in Jobs(options.dashboard).all():
         print(_line(job))
     return 0
 
@@ -92,7 +144,7 @@ def _list(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from clip2scene.cluster.jobs import Jobs
 
-    job = Jobs(options.address).one(options.id)
+    job = Jobs(options.dashboard).one(options.id)
     print(_line(job))
     print(f"command: {job.entrypoint}\nmessage: {job.message}")
     for key, value in (job.metadata or {}).items():
@@ -103,7 +155,7 @@ def _status(options: argparse.Namespace) -> int:
 def _logs(options: argparse.Namespace) -> int:
     from clip2scene.cluster.jobs import Jobs
 
-    jobs = Jobs(options.address)
+    jobs = Jobs(options.dashboard)
     if options.follow:
         jobs.one(options.id)
         return jobs.follow(options.id)
@@ -114,15 +166,8 @@ def _logs(options: argparse.Namespace) -> int:
 def _stop(options: argparse.Namespace) -> int:
     from clip2scene.cluster.jobs import Jobs
 
-    was_running = Jobs(options.address).stop(options.id)
-    print(f"{options.id}: {'stopped' if was_running else 'had ended before'}")
-    return 0
-
-
-def _up(options: argparse.Namespace) -> int:
-    from clip2scene.cluster.up import serve
-
-    serve(options.storage, options.nodes, options.cpus_per_node, options.port, options.tracking_port)
+    was_running = Jobs(options.dashboard).stop(options.id)
+    print(f"{options.id}: {'stopped' if was_running else 'had already ended'}")
     return 0
 
 

@@ -1,54 +1,71 @@
-"""``clip2scene plan``: a dry run."""
+"""``clip2scene plan`` and ``doctor``: what to ask before a run."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-from typing import Any
 
+from clip2scene.cli.options import (
+    Commands,
+    add_dashboard,
+    add_submission,
+    non_negative_integer,
+    non_negative_number,
+    positive_integer,
+    positive_number,
+)
 from clip2scene.config import ConfigError
 
 
-def register(verbs: Any) -> None:
-    """Add the verb."""
-    plan = verbs.add_parser("plan", help="what a job, a table or a sweep would do, take, want and cost; nothing is run")
-    plan.add_argument("file", help="job, table or search space, such as jobs/nuscenes.yaml")
-    plan.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="settings to change, as with run and sweep"
+def register(commands: Commands) -> None:
+    """Add the commands."""
+    plan = commands.add_parser(
+        "plan",
+        help="dry run: data, steps, memory, disk and time; nothing is run",
+        description="Dry run of a job, a table or a sweep: its data, steps, memory, disk and time. Nothing is run; the "
+        "exit status is 1 if it could not run there.",
+        example="clip2scene plan jobs/nuscenes.yaml --gpus 8",
     )
-    plan.add_argument("--job", help="with a search space: job file whose settings are varied")
-    where = plan.add_argument_group("where it would run (this machine when not given)")
-    where.add_argument("--address", metavar="URL", help="Ray's dashboard of a cluster")
-    where.add_argument("--cpus", type=int, metavar="N", help="a machine with so many cores")
-    where.add_argument("--gpus", type=int, metavar="N", help="a machine with so many GPUs")
-    plan.add_argument("--frames", type=int, metavar="N", help="so many training keyframes, the others in proportion")
-    plan.add_argument("--rates", metavar="FILE", help="JSON of rates that you measured, as in the package's rates.json")
-    plan.add_argument("--images-per-second", type=float, metavar="X", help="of one actor, as you measured it")
-    plan.add_argument("--steps-per-second", type=float, metavar="X", help="of distillation with one worker, likewise")
-    plan.add_argument("--price-per-gpu-hour", type=float, metavar="X")
-    plan.add_argument("--json", action="store_true")
+    add_submission(plan)
+    where = plan.add_argument_group("where it would run (default: this machine)")
+    add_dashboard(where, "the Ray cluster with this dashboard")
+    where.add_argument("--cpus", type=positive_integer, metavar="N", help="a machine with that many cores")
+    where.add_argument("--gpus", type=non_negative_integer, metavar="N", help="a machine with that many GPUs")
+    plan.add_argument(
+        "--frames",
+        type=positive_integer,
+        metavar="N",
+        help="plan for that many training keyframes, and other splits in proportion",
+    )
+    rates = plan.add_argument_group("speeds and prices")
+    rates.add_argument(
+        "--rates", metavar="FILE", help="JSON file of measured rates, like clip2scene/cluster/rates.json"
+    )
+    rates.add_argument("--images-per-second", type=positive_number, metavar="X", help="speed of one extraction actor")
+    rates.add_argument("--steps-per-second", type=positive_number, metavar="X", help="distillation speed of one worker")
+    rates.add_argument("--price-per-gpu-hour", type=non_negative_number, metavar="X", help="also print the cost")
+    plan.add_argument("--json", action="store_true", help="print JSON instead of text")
     plan.set_defaults(verb=_plan)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="check this machine: versions, cores, memory, GPUs, disk",
+        description="Check this machine: versions, cores, memory, GPUs and disk, a sparse convolution and the shipped "
+        "CLIP. The exit status is 1 if a check fails.",
+    )
+    doctor.set_defaults(verb=_doctor)
 
 
 def _plan(options: argparse.Namespace) -> int:
-    for name in ("cpus", "frames", "images_per_second", "steps_per_second"):
-        if (value := getattr(options, name)) is not None and not 0 < value < math.inf:
-            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: must be a number above 0")
-    for name in ("gpus", "price_per_gpu_hour"):
-        if (value := getattr(options, name)) is not None and not 0 <= value < math.inf:
-            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: must be a number, not below 0")
-    if options.address is not None and (options.cpus, options.gpus) != (None, None):
-        raise ConfigError(
-            "--address: a cluster says what it has; --cpus and --gpus are for machines that are not there"
-        )
+    if options.dashboard is not None and (options.cpus, options.gpus) != (None, None):
+        raise ConfigError("--dashboard: the cluster says what it has; --cpus and --gpus describe a machine instead")
     from clip2scene.cluster.plan import plan
     from clip2scene.cluster.plan_machine import cluster_at, machine_of, this_machine
     from clip2scene.cluster.plan_report import plan_json, plan_text
     from clip2scene.cluster.rates import read_rates
 
-    if options.address is not None:
-        machine = cluster_at(options.address)
+    if options.dashboard is not None:
+        machine = cluster_at(options.dashboard)
     elif options.cpus is not None or options.gpus is not None:
         machine = machine_of(options.cpus, options.gpus)
     else:
@@ -62,3 +79,9 @@ def _plan(options: argparse.Namespace) -> int:
     if made.problems:
         raise ConfigError(made.refusal)
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from clip2scene.doctor import check
+
+    return check()

@@ -1,10 +1,11 @@
-"""What every verb that runs something needs: MLflow and Ray, which start beside each other."""
+"""What every command that runs something needs: MLflow and Ray, which start beside each other."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,12 +20,13 @@ def add_session(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address",
         metavar="HOST:PORT",
-        help="head of a Ray cluster that this machine is of, or auto; else one embedded",
+        help="Ray head of a running cluster that this machine belongs to (or `auto`); without it Ray starts here",
     )
     parser.add_argument(
         "--tracking-uri",
+        metavar="URL",
         default=os.environ.get(TRACKING_URI) or None,
-        help=f"MLflow server; {TRACKING_URI} when not given, and without both one embedded",
+        help=f"MLflow server (default: {TRACKING_URI}, else one in the storage folder)",
     )
 
 
@@ -32,23 +34,23 @@ def add_session(parser: argparse.ArgumentParser) -> None:
 def session(
     options: argparse.Namespace, storage: Path, experiment: str, job: Job, *, dashboard: bool = False
 ) -> Iterator[Tracker]:
-    """A tracker, with Ray initialised for as long as the block lasts.
+    """Initialise Ray for the length of the block, and yield a tracker.
 
     Args:
-        options: of the command line: ``address`` of a cluster and ``tracking_uri`` of a server, embedded ones if None.
+        options: ``address`` of a cluster and ``tracking_uri`` of a server; embedded ones where None.
         storage: folder of the embedded server's runs and of the outbox.
-        experiment: its name.
-        job: whose workers must fit.
-        dashboard: an embedded Ray has one.
+        experiment: name of the MLflow experiment.
+        job: the job whose workers must fit.
+        dashboard: whether an embedded Ray has a dashboard.
 
     Raises:
-        ConfigError: a URL for an address; or as :func:`ray_session`.
+        ConfigError: the address is a URL; or as :func:`ray_session`.
         TrackingError: as :func:`embedded_server` and :func:`connect`.
     """
     if options.address is not None and "://" in options.address:
         raise ConfigError(
-            f"--address {options.address}: HOST:PORT of a Ray cluster's head is needed, or auto; a job is sent to the "
-            "URL of a dashboard by `clip2scene submit`"
+            f"--address {options.address}: must be HOST:PORT of a Ray head, or auto; `clip2scene submit --dashboard "
+            "URL` sends a job to a dashboard"
         )
     from clip2scene.cluster.session import ray_session
     from clip2scene.tracking.server import starting_server
@@ -64,3 +66,9 @@ def session(
             stack.enter_context(ray_session(job, options.address, dashboard=dashboard))
             tracker = connect(wait_for_uri(), experiment, outbox)
         yield tracker
+
+
+def report_command(name: str, storage: str | Path, tracking_uri: str | None) -> str:
+    """The command that prints a table or a sweep again, from the MLflow server that its session used."""
+    where = ["--tracking-uri", tracking_uri] if tracking_uri else ["--storage", str(storage)]
+    return shlex.join(["clip2scene", "report", name, *where, "--html", f"{name}.html"])

@@ -1,47 +1,53 @@
-"""``clip2scene sweep``: begin a sweep, or go on with one."""
+"""``clip2scene sweep``: start a sweep, or continue one."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 from pathlib import Path
-from typing import Any
 
-from clip2scene.cli.session import add_session, session
+from clip2scene.cli.options import Commands, add_overrides
+from clip2scene.cli.session import add_session, report_command, session
 from clip2scene.config import ConfigError
 
 
-def register(verbs: Any) -> None:
-    """Add the verb."""
-    sweep = verbs.add_parser(
-        "sweep", help="search settings of a job: many trainings on one extraction, compared in MLflow"
+def register(commands: Commands) -> None:
+    """Add the command."""
+    sweep = commands.add_parser(
+        "sweep",
+        help="search settings of a job: many trials on one extraction",
+        description="Search settings of a job: many trials on the same extracted features, compared in MLflow. A sweep "
+        "that was interrupted continues with --resume NAME, or with the same command.",
+        example="clip2scene sweep search_spaces/temperatures.yaml --job jobs/streetworld.yaml",
     )
-    sweep.add_argument("space", nargs="?", help="search space, such as search_spaces/temperatures.yaml")
+    sweep.add_argument("space", nargs="?", metavar="FILE", help="search space, such as search_spaces/temperatures.yaml")
+    add_overrides(sweep, "settings of the search space to change, or of the job as job.key=value")
+    sweep.add_argument("--job", metavar="FILE", help="job file whose settings are varied")
+    sweep.add_argument("--resume", metavar="NAME", help="continue a sweep that was interrupted; takes no file")
     sweep.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="of the space, or with job. before it of the job"
-    )
-    sweep.add_argument("--job", help="job file whose settings are varied")
-    sweep.add_argument("--resume", metavar="NAME", help="go on with a sweep that was interrupted; no file is needed")
-    sweep.add_argument(
-        "--storage", help="with --resume: storage folder of the sweep; looked for in the current folder if not given"
+        "--storage",
+        metavar="FOLDER",
+        help="with --resume: storage folder of the sweep (default: searched for below the current folder)",
     )
     add_session(sweep)
     sweep.set_defaults(verb=_sweep)
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from clip2scene.sweeps.space import load_sweep
+    from clip2scene.sweeps.sweep import load_sweep
 
     if options.resume is not None:
         if options.space is not None or options.job is not None:
-            raise ConfigError(f"sweep --resume {options.resume}: takes no SPACE and no --job; it knows its own")
+            raise ConfigError(f"sweep --resume {options.resume}: takes no FILE and no --job; it has kept its own")
         from clip2scene.sweeps.runner import recall
 
         folder = _folder_of(options.resume, options.storage)
         sweep, command = recall(folder)
     else:
         if options.space is None or options.job is None or options.storage is not None:
-            raise ConfigError("sweep: give SPACE and --job JOB to begin one, or --resume NAME [--storage DIR] to go on")
+            raise ConfigError(
+                "sweep: give FILE and --job FILE to start a sweep, or --resume NAME [--storage FOLDER] to continue one"
+            )
         sweep = load_sweep(options.space, options.job, options.overrides)
         from clip2scene.sweeps.runner import remember
 
@@ -49,7 +55,7 @@ def _sweep(options: argparse.Namespace) -> int:
         sweep, folder = remember(sweep, command)
     from clip2scene.sweeps.runner import run_sweep
     from clip2scene.tracking.server import UI_PAGES
-    from clip2scene.tracking.sweep_report import sweep_text
+    from clip2scene.tracking.sweep.text import sweep_text
 
     storage = folder.parents[1]
     job = sweep.job_of(sweep.trials[0])
@@ -57,19 +63,18 @@ def _sweep(options: argparse.Namespace) -> int:
     with session(options, storage, sweep.base.experiment, job, dashboard=dashboard) as tracker:
         record = run_sweep(sweep, tracker, folder, command, None if options.tracking_uri else UI_PAGES)
     print(sweep_text(record))
-    where = f"--tracking-uri {options.tracking_uri}" if options.tracking_uri else f"--storage {storage}"
-    print(f"report: clip2scene report {sweep.space.sweep} {where} --html {sweep.space.sweep}.html")
+    print(f"report: {report_command(sweep.space.sweep, storage, options.tracking_uri)}")
     if (folder / "best.yaml").is_file():
         print(f"best:   clip2scene run {folder / 'best.yaml'}")
     return 0
 
 
 def _folder_of(name: str, storage: str | None) -> Path:
-    """The sweep's folder: below the storage given, or the only one of that name below this folder."""
+    """The sweep's folder: in the given storage, or the only one of that name one level below the current folder."""
     if storage is not None:
         return Path(storage).resolve() / "sweeps" / name
     found = [path.parent.resolve() for path in Path().glob(f"*/sweeps/{name}/sweep.json")]
     if len(found) != 1:
         there = ", ".join(str(path) for path in found) or "none"
-        raise ConfigError(f"--resume {name}: sweeps of that name below {Path().resolve()}: {there}; give --storage DIR")
+        raise ConfigError(f"--resume {name}: sweeps of that name in {Path().resolve()}: {there}; give --storage FOLDER")
     return found[0]

@@ -111,7 +111,7 @@ class Jobs:
 
     def come_back(self, job_id: str) -> str:
         """How to follow and end a job, as a sentence."""
-        words = f"{job_id} --address {self.address}"
+        words = f"{job_id} --dashboard {self.address}"
         return f"follow it with `clip2scene logs --follow {words}`, end it with `clip2scene stop {words}`"
 
     def nodes(self) -> list[Any]:
@@ -150,9 +150,7 @@ class Jobs:
                 "(`clip2scene up` prints the line that does)"
             ) from error
         except (ConnectionError, RequestException, aiohttp.ClientError) as error:
-            raise ClusterError(
-                f"no Ray dashboard answers at {self.address}; give its address with --address"
-            ) from error
+            raise ClusterError(f"no Ray dashboard answers at {self.address}; give its URL with --dashboard") from error
         except (RuntimeError, RayStateApiException) as error:
             reason = " ".join(str(error).split())[:300]
             raise ClusterError(f"{self.address} refuses: {reason}") from error
@@ -169,7 +167,7 @@ def _dashboard(given: str | None) -> str:
     address = given or os.environ.get(API_ADDRESS) or os.environ.get(RAY_ADDRESS) or DEFAULT_ADDRESS
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"--address {address}: must be the address of Ray's dashboard, http://HOST:8265")
+        raise ConfigError(f"--dashboard {address}: must be the URL of Ray's dashboard, http://HOST:8265")
     if parts.username or parts.password:
-        raise ConfigError("--address: holds a password, which others would see; use Ray's token (RAY_AUTH_TOKEN_PATH)")
+        raise ConfigError("--dashboard: holds a password, which others could see; use a token (RAY_AUTH_TOKEN_PATH)")
     return address.rstrip("/")

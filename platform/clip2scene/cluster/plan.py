@@ -18,7 +18,8 @@ from clip2scene.jobfile import kind_with_job, load_job, read_values
 from clip2scene.stages import needs_teacher
 from clip2scene.storage import folder_of, is_remote
 from clip2scene.sweeps.slots import trial_slots
-from clip2scene.sweeps.space import Scheduler, Sweep, load_sweep, split_overrides
+from clip2scene.sweeps.space import Scheduler
+from clip2scene.sweeps.sweep import Sweep, load_sweep, split_overrides
 from clip2scene.tables.spec import expand, jobs_of, load_table
 from clip2scene.training.validation import SWEEPS
 

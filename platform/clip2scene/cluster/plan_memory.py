@@ -92,7 +92,7 @@ def step_bytes(student: StudentSettings, points: int, pairs: int, dim: int) -> i
     for step, (width, blocks) in enumerate(zip(layout.decoder, layout.decoder_blocks, strict=True), start=1):
         level = layout.levels - step
         widths += [(voxels[level], width)] * 2 * blocks + [(voxels[level], width + skips[level])]
-    widths += [(points, layout.decoder[-1])] * (1 + len(layout.joins))
+    widths += [(points, layout.decoder[-1])] * (1 + len(layout.fusions))
     kept = sum(_KEPT_PER_CONVOLUTION * _FLOAT * count * width for count, width in widths)
     neighbours = sum(2 * _INDEX * _KERNEL * count for count in voxels)
     return round(kept + neighbours + 2 * _KEPT_PER_HEAD * _FLOAT * pairs * dim)

@@ -154,7 +154,8 @@ class Planner:
         if stages is None:
             return 0
         frames = stages.frames
-        return sum(len(frames[name].cameras) for name in store.stored_frames(stages.store_path) if name in frames)
+        stored = store.stored_frames(stages.store_path, stages.storage)
+        return sum(len(frames[name].cameras) for name in stored if name in frames)
 
     def _student_is_there(self, job: Job) -> bool:
         stages = self._found(job, self.data(job))

@@ -72,7 +72,7 @@ def read_submission(path: str, overrides: Sequence[str] = (), job_path: str | No
     Raises:
         ConfigError: a file cannot be read, or a key or value is wrong.
     """
-    from clip2scene.sweeps.space import load_sweep
+    from clip2scene.sweeps.sweep import load_sweep
     from clip2scene.tables.spec import expand, jobs_of, load_table
 
     words = tuple(overrides)

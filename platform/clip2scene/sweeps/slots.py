@@ -1,4 +1,4 @@
-"""How many trials may run at once, so that none waits for ever for workers that another holds."""
+"""How many trials may run at once, so that none waits forever for workers that another one holds."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from clip2scene.sweeps.space import TrialResources
 
 
 def trial_slots(nodes: Iterable[Mapping[str, float]], resources: TrialResources) -> int:
-    """Trials that fit at once.
+    """Return how many trials fit at once.
 
-    A trial's own process books no CPU when its workers do: Tune would otherwise start as many of those as there are
-    CPUs, and none would be left for a worker. So the number comes from the workers that the nodes hold together.
+    A trial's own process books no CPU if its workers do: otherwise Tune would start as many processes as there are
+    CPUs, and none would be left for workers. So the number follows from the workers that fit on all nodes together.
 
     Args:
-        nodes: ``CPU`` and ``GPU`` of every node.
+        nodes: ``CPU`` and ``GPU`` of each node.
         resources: what each trial gets.
 
     Raises:

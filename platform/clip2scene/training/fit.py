@@ -248,7 +248,6 @@ class _Learner:
         if self._scaler.is_enabled():
             # A step that overflows is skipped, but the schedule goes on; torch warns if it is the first one.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        self._device = device
 
     @property
     def learning_rate(self) -> float:
@@ -273,7 +272,8 @@ class _Learner:
     def read(self, folder: Path) -> list[Metrics]:
         """Load a checkpoint; returns its metrics."""
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
-        saved = torch.load(folder / "optimiser.pt", weights_only=True, map_location=self._device)
+        # Moments go to their parameters by themselves. AdamW reads its step counts on the host: on a GPU it would wait.
+        saved = torch.load(folder / "optimiser.pt", weights_only=True, map_location="cpu")
         for name, part in self._parts().items():
             part.load_state_dict(saved[name])
         history: list[Metrics] = json.loads((folder / "history.json").read_text())

@@ -242,8 +242,10 @@ class WorkerGroup:
         here = {"num_cpus": 0, "scheduling_strategy": on_this_node()}
         self._queue = ray.remote(WorkQueue).options(**here).remote()
         gpus = self.resources.gpus_per_worker
+        # With a GPU, the threads read keyframes, and each would bring as many threads of torch's.
+        threads = 1 if gpus else self.resources.threads_per_worker
         trainer = ray.train.torch.TorchTrainer(
-            functools.partial(_serve, self._queue, self.resources.threads_per_worker, self._folder / _MARK),
+            functools.partial(_serve, self._queue, threads, self._folder / _MARK),
             # NCCL refuses two workers on one GPU.
             torch_config=ray.train.torch.TorchConfig(backend="gloo" if 0 < gpus < 1 else None),
             scaling_config=ray.train.ScalingConfig(

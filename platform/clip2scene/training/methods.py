@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import normalize
 
 from clip2scene.config import StudentSettings, TeacherSettings
-from clip2scene.geometry.depth_views import render, show
+from clip2scene.geometry.depth_views import project_into_views, render
 from clip2scene.geometry.interpolation import bilinear
 from clip2scene.student.network import Student
 from clip2scene.training.samples import Sample
@@ -130,10 +130,11 @@ class PointClipMethod:
             points_N3 = sample.points_N4[:, :3]
             if self.sensor_at_centre:
                 points_N3 = points_N3 - (points_N3.amin(0) + points_N3.amax(0)) / 2
-            shown = show(points_N3, *size)
-            images_VHW = (render(shown, *size) * 255).round().byte()
-            view_P, point_P = shown.view_P[shown.asked_P], shown.point_P[shown.asked_P]
-            position_P2 = shown.pixel_P2[shown.asked_P] / width_height_2
+            projected = project_into_views(points_N3, *size)
+            images_VHW = (render(projected, *size) * 255).round().byte()
+            read_P = projected.read_back_P
+            view_P, point_P = projected.view_P[read_P], projected.point_P[read_P]
+            position_P2 = projected.pixel_P2[read_P] / width_height_2
             logits_NC = torch.zeros(len(points_N3), len(text_CD), device=device)
             # One view at a time, so that an image's features never depend on its batch.
             for view in view_P.unique().tolist():

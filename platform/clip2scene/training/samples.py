@@ -25,7 +25,7 @@ from clip2scene.data.clouds import read_cloud, read_depths, read_labels, resolve
 from clip2scene.data.index import DataError, Frame, Sweep
 from clip2scene.data.vocabulary import Vocabulary
 from clip2scene.geometry.pairing import Pairs, pair
-from clip2scene.geometry.registration import choose_sweeps, register
+from clip2scene.geometry.registration import choose_sweeps, register, without_ego_returns
 from clip2scene.teacher.store import FeatureStore
 from clip2scene.teacher.superpixels import SuperpixelStore, segments_at
 
@@ -82,6 +82,8 @@ class SampleSource:
     sweep_choice: Literal["spread", "random"] = "spread"
     merge_sweeps: bool = False
     superpixels: SuperpixelStore | None = None
+    ego_radius_m: float = 0.0
+    """Points of earlier sweeps so near to their sensor are the car's own and left out."""
     label_vocabulary: Vocabulary | None = None
     """Set only if labels may be read: without it, annotation-free training cannot open a label file."""
 
@@ -93,8 +95,10 @@ class SampleSource:
         """
         clouds, starts, pairs = [], [0], []
         depths = None if self.store is None else read_depths(self.root, frame)
-        for path, world_from_lidar in self._sweeps(frame, rng):
+        for number, (path, world_from_lidar) in enumerate(self._sweeps(frame, rng)):
             cloud_N4 = read_cloud(resolve(self.root, path))
+            if number:  # the keyframe's are scored, and never in view
+                cloud_N4 = without_ego_returns(cloud_N4, self.ego_radius_m)
             if self.store is not None:
                 pairs.append(pair(cloud_N4[:, :3], world_from_lidar, frame.cameras, depths))
             points_N3 = register(cloud_N4[:, :3], world_from_lidar, frame.world_from_lidar)
