@@ -1,4 +1,4 @@
-"""A cluster of several nodes on this machine, as ``clip2scene up`` brings it up, for the tests that need one."""
+"""A cluster of several nodes on this machine, started with ``clip2scene up``, for the tests that need one."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import contextlib
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-from commands import REPOSITORY
+from commands import REPOSITORY, free_port, wait_for
 
 START_TIMEOUT_S = 300.0
 NOBODY = {
@@ -24,7 +22,7 @@ NOBODY = {
     for name, value in os.environ.items()
     if not name.startswith(("RAY_", "MLFLOW_")) or name == "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 }
-"""The environment of somebody who knows no secret."""
+"""The environment of somebody without any secret."""
 
 
 class Up(NamedTuple):
@@ -39,7 +37,7 @@ class Up(NamedTuple):
         return (folder / "token").read_text(), (folder / "mlflow_password").read_text()
 
     def folder(self) -> Path:
-        """Ray's, for sockets and logs."""
+        """Ray's folder for sockets and logs."""
         (found,) = {words[words.index("--folder") + 1] for words in map(words_of, self.family()) if "--folder" in words}
         return Path(found)
 
@@ -48,7 +46,7 @@ class Up(NamedTuple):
 
 
 def words_of(process: psutil.Process) -> list[str]:
-    """Its command line; nothing if it has just ended."""
+    """Command line of a process; empty if it has just ended."""
     try:
         return process.cmdline()
     except psutil.Error:
@@ -59,14 +57,6 @@ def begin(log: Path, environment: dict[str, str], *words: object) -> subprocess.
     command = [sys.executable, "-m", "clip2scene.cli", *map(str, words)]
     with log.open("w") as output:
         return subprocess.Popen(command, stdout=output, stderr=output, text=True, cwd=REPOSITORY, env=environment)
-
-
-def wait_for(text: str, log: Path, process: subprocess.Popen[str]) -> None:
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while text not in log.read_text():
-        assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline_s, log.read_text()[-3000:]
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -82,9 +72,3 @@ def up(storage: Path, log: Path, nodes: int) -> Iterator[Up]:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
         process.wait(100)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,11 +1,13 @@
-"""The command line in processes of its own, as a user types it."""
+"""The command line in processes of its own, as a user types it, and what tests of other processes need."""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -32,6 +34,43 @@ def fail(*words: object) -> str:
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("clip2scene: "), done.stderr[-3000:]
     return last
+
+
+def wait_until(
+    condition: Callable[[], object], what: str, timeout_s: float = 120, process: subprocess.Popen | None = None
+) -> None:
+    """Wait for a condition; fails when ``process`` ends first."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert process is None or process.poll() is None, f"the process ended before {what}"
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"waited {timeout_s:.0f} s until {what}")
+        time.sleep(0.05)
+
+
+def wait_for(text: str, log: Path, process: subprocess.Popen, timeout_s: float = 300) -> None:
+    """Wait until a process has written a text to its log."""
+    deadline_s = time.monotonic() + timeout_s
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline_s, log.read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nothing listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    return free_ports(1)[0]
 
 
 def tell_recovery(fault_at_s: float) -> None:

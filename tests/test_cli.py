@@ -8,12 +8,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 
 import pytest
 
 from clip2scene.data.index import read_index
-from commands import REPOSITORY, clip2scene, succeed
+from commands import REPOSITORY, clip2scene, succeed, wait_until
 
 TINY = [
     "dataset.streetworld={train_scenes: 3, val_scenes: 2, keyframes_per_scene: 2, sweeps_between_keyframes: 2, "
@@ -23,14 +22,6 @@ TINY = [
     "finetune.epochs=2",
     "finetune.label_fraction=0.5",
 ]
-
-
-def wait_for(condition, process: subprocess.Popen, timeout_s: float = 200) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert process.poll() is None, "the process ended first"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +95,8 @@ def test_a_distillation_killed_with_sigkill_goes_on_from_its_checkpoint(demo, tm
     words += ["distill.epochs=30", "resources.checkpoint_every_epochs=2"]
     command = [sys.executable, "-m", "clip2scene.cli", *words]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=REPOSITORY)
-    wait_for(lambda: list((storage / "train").glob("distill-*/checkpoint*/history.json")), driver)
+    written = "distill-*/checkpoint*/history.json"
+    wait_until(lambda: list((storage / "train").glob(written)), "it has a checkpoint", 200, driver)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL
     assert not list((storage / "students").glob("*"))

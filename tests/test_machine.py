@@ -1,4 +1,4 @@
-"""How many CPUs and threads a process takes, and how many workers fit on a node."""
+"""CPUs and threads of a process, and workers that fit on a node."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def process(monkeypatch, tmp_path):
     return make
 
 
-def test_a_container_has_what_it_was_given(process, monkeypatch, tmp_path):
+def test_cpus_are_limited_by_the_container(process, monkeypatch, tmp_path):
     for quota, cpus in (("max 100000", 8), ("400000 100000", 4), ("150000 100000", 1), ("50000 100000", 1)):
         process(8, quota)
         assert machine.num_cpus() == cpus

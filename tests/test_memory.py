@@ -1,4 +1,4 @@
-"""A worker's memory is bounded by its settings: a dataset ten times larger has the same peak, at every stage."""
+"""A worker's memory is bounded by its settings: at every stage, a ten times larger dataset has the same peak."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = [
     "distill.num_sweeps=2",
     "distill.batch_size=4",
     "extract={num_actors: 1, frames_per_batch: 2}",
-    # Fewer than even the small dataset has.
+    # Fewer than in the small dataset.
     "resources={num_workers: 0, cached_frames: 4}",
 ]
 
@@ -76,7 +76,7 @@ print(json.dumps(peaks | {"frames": len(frames)}))
 
 @pytest.fixture(scope="module")
 def measured(streetworld_root, tmp_path_factory) -> dict[int, dict[str, int]]:
-    """Peaks in bytes, by how many times the dataset is there."""
+    """Peaks in bytes, by the number of copies of the dataset."""
     root, version = streetworld_root
     peaks: dict[int, dict[str, int]] = {}
     for copies in (1, TIMES):
@@ -99,7 +99,7 @@ def test_an_extraction_actor_needs_the_same_for_ten_times_the_keyframes(measured
 
 
 def test_a_training_worker_needs_the_same_for_ten_times_the_keyframes(measured):
-    # What the interpreter and its libraries have before the first step says nothing, so it is left out.
+    # Without the memory of the interpreter and its libraries before the first step.
     small, large = (measured[copies]["worker"] - measured[copies]["before"] for copies in (1, TIMES))
     assert small > 20e6, "the job is too small to say anything"
     assert abs(large - small) < WITHIN * small, measured

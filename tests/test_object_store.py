@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,12 +20,13 @@ from clip2scene import cli, remote
 from clip2scene.config import ContrastSettings
 from clip2scene.data.index import DataError
 from clip2scene.jobfile import load_job
+from clip2scene.progress import silent
 from clip2scene.remote import ObjectStore
 from clip2scene.stages import Stages
 from clip2scene.storage import CACHE, Storage, StorageError, folder_of
 from clip2scene.teacher import superpixels
 from clip2scene.teacher.store import FeatureStore, frame_file, read_entry
-from commands import REPOSITORY, succeed
+from commands import REPOSITORY, free_ports, succeed
 
 pytestmark = pytest.mark.long
 
@@ -86,16 +85,6 @@ class SeaweedServer:
                 return True
         except OSError:
             return False
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +148,6 @@ def one_of(storage: Storage, kind: str) -> Path:
 
 def objects(storage: Storage, kind: str) -> dict[str, int]:
     return storage.remote.sizes(kind)
-
-
-def silent(*_: object, **__: object) -> contextlib.AbstractContextManager:
-    return contextlib.nullcontext(lambda n=1: None)
 
 
 def test_a_run_leaves_all_that_is_finished_in_the_store_and_no_secret_anywhere(first, machine):

@@ -22,7 +22,7 @@ with progress("extract [a]", 4, unit="images") as advance:
 """
 
 
-def test_without_a_terminal_only_the_final_line_of_something_short(capsys):
+def test_without_a_terminal_a_short_block_prints_one_line(capsys):
     with progress("extract", 192, unit="images") as advance:
         for _ in range(192):
             advance(loss=0.25, device="cpu")
@@ -32,7 +32,7 @@ def test_without_a_terminal_only_the_final_line_of_something_short(capsys):
     assert re.fullmatch(pattern, captured.err), captured.err
 
 
-def test_lines_in_between_are_rationed_and_tell_the_time_left(capsys, monkeypatch):
+def test_intermediate_lines_are_limited_and_show_the_time_left(capsys, monkeypatch):
     now_s = 100.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now_s)
     with progress("extract", 12, unit="images") as advance:
@@ -52,7 +52,7 @@ def test_an_unknown_total(capsys):
     assert re.fullmatch(r"index: 3 frames, \d+ frames/s, 0\.0 s\n", capsys.readouterr().err)
 
 
-def test_a_failure_says_how_far_it_came(capsys):
+def test_a_failure_shows_how_far_it_got(capsys):
     def fail():
         with progress("distill", 8) as advance:
             advance(2)
@@ -77,7 +77,7 @@ def test_threads_do_not_lose_counts(capsys):
     assert "8000/8000" in capsys.readouterr().err
 
 
-def test_on_a_terminal_a_bar_and_no_lines():
+def test_a_terminal_gets_a_bar_and_no_lines():
     main, terminal = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "140"}
     process = subprocess.Popen([sys.executable, "-c", ON_A_TERMINAL], stderr=terminal, stdout=terminal, env=environment)

@@ -1,4 +1,4 @@
-"""What a job may ask of the artifacts, and what decides their addresses."""
+"""What a job may ask of the artifacts, and what their digests depend on."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def stages(streetworld_root, tmp_path):
 
 
 class Silent:
-    """Stands for a run in MLflow, and keeps nothing."""
+    """Stands for a run in MLflow; keeps nothing."""
 
     def __getattr__(self, name):
         return lambda *values, **named: None
 
 
 def without_labels(root: Path, version: str, folder: Path) -> Path:
-    """A copy of the world as nuScenes is before lidarseg is unpacked over it."""
+    """A copy of the world without lidarseg, which nuScenes has in an archive of its own."""
     bare = shutil.copytree(root, folder / "bare")
     shutil.rmtree(bare / "lidarseg")
     (bare / version / "lidarseg.json").unlink()
@@ -63,7 +63,7 @@ def test_splits_are_those_of_the_job(stages):
         stages("dataset.eval_split=mini_val").eval_frames  # noqa: B018
 
 
-def test_nothing_that_a_sweep_varies_moves_the_feature_store(stages):
+def test_nothing_that_a_sweep_varies_changes_the_feature_store(stages):
     plain = stages()
     varied = stages(
         "distill.scr.tau=0.1", "distill.stcr.grid_size_m=1", "distill.num_sweeps=5", "prompts.templates=plain"
@@ -72,7 +72,7 @@ def test_nothing_that_a_sweep_varies_moves_the_feature_store(stages):
     assert stages("teacher.keep_last_mlp=true").store_path != plain.store_path
 
 
-def test_labels_and_sweeps_move_what_they_decide_alone(stages, streetworld_root, tmp_path):
+def test_labels_and_sweeps_change_only_the_digests_that_depend_on_them(stages, streetworld_root, tmp_path):
     labelled, few = stages(), stages("dataset.max_sweeps=1")
     bare = stages(f"dataset.root={without_labels(*streetworld_root, tmp_path)}")
     assert len({job.index.digest for job in (labelled, few, bare)}) == 3
@@ -80,7 +80,7 @@ def test_labels_and_sweeps_move_what_they_decide_alone(stages, streetworld_root,
     assert labelled.distill_digest == bare.distill_digest != few.distill_digest
 
 
-def test_a_student_is_of_its_teachers_texts(stages, tmp_path, monkeypatch):
+def test_a_students_digest_covers_its_teachers_texts(stages, tmp_path, monkeypatch):
     plain, other = stages(), stages()
     monkeypatch.setitem(vars(other.teacher), "text_digest", "another tower")
     assert plain.store_path == other.store_path
@@ -118,7 +118,7 @@ def test_distilling_without_any_image_is_refused_before_the_teacher_is_loaded(st
     job.check_images()
 
 
-def test_what_is_missing_is_told_before_the_teacher_is_loaded(stages, streetworld_root, tmp_path):
+def test_what_is_missing_is_reported_before_the_teacher_is_loaded(stages, streetworld_root, tmp_path):
     bare = without_labels(*streetworld_root, tmp_path)
     for stage in ("evaluate", "finetune"):
         pipeline = Pipeline(stages(f"dataset.root={bare}", f"stage={stage}").job, brief=True)

@@ -83,7 +83,7 @@ def check_room(
         cpus: per worker.
         gpus: per worker.
         settings: which of them ask for this, for the message.
-        place: whose nodes they are, for the message.
+        place: where the nodes are, for the message.
 
     Raises:
         ConfigError: not all of them fit.

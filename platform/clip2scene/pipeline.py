@@ -81,7 +81,7 @@ class Pipeline:
                 if scored and job.distill.method not in TEXT_FREE:
                     self._evaluate(log, student)
                 elif scored:
-                    log.say(f"evaluate: left out, as distill.method={job.distill.method} knows no classes yet")
+                    log.say(f"evaluate: left out, as distill.method={job.distill.method} has no classes yet")
             if last >= STAGES.index("finetune"):
                 self._finetune(log)
 

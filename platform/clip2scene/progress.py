@@ -65,6 +65,12 @@ def progress(description: str, total: int | None, unit: str = "steps") -> Iterat
 
 
 @contextmanager
+def silent(description: str, total: int | None, unit: str = "steps") -> Iterator[Advance]:
+    """Show nothing; for callers of :func:`progress` that report in another way."""
+    yield lambda n=1, **fields: None
+
+
+@contextmanager
 def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn

@@ -170,7 +170,7 @@ class Stages(Artifacts):
 
     @functools.cached_property
     def labelled_frames(self) -> tuple[Frame, ...]:
-        """Training keyframes whose labels fine-tuning may read."""
+        """Training keyframes with labels that fine-tuning may read."""
         return choose_labelled(self.train_frames, self.job.finetune.protocol, self.job.finetune.label_fraction)
 
     def finetune(self, initialisation: str, on_epoch: OnEpoch) -> Trained:

@@ -18,6 +18,7 @@ from harness import seconds
 from clip2scene.config import ExtractSettings, Job, StreetworldSettings, TeacherSettings
 from clip2scene.data.index import Index
 from clip2scene.jobfile import load_job
+from clip2scene.progress import silent
 from clip2scene.storage import Storage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -145,12 +146,6 @@ def ray_here(num_cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def silent(*_: Any, **__: Any) -> Iterator[Any]:
-    """A progress bar that draws nothing."""
-    yield lambda n=1, **fields: None
 
 
 def median_ms(samples: list[float]) -> str:

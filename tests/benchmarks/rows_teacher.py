@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import Bench, ray_here, silent
+from bench import Bench, ray_here
 from harness import Measured, Skipped, at_least, paired, row
 
 from clip2scene.config import ExtractSettings, TeacherSettings
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import Frame
+from clip2scene.progress import silent
 from clip2scene.storage import Storage
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import load_teacher

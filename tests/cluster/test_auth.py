@@ -14,7 +14,7 @@ from clip2scene.config import ConfigError
 
 @pytest.fixture
 def no_token(monkeypatch, tmp_path):
-    """A user who never used Ray."""
+    """A user who has never used Ray."""
     for name in (auth.AUTH_MODE, auth.AUTH_TOKEN, auth.AUTH_TOKEN_PATH):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -43,7 +43,7 @@ def test_a_secret_is_made_once_and_for_its_owner_only(tmp_path):
         (0o600, None, r"token: cannot read the secret \(No such file or directory\)"),
     ],
 )
-def test_a_secret_that_is_none(tmp_path, mode, text, sentence):
+def test_an_unusable_secret_is_refused(tmp_path, mode, text, sentence):
     path = tmp_path / "token"
     if text is not None:
         path.write_text(text)

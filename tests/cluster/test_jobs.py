@@ -1,4 +1,4 @@
-"""What a job has printed, when whoever reads it or the cluster goes away; test_up.py follows jobs of a real one."""
+"""The output of a job when its reader or the cluster goes away; test_up.py follows jobs of a real cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clip2scene.cluster.jobs import ClusterError, Jobs
 
 
 def following(error: Exception | None = None) -> Jobs:
-    """The jobs of a cluster of which one prints a line, and then its connection may break."""
+    """A cluster with one job that prints a line; after that its connection may break."""
 
     async def tail_job_logs(job_id):
         yield f"{job_id} prints\n"
@@ -39,7 +39,7 @@ def test_a_lost_cluster_is_one_sentence(error):
         following(error).follow("job")
 
 
-def test_a_reader_who_goes_is_no_lost_cluster(monkeypatch):
+def test_a_closed_output_is_not_a_lost_cluster(monkeypatch):
     class Closed:
         def write(self, text):
             raise BrokenPipeError

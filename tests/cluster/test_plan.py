@@ -1,4 +1,4 @@
-"""Dry runs: what they count, what they find done, what they refuse, and that they make nothing."""
+"""Dry runs: what they count, find done and refuse, and that they make nothing."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_demo_that_was_never_run(tmp_path):
     assert by_stage["distill"].amount == 12 * 64 * 2
     assert by_stage["finetune"].steps == 2 * 80
     assert not any(work.done for work in made.works)
-    # From the machine and the date that the README gives for it, so the README's 4 min 25 s.
+    # The rates are from the machine and date in the README, so this is the README's 4 min 25 s.
     assert made.seconds == pytest.approx(265, rel=0.02)
     assert all(work.sources for work in made.works)
     assert not made.problems
@@ -101,7 +101,7 @@ def test_a_data_set_that_is_not_there_has_its_official_counts():
     assert made.data.images == 34_149 * 6
     assert "official counts" in made.data.source
     assert works(made)["distill"].steps == 20 * 7033
-    # No GPU was measured, so no time is said, and no price.
+    # There are no rates for GPUs, so there is no time and no price.
     assert works(made)["distill"].seconds is None
     assert made.seconds is None
     assert "not measured on a GPU; no estimate" in plan_text(made, 2.0)
@@ -144,7 +144,7 @@ def test_time_and_money_on_more_gpus():
         (("extract.num_actors=9",), 8, r"extract\.num_actors=9 with extract\.gpus_per_actor=1: .* room for 8"),
     ],
 )
-def test_what_could_never_run_is_said_with_status_1(overrides, gpus, sentence, capsys):
+def test_a_plan_that_can_never_run_exits_with_status_1(overrides, gpus, sentence, capsys):
     words = ["plan", NUSCENES, *OFFICIAL, *SMALL_TEACHER, *overrides, "--gpus", str(gpus)]
     assert main(words) == 1
     printed = capsys.readouterr()
@@ -234,7 +234,7 @@ def test_settings_that_nothing_was_measured_with(tmp_path):
         read_rates(file)
 
 
-def test_json_and_words_that_do_not_fit(capsys, tmp_path):
+def test_json_and_arguments_that_are_refused(capsys, tmp_path):
     assert main(["plan", DEMO, f"storage={tmp_path}/new", "--json", "--cpus", "4"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["machine"]["nodes"] == [{"CPU": 4.0, "GPU": values["machine"]["nodes"][0]["GPU"]}]

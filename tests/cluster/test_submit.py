@@ -1,4 +1,4 @@
-"""What is sent to a cluster, and what is refused before anything is sent; test_up.py sends to a real one."""
+"""What is sent to a cluster, and what is refused before that; test_up.py sends to a real one."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_package_is_the_code_and_the_files():
 
 
 @pytest.mark.parametrize("name", ["streetworld", "table3_ablation"])
-def test_the_packages_file_needs_none_of_those_that_it_is_based_on(name):
+def test_the_file_in_the_package_does_not_need_its_bases(name):
     submission = submit.read_submission(str(REPOSITORY / "jobs" / f"{name}.yaml"))
     with submit.package(submission) as folder:
         inside = submit.read_submission(str(folder / submission.names[0]))

@@ -1,4 +1,4 @@
-"""A cluster of several nodes on this machine as a user brings it up, a job on it, and strangers at every open port."""
+"""A cluster of several nodes on this machine, started as by a user: a job on it, and requests without a token."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from clusters import NOBODY, START_TIMEOUT_S, Up, begin, up, wait_for, words_of
-from commands import clip2scene
+from clusters import NOBODY, START_TIMEOUT_S, Up, begin, up, words_of
+from commands import clip2scene, wait_for
 
 pytestmark = pytest.mark.long
 
@@ -45,7 +45,7 @@ def cluster(folder) -> Iterator[Up]:
 
 @pytest.fixture(scope="module")
 def local(folder, cluster) -> Iterator[subprocess.Popen[str]]:
-    """The job that is submitted later, on an embedded Ray with another storage; it also renders the world of both.
+    """The job that is submitted later, on an embedded Ray with another storage; it also makes the world of both.
 
     After the cluster, because Ray gives a node half a minute to come up, however busy the machine is.
     """
@@ -56,7 +56,7 @@ def local(folder, cluster) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture(scope="module")
 def submitted(folder, local, cluster) -> Iterator[subprocess.Popen[str]]:
-    """The job on the cluster, sent when its world is there."""
+    """The job on the cluster, submitted once its world is there."""
     wait_for("index:", folder / "local.log", local)
     process = begin(folder / "submitted.log", cluster.environment, *submission(folder))
     wait_for("Running entrypoint", folder / "submitted.log", process)
@@ -95,9 +95,9 @@ def test_a_job_that_never_fits_is_not_sent(cluster):
 GRPC_OF_CPP_ONLY = ("/ray.rpc.ObjectManagerService/Pull", "/ray.rpc.ObjectManagerService/Push")
 """The object manager's, whose definition does not come with Ray's Python package."""
 DANGEROUS = ("Shutdown", "Kill", "Drain", "Exit", "Unregister")
-"""Were one of these answered, the cluster would end in the middle of the test."""
+"""If one of these were accepted, the cluster would end during the test."""
 OPEN_PAGES = {"/": b"<!doctype html>", "/api/local_raylet_healthz": b"success", "/health": b"OK"}
-"""All that anybody gets: the dashboard's empty page, which asks for the token, and the word of two health checks."""
+"""All that anybody gets: the dashboard's empty page, which asks for the token, and two health checks."""
 PATHS = (
     *OPEN_PAGES,
     "/api/version",
@@ -126,7 +126,7 @@ def listening(processes: list[psutil.Process]) -> dict[int, tuple[str, str]]:
 
 
 def grpc_methods() -> list[str]:
-    """A unary method of every service of Ray's; who is let in is decided for a whole port."""
+    """One unary method per service of Ray; access is decided per port."""
     import ray.core.generated as generated
 
     methods = list(GRPC_OF_CPP_ONLY)
@@ -140,7 +140,7 @@ def grpc_methods() -> list[str]:
 
 
 def http_answers(port: int) -> dict[str, tuple[int, bytes]] | None:
-    """Status and body of every path for somebody without a token; None if the port does not speak HTTP/1."""
+    """Status and body of every path without a token; None if the port does not speak HTTP/1."""
     answers = {}
     for path in PATHS:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
@@ -156,7 +156,7 @@ def http_answers(port: int) -> dict[str, tuple[int, bytes]] | None:
 
 
 def grpc_answers(port: int, methods: list[str]) -> set[str]:
-    """Status codes for somebody without a token, of the methods that the port knows."""
+    """Status codes without a token, of the methods that the port knows."""
     import grpc
 
     codes = set()
@@ -173,7 +173,7 @@ def grpc_answers(port: int, methods: list[str]) -> set[str]:
 
 
 def is_rendezvous(address: str, name: str) -> bool:
-    """torch.distributed's store, of a training's first worker: it listens everywhere and asks nobody."""
+    """torch.distributed's store in a training's first worker: it listens everywhere, without authentication."""
     return name.startswith("ray::RayTrainWorker") and address in ("::", "0.0.0.0")
 
 
@@ -207,8 +207,8 @@ def test_every_open_port_is_of_this_machine_and_refuses_strangers(cluster, submi
         if name.startswith("ray::RayTrainWorker") and codes == {"UNAVAILABLE"}:
             continue  # gloo's connections between the workers of a training, which speak neither
         assert codes == {"UNAUTHENTICATED"}, f"{name} on {port}: {codes}"
-    # Three nodes: an agent's and a runtime environment's HTTP server each, the dashboard and MLflow; and by gRPC the
-    # GCS, and of each node the raylet, the object manager and the agent.
+    # Three nodes, each with the HTTP servers of an agent and a runtime environment; the dashboard and MLflow; and by
+    # gRPC the GCS, and per node the raylet, the object manager and the agent.
     assert len(kinds["http"]) >= 8
     assert len(kinds["grpc"]) >= 10
 
@@ -237,7 +237,7 @@ def test_the_same_job_is_joined_and_scores_as_it_does_here(cluster, submitted, l
     here, there = (json.loads((folder / name / "report.json").read_text()) for name in ("local", "remote"))
     for key in ("teacher_2d_miou", "student_3d_miou", "per_class", "images_encoded"):
         assert here[key] == there[key]
-    assert here["digests"] | {"job": there["digests"]["job"]} == there["digests"]  # a job's covers its storage
+    assert here["digests"] | {"job": there["digests"]["job"]} == there["digests"]  # the job's digest covers its storage
     assert clip2scene("list", environment=cluster.environment).stdout.count("SUCCEEDED") == 1
 
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server, a look at what a test left running, and the tiny trainings and CLIPs of the other folders."""
+"""A PostgreSQL server, a check for processes left by a test, and the tiny trainings and CLIPs of the other folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from types import ModuleType
 
 import psutil
 import pytest
-from servers import Postgres, wait_until
+from servers import Postgres
+
+from commands import wait_until
 
 
 def _conftest_of(folder: str) -> ModuleType:
@@ -39,7 +41,7 @@ def postgres() -> Iterator[Postgres]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
         pytest.skip("no PostgreSQL server here (apt-get install postgresql)")
-    folder = Path(tempfile.mkdtemp(prefix="clip2scene-postgres-"))  # pytest's own folders are closed to its user
+    folder = Path(tempfile.mkdtemp(prefix="clip2scene-postgres-"))  # PostgreSQL's user cannot read pytest's folders
     server = Postgres(folder, found[-1].parent)
     server.start()
     try:
@@ -51,9 +53,9 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture
 def no_orphans(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every process that the test started has ended with it, wherever in the tree of processes it went."""
+    """Check that every process that the test started has ended, wherever it is in the process tree."""
     mark = uuid.uuid4().hex
-    monkeypatch.setenv("CLIP2SCENE_TEST", mark)  # a process inherits it
+    monkeypatch.setenv("CLIP2SCENE_TEST", mark)  # child processes inherit it
     yield
 
     def left() -> list[str]:
@@ -65,9 +67,9 @@ def no_orphans(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _marked(process: psutil.Process, mark: str) -> str:
-    """Command of a process that carries the mark, or nothing."""
+    """Command of a process with the mark, else empty."""
     with contextlib.suppress(psutil.Error):
         if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("CLIP2SCENE_TEST") == mark:
             command = " ".join(process.cmdline())
-            return "" if "multiprocessing." in command else command  # its helpers live as long as this process
+            return "" if "multiprocessing." in command else command  # its helpers live as long as we do
     return ""

@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import pwd
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from clip2scene.tracking.server import healthy
 from clip2scene.tracking.tracker import Tracker, client_of
+from commands import free_port, wait_until
 
 
 class MlflowServer:
-    """`mlflow server` on a port of its own, which outlives no test."""
+    """`mlflow server` on its own port; it does not outlive the tests."""
 
     def __init__(self, folder: Path, store: str | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -29,14 +28,14 @@ class MlflowServer:
         self.start()
 
     def start(self) -> None:
-        """Start it, if it does not run."""
+        """Start it, unless it is running."""
         if self._process is not None and self._process.poll() is None:
             return
         command = [sys.executable, "-m", "clip2scene.tracking.watchdog", sys.executable, "-m", "mlflow", "server"]
         command += ["--backend-store-uri", self._store, "--artifacts-destination", str(self._folder / "artifacts")]
         command += ["--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        environment.pop("CLIP2SCENE_TEST", None)  # it belongs to the module, not to the test that starts it again
+        environment.pop("CLIP2SCENE_TEST", None)  # the server belongs to the module, not to the test that restarts it
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -46,7 +45,7 @@ class MlflowServer:
         assert process.poll() is None, (self._folder / "server.log").read_text()[-2000:]
 
     def kill(self) -> None:
-        """SIGKILL to all of its processes, if it runs."""
+        """Send SIGKILL to all of its processes, if it is running."""
         assert self._process is not None
         if self._process.poll() is not None:
             return
@@ -60,7 +59,7 @@ class MlflowServer:
 
 
 class Postgres:
-    """A PostgreSQL server of Debian's package on a port of its own; it refuses to run as root, so it does not."""
+    """Debian's PostgreSQL server on its own port, not as root, which it refuses."""
 
     def __init__(self, folder: Path, programs: Path) -> None:
         self._data, self._programs, self._port = folder / "data", programs, free_port()
@@ -77,7 +76,7 @@ class Postgres:
         command = [sys.executable, "-m", "clip2scene.tracking.watchdog", *self._as, str(self._programs / "postgres")]
         command += ["-D", str(self._data), "-p", str(self._port), "-k", str(self._data)]
         command += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
-        # The watchdog ends it with this process, however that ends.
+        # The watchdog ends it when this process ends in any way.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
@@ -96,23 +95,9 @@ class Postgres:
 
 
 def write_metrics(tracker: Tracker, writer: int, barrier: Any, names: Sequence[str], steps: int) -> None:
-    """What one of several processes does at once with the others."""
+    """Write metrics in one of several processes that start at the same time."""
     barrier.wait(timeout=100)
     with tracker.run(f"writer {writer}", tags={"writer": str(writer)}, system_metrics=False) as run:
         run.log_params({"writer": writer})
         for step in range(steps):
             run.log_metrics(dict.fromkeys(names, writer + step / 1000), step=step)
-
-
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline_s:
-            raise TimeoutError(f"waited {timeout_s:.0f} s until {what}")
-        time.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

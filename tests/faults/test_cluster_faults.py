@@ -18,10 +18,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from servers import wait_until
 
-from clusters import NOBODY, Up, begin, up, wait_for, words_of
-from commands import clip2scene, tell_recovery
+from clusters import NOBODY, Up, begin, up, words_of
+from commands import clip2scene, tell_recovery, wait_for, wait_until
 
 pytestmark = pytest.mark.long
 
@@ -37,7 +36,7 @@ JOB = [
     f"distill.epochs={EPOCHS}",
     "distill.batch_size=3",
     "finetune.batch_size=3",
-    # More than a node of two CPUs has room for, so that a node which is not the head holds one of them.
+    # More than fit on a node of two CPUs, so that at least one is not on the head node.
     "resources={num_workers: 3, checkpoint_every_epochs: 1}",
 ]
 SAME = ("teacher_2d_miou", "student_3d_miou", "per_class")
@@ -71,7 +70,7 @@ def report(storage: Path) -> dict[str, object]:
 
 
 def holding(cluster: Up, worker: str) -> list[psutil.Process]:
-    """Raylets, other than the head's, with a worker process of that name."""
+    """Raylets of nodes other than the head that have a worker process of that name."""
     found = []
     for process in cluster.family():
         with contextlib.suppress(psutil.Error):
@@ -94,7 +93,7 @@ def checkpoints(storage: Path) -> set[str]:
 
 
 def doubled(cluster: Up) -> list[tuple[str, str, int, int]]:
-    """Metrics of the method with more than one value at a step of a run."""
+    """Metrics of the method with several values at one step of a run."""
     with contextlib.closing(sqlite3.connect(cluster.storage / "mlflow" / "mlflow.db")) as database:
         rows = "SELECT run_uuid, key, step, COUNT(*) FROM metrics WHERE key NOT LIKE 'system/%' "
         assert database.execute("SELECT COUNT(*) FROM metrics WHERE key LIKE '%loss%'").fetchone()[0] >= EPOCHS
@@ -102,7 +101,7 @@ def doubled(cluster: Up) -> list[tuple[str, str, int, int]]:
 
 
 def epoch_times_s(cluster: Up) -> list[float]:
-    """When MLflow was told of each epoch of the distillation."""
+    """When each epoch of the distillation was logged in MLflow."""
     with contextlib.closing(sqlite3.connect(cluster.storage / "mlflow" / "mlflow.db")) as database:
         query = "SELECT timestamp FROM metrics JOIN runs USING (run_uuid) WHERE name = 'distill' AND key = 'loss'"
         return sorted(time_ms / 1000 for (time_ms,) in database.execute(query))

@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 
 import pytest
-from servers import wait_until
 
 from clip2scene.storage import Storage
 from clip2scene.teacher.store import FeatureStore
-from commands import tell_recovery
+from commands import tell_recovery, wait_until
 
 pytestmark = pytest.mark.long
 
@@ -49,7 +48,7 @@ logging.getLogger("clip2scene.storage").addHandler(Waits())
 def bar(description, total, **_):
     def advance(n):
         (root / f"began-{name}").touch()
-        # The first goes on only when the second has asked for the same.
+        # The first continues only once the second waits for the same store.
         while str(name) == "first" and not (root / "waits").exists():
             time.sleep(0.02)
     yield advance

@@ -1,4 +1,4 @@
-"""A tracking server or its database that goes away: nothing is lost, nothing is there twice, and the work goes on."""
+"""A tracking server or its database goes away: nothing is lost or duplicated, and the work goes on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import MlflowServer, wait_until, write_metrics
+from servers import MlflowServer, write_metrics
 
 from clip2scene.jobfile import load_job
 from clip2scene.pipeline import Pipeline
@@ -26,7 +26,7 @@ from clip2scene.tracking.server import TrackingError
 from clip2scene.tracking.sweep.record import read_sweep
 from clip2scene.tracking.sweep.runs import FORMAT, TrialRun, sweep_run
 from clip2scene.tracking.tracker import Tracker, client_of, connect
-from commands import REPOSITORY, tell_recovery
+from commands import REPOSITORY, tell_recovery, wait_until
 
 OUTAGE_S = 30.0
 WRITERS, STEPS, NAMES = 8, 40, ("loss", "scr", "stcr")
@@ -34,7 +34,7 @@ WRITERS, STEPS, NAMES = 8, 40, ("loss", "scr", "stcr")
 
 @pytest.fixture
 def few_retries(monkeypatch):
-    """MLflow's own retries would make a test wait for a minute where the server stays away on purpose."""
+    """With MLflow's own retries, tests would wait a minute for a server that stays away on purpose."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 
@@ -47,7 +47,7 @@ def one_server(tmp_path_factory):
 
 @pytest.fixture
 def server(one_server, few_retries):
-    """A server that the test may kill; the next one finds it started."""
+    """A server that the test may kill; the next test gets it running again."""
     one_server.start()
     return one_server
 
@@ -61,7 +61,7 @@ def server_on_postgres(postgres, tmp_path_factory):
 
 @contextmanager
 def writing_at_once(tracker: Tracker, count: int, steps: int) -> Iterator[list[Any]]:
-    """So many processes, which begin together in the block and have ended well after it."""
+    """Run that many processes, which start at the same time; all must succeed by the end of the block."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlflow", "servers"])
     barrier = context.Barrier(count)
@@ -156,7 +156,7 @@ def test_what_is_written_during_a_long_outage_is_delivered_later_in_the_run(serv
 
 
 def write_while_away(server: MlflowServer, outbox: Path, folder: Path) -> str:
-    """A run whose server goes away in its middle, for good; returns its id."""
+    """A run with a server that goes away for good during it; returns the run's id."""
     tracker = connect(server.uri, "away", outbox, patience_s=0.1)
     (folder / "student.txt").write_text("weights")
     with tracker.run("away", params={"a": 1}, system_metrics=False) as run:
@@ -185,7 +185,7 @@ def assert_delivered(server: MlflowServer, run_id: str, folder: Path) -> None:
     assert len(kept.inputs.dataset_inputs) == 1
     assert Path(client.download_artifacts(run_id, "student/student.txt", str(folder))).read_text() == "weights"
     assert json.loads(Path(client.download_artifacts(run_id, "report.json", str(folder))).read_text()) == {"miou": 0.5}
-    # Written before the server went away and after it came back, a run's times are those of the writing.
+    # A run's times are those when it was written, even if the server was away.
     times = [metric.timestamp for metric in client.get_metric_history(run_id, "loss")]
     assert times == sorted(times)
     assert times[-1] <= kept.info.end_time
@@ -217,7 +217,7 @@ def test_the_next_command_delivers_what_was_left_and_may_be_killed_in_it(server,
     run_id = write_while_away(server, outbox, tmp_path)
     assert f"run 'away': what MLflow did not take is kept in {outbox}; the next command" in capsys.readouterr().err
     with (outbox / run_id / "calls.jsonl").open("a") as calls:
-        calls.write('{"do": "metrics", "rows": [["lo')  # another writer was killed in a line
+        calls.write('{"do": "metrics", "rows": [["lo')  # another writer was killed while it wrote a line
     count = (outbox / run_id / "calls.jsonl").read_text().count("\n")
     server.start()
     for after in (count // 2, count):
@@ -313,7 +313,7 @@ def test_a_clock_that_jumps_back_an_hour_keeps_the_order_of_epochs(server, tmp_p
     monkeypatch.undo()
     history = client_of(server.uri).get_metric_history(run.run_id, "loss")
     assert sorted((metric.step, metric.value) for metric in history) == [(epoch, 1 / epoch) for epoch in range(1, 5)]
-    # The last value is that of the last step, not that of the latest time.
+    # The last value is that of the last step, not of the latest time.
     assert client_of(server.uri).get_run(run.run_id).data.metrics["loss"] == 1 / 4
 
 

@@ -1,4 +1,4 @@
-"""A training that is killed, or whose checkpoint is, ends with the weights of one that was left alone.
+"""A training that is killed, or that loses a checkpoint, ends with the weights of an uninterrupted one.
 
 "The same" is to the last bit: the order of keyframes and every random number come from seed, epoch and step alone, the
 workers have one thread each, and a sum over two ranks has one order.
@@ -18,13 +18,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from servers import wait_until
 
 from clip2scene.config import ResourceSettings
 from clip2scene.training.checkpoints import SEAL, newest_intact, seal
 from clip2scene.training.fit import fit
 from clip2scene.training.launch import worker_group
-from commands import tell_recovery
+from commands import tell_recovery, wait_until
 
 pytestmark = pytest.mark.long
 
@@ -46,7 +45,7 @@ def assert_same(fitted, undisturbed):
 
 
 def speeds(fitted):
-    """Measured anew when an epoch is trained anew."""
+    """Speeds are measured again when an epoch is trained again."""
     return [row["frames_per_second"] for row in fitted.history]
 
 
@@ -66,7 +65,7 @@ def undisturbed_on_two(tiny, tmp_path_factory, ray_cluster):
 
 
 def tell_of_epoch(first_new, since_s=None):
-    """An ``on_epoch`` that tells how long the first epoch that is trained again was waited for."""
+    """An ``on_epoch`` that reports the time from the fault to the first epoch after it."""
     since_s = [time.monotonic()] if since_s is None else since_s
 
     def on_epoch(epoch, metrics):
@@ -180,7 +179,7 @@ def test_a_worker_killed_in_the_middle_of_an_epoch(tiny, tmp_path, undisturbed_o
 
     def kill_in_epoch_three(count):
         steps.append(count)
-        # Two steps an epoch: after five, the third epoch is half done, and two have their checkpoints.
+        # At two steps per epoch, after five the third epoch is half done, and two have their checkpoints.
         if sum(steps) == 5 and not victims:
             workers = train_workers()
             assert len(workers) == 2
@@ -192,7 +191,7 @@ def test_a_worker_killed_in_the_middle_of_an_epoch(tiny, tmp_path, undisturbed_o
     fitted = run(tiny.distillation(epochs=EPOCHS), tmp_path, TWO, on_steps=kill_in_epoch_three, on_epoch=told)
     assert victims
     assert_same(fitted, undisturbed)
-    # Ray Train is done a moment before its processes are.
+    # Ray Train returns a moment before its processes end.
     wait_until(lambda: not psutil.pid_exists(victims[0]) and not train_workers(), "its workers have ended", 20)
 
 

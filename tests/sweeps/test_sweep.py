@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from commands import REPOSITORY, fail, succeed
+from commands import REPOSITORY, fail, succeed, wait_for
 
 WORLD = (
     "{train_scenes: 9, val_scenes: 1, keyframes_per_scene: 2, sweeps_between_keyframes: 2, lidar_beams: 16, "
@@ -91,14 +90,6 @@ def begin(words: list[object], log: Path, **environment: str) -> subprocess.Pope
     command, environment = [sys.executable, "-m", "clip2scene.cli", *map(str, words)], os.environ | environment
     with log.open("wb") as file:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, cwd=REPOSITORY, env=environment)
-
-
-def wait_for(text: str, log: Path, process: subprocess.Popen[bytes], timeout_s: float = 240) -> None:
-    deadline = time.monotonic() + timeout_s
-    while text not in log.read_text():
-        assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.05)
 
 
 def take_inputs(source: Path, storage: Path) -> None:

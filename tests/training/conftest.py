@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from clip2scene.config import (
 from clip2scene.data.index import Index
 from clip2scene.data.nuscenes import build_index
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.progress import silent
 from clip2scene.storage import Storage
 from clip2scene.teacher import store
 from clip2scene.teacher.store import FeatureStore
@@ -43,7 +43,7 @@ class Tiny:
     text_CD: torch.Tensor
 
     def distillation(self, settings: DistillSettings | None = None, **changes: object) -> Distillation:
-        """``changes`` are of the training or, by the names they have there, of its settings."""
+        """``changes`` are fields of the training or of its settings."""
         values = {
             "seed": 0,
             "frames": self.index.frames[:4],
@@ -55,7 +55,7 @@ class Tiny:
         return Distillation(**_with(values, settings or DistillSettings(), changes))
 
     def finetuning(self, settings: FinetuneSettings | None = None, **changes: object) -> Finetuning:
-        """``changes`` are of the training or, by the names they have there, of its settings."""
+        """``changes`` are fields of the training or of its settings."""
         values = {
             "seed": 0,
             "frames": self.index.frames[:2],
@@ -90,14 +90,9 @@ def tiny(streetworld_root: tuple[Path, str], tmp_path_factory: pytest.TempPathFa
     return Tiny(index, FeatureStore.open(folder, Storage(folder)), text_CD)
 
 
-@contextmanager
-def silent(description, total, unit):
-    yield lambda count: None
-
-
 @pytest.fixture(scope="session")
 def distillation(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Distillation]:
-    """``distillation(method)`` of two keyframes, with superpixels where the method needs them."""
+    """``distillation(method)`` on two keyframes, with superpixels if the method needs them."""
     folder, frames = tmp_path_factory.mktemp("superpixels"), tiny.index.frames[:2]
     segment_images(tiny.index, frames, CONTRAST, 56, 104, folder, 0, silent, storage=Storage(folder))
     superpixels = SuperpixelStore.open(folder, Storage(folder))

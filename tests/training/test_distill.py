@@ -82,7 +82,7 @@ def test_voxel_cells_are_the_students_voxels(distillation, tiny):
     ids=str,
 )
 def test_every_parameter_has_a_gradient(distillation, settings):
-    """What data-parallel training asks for: it stops at a parameter without one."""
+    """Data-parallel training needs this: it fails at a parameter without one."""
     training = distillation(settings=DistillSettings(**settings))
     model = training.build()
     training.loss(model, first_batch(training), 0, 0)["loss"].backward()
@@ -117,7 +117,7 @@ def _listen(event, arguments):
 
 @pytest.mark.parametrize("method", OBJECTIVES)
 def test_training_never_opens_a_label_file(distillation, tiny, tmp_path, method):
-    """Neither in this process's own record of opened files, nor would it notice if there were no labels."""
+    """The process's record of opened files has none, and training works where there are none."""
     global _opened
     sys.addaudithook(_listen)
     _opened = []

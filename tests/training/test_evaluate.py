@@ -113,7 +113,7 @@ def test_two_ranks_count_what_scikit_learn_counts(tiny, student, tmp_path, ray_c
             assert mean_iou(counts) == pytest.approx(jaccard_score(*pair, labels=present, average="macro"))
 
 
-def test_in_seen_all_methods_answer_the_same_points_and_silence_is_wrong(tiny, tmp_path):
+def test_in_seen_all_methods_are_scored_on_the_same_points_and_no_answer_is_wrong(tiny, tmp_path):
     scores = score(tiny, tmp_path, {"constant": ConstantMethod(4), "silent": Silent(), "both": ConstantMethod(0)})
     counts = scores.counts
     per_class = counts["constant"]["seen"].sum(1)
@@ -125,7 +125,7 @@ def test_in_seen_all_methods_answer_the_same_points_and_silence_is_wrong(tiny, t
     assert silent["seen"][4].sum() - silent["seen"][4, 4] > 0
 
 
-def test_a_missing_answer_is_wrong_and_no_new_class():
+def test_a_missing_answer_counts_as_wrong_and_adds_no_class():
     classes = np.array([2, 2, 2, 5, 5, UNSEEN, UNSEEN, UNSEEN])
     truth = np.array([3, 1, 3, 6, 0, 3, 6, 0])
     full = answered(classes, truth, 16)
@@ -133,11 +133,11 @@ def test_a_missing_answer_is_wrong_and_no_new_class():
     assert (full[5:7] != truth[5:7] - 1).all()
 
 
-def test_the_ensemble_is_the_plain_loop(tiny, student):
+def test_the_ensemble_equals_a_plain_loop(tiny, student):
     settings, weights = student
     sample = labelled(tiny).read(tiny.index.frames[0])
     with torch.inference_mode():
-        # Cosines: the texts' length does not matter.
+        # Cosines, so the length of the texts does not matter.
         classes = EnsembleMethod(settings, weights, 3 * tiny.text_CD).prepare(CPU)(sample)
         model = Student(settings, embedding_dim=12)
         model.load_state_dict(weights)
@@ -173,7 +173,7 @@ def test_a_student_of_one_loss_is_scored_by_its_one_head(tiny, student):
             assert torch.equal(replace(method, weights=alone).prepare(CPU)(sample), expected)
 
 
-def test_pointclip_answers_every_point_of_the_cloud_alone_and_always_the_same(tiny, pointclip, tmp_path):
+def test_pointclip_answers_every_point_from_the_cloud_alone_and_deterministically(tiny, pointclip, tmp_path):
     sample = labelled(tiny).read(tiny.index.frames[0])
     with torch.inference_mode():
         predict = pointclip.prepare(CPU)
@@ -192,12 +192,12 @@ def test_pointclip_answers_every_point_of_the_cloud_alone_and_always_the_same(ti
     centred = replace(pointclip, sensor_at_centre=True)
     with torch.inference_mode():
         here, there = (centred.prepare(CPU)(replace(sample, points_N4=p)) for p in (sample.points_N4, moved))
-    # Equal but for rounding at the pixels' edges: from the centre the place of a cloud does not matter.
+    # Seen from its centre, the position of a cloud does not matter, except for rounding at the edges of pixels.
     assert (here == there).float().mean() > 0.9
     assert not torch.equal(here, classes)
 
 
-def test_pointclip_says_nothing_of_the_sensors_own_place(tiny, pointclip):
+def test_pointclip_has_no_answer_at_the_position_of_the_sensor(tiny, pointclip):
     sample = SampleSource(tiny.index.root).read(tiny.index.frames[0])
     points = sample.points_N4.clone()
     points[:3, :3] = 0

@@ -29,7 +29,7 @@ def train(tiny, folder, resources=HERE, **changes):
 
 
 def moved(before, after):
-    """(Any of the backbone, batch norm's statistics included; all of the classifier)."""
+    """Whether (any of the backbone, including batch norm's statistics; all of the classifier) has changed."""
     changed = {key: not torch.equal(value, after[key]) for key, value in before.items()}
     return (
         any(value for key, value in changed.items() if key.startswith("backbone.")),
@@ -63,7 +63,7 @@ def test_lovasz_is_added_to_the_cross_entropy(tiny):
 
 
 def test_the_head_learns_faster_than_the_backbone_by_its_scale(tiny, tmp_path):
-    """SGD without decay moves a weight by its learning rate times the gradient, which is the same in both."""
+    """SGD without decay moves a weight by the learning rate times the gradient, which is equal in both runs."""
     plain = OptimiserSettings(kind="sgd", learning_rate=1e-3, momentum=0, dampening=0, weight_decay=0)
     steps = []
     for scale in (1.0, 100.0):

@@ -1,4 +1,4 @@
-"""The training loop: in this process and on two Ray workers, resumed and undisturbed."""
+"""The training loop: in this process and on two Ray workers, resumed and uninterrupted."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_annotation_free_training_refuses_labels(tiny):
         tiny.distillation(source=SampleSource(tiny.index.root, tiny.store, label_vocabulary=vocabulary("nuscenes")))
 
 
-def test_resumed_training_equals_undisturbed(tiny, tmp_path):
+def test_a_resumed_training_equals_an_uninterrupted_one(tiny, tmp_path):
     whole = run(tiny.distillation(), tmp_path / "whole")
 
     def stop(epoch, metrics):
@@ -66,7 +66,7 @@ def test_resumed_training_equals_undisturbed(tiny, tmp_path):
     assert all(torch.equal(whole.weights[key], value) for key, value in resumed.weights.items())
 
 
-def test_a_last_checkpoint_that_turns_out_damaged_is_made_again(tiny, tmp_path, monkeypatch):
+def test_a_final_checkpoint_that_is_damaged_is_trained_again(tiny, tmp_path, monkeypatch):
     often = ResourceSettings(num_workers=0, checkpoint_every_epochs=1)
     whole = run(tiny.distillation(), tmp_path / "whole", often)
     launched = []
@@ -87,7 +87,7 @@ def test_a_last_checkpoint_that_turns_out_damaged_is_made_again(tiny, tmp_path, 
 
 
 def three_ranks(rank, folder):
-    """Six steps of a network, and the same with a restart after three; rank 0 says whether they end alike."""
+    """Six steps of a network, and the same with a restart after three; rank 0 reports whether the results are equal."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
 
@@ -111,7 +111,7 @@ def three_ranks(rank, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_three_ranks_that_start_again_sum_their_gradients_in_the_same_order(tmp_path):
+def test_three_restarted_ranks_sum_their_gradients_in_the_same_order(tmp_path):
     torch.multiprocessing.spawn(three_ranks, (tmp_path,), nprocs=3)
     assert (tmp_path / "same").read_text() == "True"
 
@@ -173,7 +173,7 @@ def methods(tiny, tmp_path):
 
 
 def test_two_workers_train_and_count_like_one(tiny, tmp_path, ray_cluster, methods):
-    """Two Ray workers: a checkpoint, a history, resumed by name; and counts equal to one process's, to the last."""
+    """Two Ray workers: a checkpoint, a history, resumed by name; and exactly the counts of one process."""
     two = ResourceSettings(num_workers=2)
     heard = []
     source = SampleSource(tiny.index.root, tiny.store, label_vocabulary=vocabulary("nuscenes"))
@@ -198,7 +198,7 @@ def test_two_workers_train_and_count_like_one(tiny, tmp_path, ray_cluster, metho
     assert set(scores[1].example) == {"points", "truth", *methods}
 
 
-def test_a_damaged_cloud_stops_the_workers_with_its_sentence_and_the_next_work_gets_others(tiny, tmp_path, ray_cluster):
+def test_a_damaged_cloud_stops_the_workers_with_its_message_and_the_next_gets_new_ones(tiny, tmp_path, ray_cluster):
     import shutil
 
     root = tmp_path / "world"
@@ -218,7 +218,7 @@ def test_workers_that_do_not_see_the_folder_say_so_before_they_train(tiny, tmp_p
     def unmark():
         while not (marks := list(tmp_path.glob(".workers-*/mark"))):
             time.sleep(0.01)
-        marks[0].unlink()  # as on a machine that does not share the folder
+        marks[0].unlink()  # as on a node that does not share the folder
 
     threading.Thread(target=unmark, daemon=True).start()
     with pytest.raises(TrainingError, match="does not see this folder of the driver's; give a storage"):

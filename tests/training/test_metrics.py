@@ -1,4 +1,4 @@
-"""Scores against scikit-learn's, to the last count."""
+"""Scores and counts equal scikit-learn's."""
 
 from __future__ import annotations
 

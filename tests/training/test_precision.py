@@ -37,7 +37,7 @@ class PointNetwork(torch.nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class PointTraining(Finetuning):
-    """``factor`` of the loss: a large one overflows fp16 until the scale has come down."""
+    """Scales the loss by ``factor``: a large one overflows fp16 until the loss scale is small enough."""
 
     factor: float = 1.0
 
@@ -51,7 +51,7 @@ class PointTraining(Finetuning):
 
 @dataclasses.dataclass(frozen=True)
 class RankedTraining(PointTraining):
-    """Only rank 0's loss is large; ``apart`` is how far the ranks' weights are from each other before the step."""
+    """Only rank 0's loss is large; ``apart`` is the distance between the ranks' weights before the step."""
 
     def loss(self, *args):
         rank = torch.distributed.get_rank()
@@ -97,7 +97,7 @@ def test_the_network_computes_in_fp16_and_learns_the_same(training, tmp_path):
     assert 2**10 < scaler_state(tmp_path / "fp16")["scale"] < 2**16  # it starts at 2**16, which overflows
 
 
-def test_steps_that_overflow_are_left_out_and_the_scale_survives_a_restart(training, tmp_path):
+def test_steps_that_overflow_are_skipped_and_the_scale_survives_a_restart(training, tmp_path):
     sgd = OptimiserSettings(kind="sgd", learning_rate=1e-9)
     overflowing = training("fp16", factor=1e6, epochs=6, optimiser=sgd)
 
@@ -118,7 +118,7 @@ def test_steps_that_overflow_are_left_out_and_the_scale_survives_a_restart(train
 
 @pytest.mark.long
 def test_ranks_agree_on_the_scale(training, tmp_path, ray_cluster):
-    """Where rank 0 alone overflows, both leave the step out: else their weights would part."""
+    """If only rank 0 overflows, both ranks skip the step; otherwise their weights would diverge."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import it
     two = ResourceSettings(num_workers=2, checkpoint_every_epochs=1)
     sgd = OptimiserSettings(kind="sgd", learning_rate=1e-9)

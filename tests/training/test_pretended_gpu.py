@@ -1,4 +1,4 @@
-"""What runs on a GPU, on one that is pretended: no operator meets a tensor of the CPU, and waits are few and known."""
+"""GPU code on a pretended GPU: no operator gets a tensor of the CPU, and waits for the GPU are few and known."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from clip2scene.training.validation import Validation
 from pretend_gpu import pretended
 
 CONVOLUTIONS, STRIDED = 14, 2
-"""Of the student of these tests."""
+"""Numbers in the student of these tests."""
 NETWORK = {"student/voxels.py": 2, "spconv": CONVOLUTIONS + STRIDED}
-"""The grid's extent and its voxels; then numbers of pairs, and of voxels a level below."""
+"""Waits for the extent of the grid and its voxels; then for numbers of pairs, and of voxels one level below."""
 BACKWARD = {"spconv": CONVOLUTIONS}
 
 
 @pytest.fixture(scope="module")
 def elsewhere():
-    """``elsewhere(function, *args)``: its result, from a process in which torch has always known the device."""
+    """``elsewhere(function, *args)``: its result in a process where torch knows the device from the start."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=pretend_gpu.register) as pool:
         yield lambda function, *args: pool.submit(function, *args).result()
@@ -42,7 +42,7 @@ def by_file(waits):
 
 
 def both_steps(training):
-    """A step here and one there: loss terms and gradients of each, and the waits of the latter's two halves."""
+    """A step here and on the device: loss terms and gradients of each, and the device's waits forward and backward."""
     results, batch = [], join([training.source.read(frame) for frame in training.frames])
     with pretended() as waits:
         for device in (torch.device("cpu"), pretend_gpu.device()):
@@ -67,11 +67,11 @@ EXTRA = {
     "slidr": {"losses/contrast.py": 2},
     "pointcontrast": {"training/objectives.py": 1},
 }
-"""Cells of StCR; superpixels and pairs without one; clouds that are turned."""
+"""Waits for cells of StCR; superpixels and pairs without one; transformed clouds."""
 
 
 @pytest.mark.parametrize("method", OBJECTIVES)
-def test_a_step_of_every_method_is_the_same_there(elsewhere, distillation, method):
+def test_a_step_of_every_method_is_the_same_on_the_pretended_gpu(elsewhere, distillation, method):
     here, there, forward, backward = elsewhere(both_steps, distillation(method))
     torch.testing.assert_close(there, here, rtol=0, atol=0)
     assert forward == NETWORK | EXTRA.get(method, {})
@@ -79,7 +79,7 @@ def test_a_step_of_every_method_is_the_same_there(elsewhere, distillation, metho
 
 
 @pytest.mark.parametrize("settings", [{}, {"mode": "linear_probe"}, {"loss": "lovasz"}], ids=str)
-def test_a_step_of_finetuning_is_the_same_there(elsewhere, tiny, settings):
+def test_a_step_of_finetuning_is_the_same_on_the_pretended_gpu(elsewhere, tiny, settings):
     here, there, forward, backward = elsewhere(both_steps, tiny.finetuning(settings=FinetuneSettings(**settings)))
     torch.testing.assert_close(there, here, rtol=0, atol=0)
     assert forward == NETWORK
@@ -101,7 +101,7 @@ class Alone(Worker):
 
 
 def both_trainings(training):
-    """Epochs' metrics here and there, and the waits of the latter."""
+    """Metrics of the epochs here and on the device, and the device's waits."""
     histories = []
     with pretended() as waits:
         for device in (torch.device("cpu"), pretend_gpu.device()):
@@ -114,7 +114,7 @@ def both_trainings(training):
     return *histories, list(waits)
 
 
-def test_a_training_is_the_same_there_and_a_step_waits_for_nothing_else(elsewhere, tiny):
+def test_a_training_is_the_same_on_the_pretended_gpu_and_has_no_other_waits(elsewhere, tiny):
     source = SampleSource(tiny.index.root, tiny.store, num_sweeps=2, label_vocabulary=vocabulary("nuscenes"))
     validation = Validation(tiny.index.frames[4:], source, tiny.text_CD)
     here, there, _ = elsewhere(both_trainings, tiny.distillation(validation=validation, epochs=2))
@@ -125,7 +125,7 @@ def test_a_training_is_the_same_there_and_a_step_waits_for_nothing_else(elsewher
 
 
 def both_answers(methods, teacher, sample):
-    """Classes by method, here and there."""
+    """Classes by method, here and on the device."""
     loaded = [load_teacher(teacher) for _ in range(2)]  # here, as safetensors reads no file while a device is pretended
     with pretended(), torch.inference_mode(), patch("clip2scene.teacher.clip.load_teacher", lambda _: loaded.pop()):
         return [
@@ -134,7 +134,7 @@ def both_answers(methods, teacher, sample):
         ]
 
 
-def test_every_annotation_free_method_answers_the_same_there(elsewhere, tiny):
+def test_every_annotation_free_method_answers_the_same_on_the_pretended_gpu(elsewhere, tiny):
     training = tiny.distillation()
     torch.manual_seed(0)
     student = training.student, training.build().state_dict()
@@ -150,7 +150,7 @@ def test_every_annotation_free_method_answers_the_same_there(elsewhere, tiny):
 
 
 def both_encodings(settings):
-    """Features of two images, and texts, here and there."""
+    """Features of two images, and texts, here and on the device."""
     results = []
     for device in (torch.device("cpu"), pretend_gpu.device()):
         teacher = load_teacher(settings)
@@ -164,17 +164,17 @@ def both_encodings(settings):
 
 
 @pytest.mark.parametrize(("model", "precision"), [("streetworld", "fp32"), ("streetworld", "bf16"), ("RN50", "fp32")])
-def test_teachers_encode_the_same_there(elsewhere, model, precision):
+def test_teachers_encode_the_same_on_the_pretended_gpu(elsewhere, model, precision):
     settings = TeacherSettings(model=model, precision=precision, image_height_px=64, image_width_px=96)
     if model != "streetworld":
         settings = settings.model_copy(update={"pretrained": "random"})
     here, there = elsewhere(both_encodings, settings)
-    # The CPU has faster kernels for the attention of a whole block, which round otherwise.
+    # The CPU has faster kernels for the attention of a whole block, which round differently.
     torch.testing.assert_close(there, here, rtol=0, atol=1e-5)
 
 
 def what_is_noticed():
-    """Places of waits, and what is said of tensors of two devices."""
+    """Places of waits, and the error for tensors of two devices."""
     with pretended() as waits:
         there = torch.arange(4.0).to(pretend_gpu.device(), non_blocking=True)
         assert not waits

@@ -28,7 +28,7 @@ def later(tiny):
     return next(frame for frame in tiny.index.frames if len(frame.sweeps) >= 3)
 
 
-def test_sweeps_are_clouds_of_their_own_and_paired_with_the_same_images(tiny, later):
+def test_sweeps_are_separate_clouds_paired_with_the_same_images(tiny, later):
     one = SampleSource(tiny.index.root, tiny.store, num_sweeps=1).read(later)
     three = SampleSource(tiny.index.root, tiny.store, num_sweeps=3).read(later)
     assert three.cloud_N.unique().tolist() == [0, 1, 2]
@@ -132,7 +132,7 @@ def test_a_scene_without_cameras_is_read_and_has_no_pairs(tiny, later):
     assert not seen(sample).any()
 
 
-def test_prefetched_batches_are_the_same_and_so_is_what_goes_wrong(tiny):
+def test_prefetched_batches_and_their_errors_are_the_same(tiny):
     source = SampleSource(tiny.index.root)
     assert [*prefetched(map(source.read, tiny.index.frames[:3]), lambda s: len(s.points_N4))] == [
         len(source.read(frame).points_N4) for frame in tiny.index.frames[:3]

@@ -1,4 +1,4 @@
-"""Scores while a student learns, against the scores that an evaluation gives and against plain loops."""
+"""Scores during training equal those of an evaluation and of plain loops."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_scores_are_those_of_an_evaluation_of_the_same_weights(tiny, validation,
         validation.frames, source, {"student": method}, num_classes=16, name="e", folder=tmp_path, resources=HERE
     )
     last = fitted.history[-1]
-    # The network saw two sweeps there, each a cloud of its own, and one here: batch norm in eval mode keeps them apart.
+    # There the network got two sweeps as separate clouds, here one: batch norm in eval mode treats them independently.
     assert last["verifying/miou"] == pytest.approx(mean_iou(scores.counts["student"]["seen"]), abs=1e-6)
     assert last["verifying/label_free"] == pytest.approx(
         (last["verifying/agreement"] * last["verifying/consistency"]) ** 0.5
@@ -71,7 +71,7 @@ def test_without_labels_no_label_file_is_needed(tiny, validation, tmp_path):
     assert history[0]["verifying/label_free"] > 0
 
 
-def test_validation_changes_nothing_of_what_is_learned_and_comes_when_it_is_due(tiny, validation, tmp_path):
+def test_validation_runs_when_it_is_due_and_does_not_change_what_is_learned(tiny, validation, tmp_path):
     every_second = dataclasses.replace(validation, every_epochs=2)
     with_it = fit(tiny.distillation(epochs=3, validation=every_second), name="a", folder=tmp_path, resources=HERE)
     without = fit(tiny.distillation(epochs=3), name="b", folder=tmp_path, resources=HERE)

@@ -31,7 +31,7 @@ class ClusterError(Clip2sceneError, RuntimeError):
 
 
 class Jobs:
-    """The jobs of the cluster whose dashboard is at an address.
+    """The jobs of the cluster with its dashboard at an address.
 
     Args:
         address: ``http://HOST:8265``; ``RAY_API_SERVER_ADDRESS``, ``RAY_ADDRESS`` or 127.0.0.1 when not given.

@@ -6,7 +6,6 @@ command continues where it was interrupted.
 
 from __future__ import annotations
 
-import contextlib
 import platform
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ from typing import Any
 from clip2scene.config import Clip2sceneError, Job, one_line
 from clip2scene.machine import jobs_on, num_cpus, use_threads
 from clip2scene.pipeline import Pipeline
-from clip2scene.progress import console, duration, progress
+from clip2scene.progress import console, duration, progress, silent
 from clip2scene.stages import Stages
 from clip2scene.tables.spec import Cell, Table, expand
 from clip2scene.tracking.table.keep import keep_table
@@ -113,7 +112,7 @@ def _run_all(table: Table, jobs: Sequence[TableJob], tracker: Tracker, parent: R
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     at_once = min(jobs_on(nodes, job.settings.resources) for job in jobs)
     # A pipeline that runs in this process draws its own bars.
-    bar = progress(table.table, len(jobs), unit="jobs") if at_once > 1 else contextlib.nullcontext(_silent)
+    bar = progress(table.table, len(jobs), unit="jobs") if at_once > 1 else silent(table.table, len(jobs))
     ended = _side_by_side(jobs, tracker, parent, at_once) if at_once > 1 else _one_after_another(jobs, tracker, parent)
     with bar as advance:
         for done in ended:
@@ -217,10 +216,6 @@ def _run_job(job: TableJob, tracker: Tracker, parent: Run) -> Done:
     except Exception as error:
         reason = one_line(f"{type(error).__name__}: {error}")
     return Done(job, time.perf_counter() - started_s, scores, reason)
-
-
-def _silent(n: int = 1, **fields: Any) -> None:
-    """No bar."""
 
 
 def _print_end(table: Table, done: Done) -> None:

@@ -57,7 +57,7 @@ class Finetuning(Training):
 
 
 def choose_labelled(frames: tuple[Frame, ...], protocol: str, fraction: float) -> tuple[Frame, ...]:
-    """The keyframes whose labels may be used: every n-th keyframe or every n-th scene, n = 1 / fraction.
+    """The keyframes with labels that may be used: every n-th keyframe or every n-th scene, n = 1 / fraction.
 
     Keyframes begin with the first, as in CLIP2Scene's released code, and scenes with the n-th, as in SLidR's
     (``downstream/dataloader_nuscenes.py``). SLidR's scenes are in the order of nuScenes' table, ours of names.

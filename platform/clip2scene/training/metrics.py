@@ -38,6 +38,6 @@ def mean_iou(counts_CC: np.ndarray) -> float:
 
 
 def accuracy(counts_CC: np.ndarray) -> float:
-    """Share of points whose class is right; NaN without points."""
+    """Share of points with the right class; NaN without points."""
     total = counts_CC.sum()
     return float(np.trace(counts_CC) / total) if total else float("nan")
