@@ -1,4 +1,4 @@
-"""Artifacts appear whole or not at all."""
+"""Artifacts appear completely or not at all."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(fcntl, "flock", flock)
     with locked(tmp_path, "fills this store"):
         pass
-    assert f"{tmp_path}: no locks there (Function not implemented); start nothing twice at a time" in caplog.text
+    assert f"{tmp_path}: no locks there (Function not implemented); do not start a command twice at once" in caplog.text
 
 
 def test_a_name_that_others_write_again_is_brought_anew(tmp_path, monkeypatch):
