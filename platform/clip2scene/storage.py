@@ -142,17 +142,17 @@ class Storage:
         """Where the user finds a path: the object's URI, or the file."""
         return str(path) if self.remote is None else f"s3://{self.remote.key(self.name(path))}"
 
-    def fetch(self, path: Path, *, anew: bool = False) -> bool:
+    def fetch(self, path: Path, *, refresh: bool = False) -> bool:
         """Whether a file exists; it is downloaded from the object store if it is not here yet.
 
         Args:
             path: of the file.
-            anew: download it even if it is here, as others overwrite files of this name.
+            refresh: download it even if it is here, as others overwrite files of this name.
 
         Raises:
             StorageError: the disk is full, or the object store cannot be reached or refuses.
         """
-        if self.remote is None or (path.exists() and not anew):
+        if self.remote is None or (path.exists() and not refresh):
             return path.exists()
         try:
             with writing(path) as aside:

@@ -45,7 +45,7 @@ def _text(rows: np.ndarray) -> str:
 
 
 def _poses(count: int) -> np.ndarray:
-    """(count, 12): half a metre forward a scan, turning."""
+    """(count, 12): half a metre forward per scan, turning."""
     poses = []
     for n in range(count):
         c, s = np.cos(0.05 * n), np.sin(0.05 * n)

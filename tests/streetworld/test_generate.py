@@ -1,4 +1,4 @@
-"""A world is written whole or not at all, is the same for any number of processes, and leaves foreign files alone."""
+"""A world is written completely or not at all, is the same for any number of processes, and spares foreign files."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def _load(root: Path, version: str) -> Any:
 
 def _build(nusc: Any, root: Path, version: str, files: DatasetFiles, max_sweeps: int) -> Index:
     for table in ("sample", "sample_data", "ego_pose", "calibrated_sensor", "scene"):
-        _refuse_twins(getattr(nusc, table), table)
+        _refuse_duplicates(getattr(nusc, table), table)
     for table in ("sample_data", "map", *(["lidarseg"] if hasattr(nusc, "lidarseg") else [])):
         for record in getattr(nusc, table):
             check_relative(record["filename"], f"{table}.json")
@@ -211,7 +211,7 @@ def _get(nusc: Any, table: str, token: str, source: str) -> Record:
         raise DataError(f"{source} names {table} {token!r}, which {table}.json does not hold") from error
 
 
-def _refuse_twins(records: list[Record], table: str) -> None:
+def _refuse_duplicates(records: list[Record], table: str) -> None:
     """Refuse two records with one token, of which the devkit would silently take the last."""
     if len({record["token"] for record in records}) == len(records):
         return

@@ -25,7 +25,7 @@ def points(data: bytes, source: str) -> np.ndarray:
     """A mesh's vertices as a cloud. Never pass a labels file: it has colours too, but they *are* the labels.
 
     Args:
-        data: the PLY file, whose vertices have x, y, z (metres) and 8-bit red, green, blue.
+        data: the PLY file; its vertices have x, y, z (metres) and 8-bit red, green, blue.
         source: the file's name, for the message.
 
     Returns:
@@ -94,7 +94,7 @@ def _vertices(data: bytes, source: str, needed: tuple[str, ...]) -> np.ndarray:
 def _layout(lines: list[list[str]], order: str, source: str) -> tuple[int, np.dtype]:
     """Number of vertices, and the type of a vertex."""
     if not lines or lines[0][:2] != ["element", "vertex"] or len(lines[0]) != 3 or not lines[0][2].isdecimal():
-        raise DataError(f"{source}: PLY header whose first element is not 'element vertex COUNT'")
+        raise DataError(f"{source}: PLY header, first element: not 'element vertex COUNT'")
     fields: list[tuple[str, str]] = []
     for words in lines[1:]:
         if words[0] == "element":

@@ -1,4 +1,4 @@
-"""Fills the feature store: a Ray Data job whose pool of actors, each with the teacher, reads and encodes the images.
+"""Fills the feature store: a Ray Data job with a pool of actors that hold the teacher, read images and encode them.
 
 Blocks carry only ids and paths; an actor decodes, encodes and writes a frame itself, and only a status row comes back.
 A frame that is in the store is never computed again, so a killed run continues where it stopped. With an object store
