@@ -319,10 +319,10 @@ def test_truncated_scan_and_damaged_labels(tiny: Path) -> None:
         read_labels(labels, 3, WORDS)
 
 
-# --- the door to all builders ---
+# --- build_index of any kind ---
 
 
-def test_one_door_to_the_builders(tiny: Path) -> None:
+def test_datasets_are_indexed_by_kind(tiny: Path) -> None:
     assert build_any("semantickitti", tiny, max_sweeps=1).digest == build_index(tiny, max_sweeps=1).digest
     with pytest.raises(
         ConfigError,

@@ -88,7 +88,7 @@ def extract(
     teacher = teacher if teacher is not None else load_teacher(teacher_settings)
     wanted = {frame.frame_id: frame for frame in frames}
     for frame_id in wanted:
-        store.frame_file(path, frame_id)
+        store.frame_file(path, frame_id)  # refuses an id that is not a file name, before any work
     with locked(path, "fills this store"):
         store.remove_leftovers(path)
         entries = _valid_entries(path, storage, index, wanted, teacher.digest, progress)
