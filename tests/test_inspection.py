@@ -22,7 +22,7 @@ REAL_PAIRS = {
     "CAM_BACK_LEFT": 4089,
     "CAM_BACK_RIGHT": 3369,
 }
-"""From the README beside the real keyframe: what nuscenes-devkit keeps."""
+"""Pairs that nuscenes-devkit keeps, from the README beside the real keyframe."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Artifacts appear whole or not at all."""
+"""Artifacts appear completely or not at all."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(fcntl, "flock", flock)
     with locked(tmp_path, "fills this store"):
         pass
-    assert f"{tmp_path}: no locks there (Function not implemented); start nothing twice at a time" in caplog.text
+    assert f"{tmp_path}: no locks there (Function not implemented); do not start a command twice at once" in caplog.text
 
 
-def test_a_name_that_others_write_again_is_brought_anew(tmp_path, monkeypatch):
+def test_a_name_that_others_write_again_is_fetched_again(tmp_path, monkeypatch):
     class Remote:
         def get(self, name, aside):
             if not there:
@@ -77,12 +77,12 @@ def test_a_name_that_others_write_again_is_brought_anew(tmp_path, monkeypatch):
 
     storage, path, there = Storage(tmp_path), tmp_path / "report.json", {"report.json": "first"}
     storage.remote = Remote()
-    for text, anew, expected in (("first", False, "first"), ("second", False, "first"), ("second", True, "second")):
+    for text, refresh, expected in (("first", False, "first"), ("second", False, "first"), ("second", True, "second")):
         there["report.json"] = text
-        assert storage.fetch(path, anew=anew)
+        assert storage.fetch(path, refresh=refresh)
         assert path.read_text() == expected
     there.clear()
-    assert not storage.fetch(path, anew=True)
+    assert not storage.fetch(path, refresh=True)
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ class Segments:
         )
 
     def unsorted(self, values_N: torch.Tensor) -> torch.Tensor:
-        """Values in sorted order, brought back to the order of the rows."""
+        """Values in sorted order, put back into the order of the rows."""
         return torch.empty_like(values_N).index_copy_(0, self.order_N, values_N)
 
 

@@ -1,6 +1,6 @@
-"""Where artifacts lie and how they get there: digest-addressed, written aside and renamed, so never half there.
+"""Where artifacts lie and how they are written: addressed by digest, and never visible half-written.
 
-A storage is a folder, or an object store (``s3://BUCKET/PREFIX``) with a folder on every machine that caches it.
+A storage is a folder, or an object store (``s3://BUCKET/PREFIX``) with a folder on every machine as its cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clip2scene.remote import ObjectStore, StorageError, is_remote
 __all__ = ["Storage", "StorageError", "folder_of", "is_remote", "is_seen", "locked", "writing"]
 
 CACHE = "CLIP2SCENE_CACHE"
-"""Environment variable with the folder below which object stores are cached; the same path on every machine."""
+"""Environment variable: the folder that holds the caches of object stores, at the same path on every machine."""
 _DEFAULT_CACHE = "~/.cache/clip2scene"
 LOCK = ".lock"
 """File in a folder, locked by the process that fills the folder."""
@@ -34,10 +34,10 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that becomes it when the block ends well, and vanishes when it does not.
+    """A temporary path beside ``path`` that is renamed to it after the block, or deleted if the block fails.
 
     Raises:
-        StorageError: the disk is full or refuses.
+        StorageError: the disk is full, or the path may not be written.
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # two containers may have the same process ids
     try:
@@ -79,12 +79,12 @@ def locked(folder: Path, doing: str, *, name: str = LOCK) -> Iterator[None]:
             _log.warning("%s: another run %s; waiting for it", folder, doing)
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:  # Lustre without the option flock, some FUSE
-            _log.warning("%s: no locks there (%s); start nothing twice at a time", folder, error.strerror)
+            _log.warning("%s: no locks there (%s); do not start a command twice at once", folder, error.strerror)
         yield
 
 
 def is_seen(path: Path) -> bool:
-    """Whether a file that another node has made is here, or is within some seconds: a network may show it late."""
+    """Whether a file of another node is visible here, now or within some seconds: a network disk may show it late."""
     deadline_s = time.monotonic() + _SEEN_WITHIN_S
     while not path.exists():
         if time.monotonic() > deadline_s:
@@ -94,10 +94,10 @@ def is_seen(path: Path) -> bool:
 
 
 def folder_of(storage: str | Path) -> Path:
-    """The folder of a job's ``storage`` on this machine: itself, or the cache of the object store.
+    """The folder of a job's ``storage`` on this machine: the storage itself, or the cache of the object store.
 
     Raises:
-        ConfigError: a URI that is none of an object store, or holds a password.
+        ConfigError: the URI is not one of an object store, or holds a password.
     """
     if not is_remote(storage):
         return Path(storage).expanduser().resolve()
@@ -107,13 +107,13 @@ def folder_of(storage: str | Path) -> Path:
 
 
 class Storage:
-    """Artifacts: ``<kind>/<digest>`` holds one that is finished. Small, and cheap to send to a worker.
+    """Artifacts, each finished one at ``<kind>/<digest>``. Small, and cheap to send to a worker.
 
-    Paths are always of the folder on this machine. Of an object store it holds what was asked for here: what is
-    finished is put there first and appears here second, so what is here need not be looked for there.
+    Paths are always paths in the folder on this machine. With an object store, that folder holds what was fetched or
+    made here. A finished file is uploaded before it appears here, so a file that is here is also there.
 
     Args:
-        root: a folder, made when it is not there; or the URI of an object store, which must be.
+        root: a folder, made if it is missing; or the URI of an object store, which must exist.
 
     Raises:
         ConfigError: see :func:`folder_of`.
@@ -135,24 +135,24 @@ class Storage:
         return self.root / kind / name
 
     def name(self, path: Path) -> str:
-        """Of the object that a path is the copy of."""
+        """Name of the object that a path is the copy of."""
         return path.relative_to(self.root).as_posix()
 
     def where(self, path: Path) -> str:
-        """A path as the user finds it: the object's URI, or the file."""
+        """Where the user finds a path: the object's URI, or the file."""
         return str(path) if self.remote is None else f"s3://{self.remote.key(self.name(path))}"
 
-    def fetch(self, path: Path, *, anew: bool = False) -> bool:
-        """Whether a file is there; it is brought from the object store if it is not here yet.
+    def fetch(self, path: Path, *, refresh: bool = False) -> bool:
+        """Whether a file exists; it is downloaded from the object store if it is not here yet.
 
         Args:
             path: of the file.
-            anew: bring it though it is here: it lies under a name that others write again.
+            refresh: download it even if it is here, as others overwrite files of this name.
 
         Raises:
             StorageError: the disk is full, or the object store cannot be reached or refuses.
         """
-        if self.remote is None or (path.exists() and not anew):
+        if self.remote is None or (path.exists() and not refresh):
             return path.exists()
         try:
             with writing(path) as aside:
@@ -162,7 +162,7 @@ class Storage:
         return True
 
     def keep(self, file: Path, path: Path) -> None:
-        """Put a finished file into the object store as what is about to lie at ``path``; a folder needs nothing.
+        """Upload a finished file to the object store, for ``path``; does nothing if the storage is a folder.
 
         Raises:
             StorageError: the object store cannot be reached or refuses.
@@ -172,15 +172,15 @@ class Storage:
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[Path]:
-        """As :func:`writing`, and kept."""
+        """As :func:`writing`, with an upload to the object store before the file appears here."""
         with writing(path) as aside:
             yield aside
             self.keep(aside, path)
 
     def names(self, folder: Path) -> list[str]:
-        """Names of the files right below a folder, the object store's where there is one.
+        """Names of the files directly in a folder, of the object store if there is one.
 
-        Copies here that are not what lies there any more (it was removed or written anew) are dropped.
+        Local copies that the object store no longer has (the object was removed or overwritten) are deleted.
 
         Raises:
             OSError: the folder cannot be read.
@@ -196,7 +196,7 @@ class Storage:
         return list(there)
 
     def remove(self, path: Path) -> None:
-        """Remove a file, if it is there.
+        """Remove a file, if it exists.
 
         Raises:
             StorageError: the object store cannot be reached or refuses.

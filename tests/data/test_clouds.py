@@ -38,7 +38,7 @@ def test_the_suffix_says_how_many_columns_a_point_has(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read, cloud_N4)
     read += 1
     (tmp_path / "cloud.las").write_bytes(cloud_N4.tobytes())
-    with refused(r"cloud.las: not a point cloud by its name; allowed: .pcd.bin, .bin, .ply"):
+    with refused(r"cloud.las: its name is not a point cloud's; allowed: .pcd.bin, .bin, .ply"):
         read_cloud(tmp_path / "cloud.las")
 
 

@@ -45,7 +45,7 @@ def _text(rows: np.ndarray) -> str:
 
 
 def _poses(count: int) -> np.ndarray:
-    """(count, 12): half a metre forward a scan, turning."""
+    """(count, 12): half a metre forward per scan, turning."""
     poses = []
     for n in range(count):
         c, s = np.cos(0.05 * n), np.sin(0.05 * n)
@@ -238,8 +238,8 @@ def test_calibration_without_tr_says_so(tiny: Path) -> None:
         ("poses.txt", "1.000000000000e+00", "1.1", r"poses.txt: the pose of line 1 is not a rigid transform"),
         ("poses.txt", "1.000000000000e+00", "-1", r"poses.txt: the pose of line 1 is not a rigid transform"),
         ("times.txt", "4.000000e-01\n", "", r"times.txt: 4 times for the 5 poses of poses.txt"),
-        ("times.txt", "1.000000e-01", "0", r"times.txt: line 2 \(0.0 s\) is no time after that of the line before"),
-        ("times.txt", "4.000000e-01", "inf", r"times.txt: line 5 \(inf s\) is no time"),
+        ("times.txt", "1.000000e-01", "0", r"times.txt: line 2 \(0.0 s\) is not later than the line before"),
+        ("times.txt", "4.000000e-01", "inf", r"times.txt: line 5 \(inf s\) is not later"),
     ],
 )
 def test_damaged_tables(tiny: Path, file: str, old: str, new: str, message: str) -> None:
@@ -307,9 +307,9 @@ def test_truncated_scan_and_damaged_labels(tiny: Path) -> None:
     assert frame.label_path is not None
     cloud, labels = tiny / frame.cloud_path, tiny / frame.label_path
     cloud.write_bytes(cloud.read_bytes()[:-3])
-    with refused(r"000000.bin: truncated point cloud: 477 bytes is not a multiple of 16 \(4 float32 a point\)"):
+    with refused(r"000000.bin: truncated point cloud: 477 bytes is not a multiple of 16 \(4 float32 each\)"):
         read_cloud(cloud)
-    with refused(r"000000.label: 30 labels for a cloud of 29 points; exactly one a point is allowed"):
+    with refused(r"000000.label: 30 labels for a cloud of 29 points; exactly one per point is allowed"):
         read_labels(labels, 29, WORDS)
     labels.write_bytes(np.array([10, 2, 300 | 7 << 16], dtype="<u4").tobytes())
     with refused(r"label ids \[2, 300\] are unknown to the vocabulary 'semantickitti' \(allowed: 0 to 1, 10 to 11"):
@@ -319,10 +319,10 @@ def test_truncated_scan_and_damaged_labels(tiny: Path) -> None:
         read_labels(labels, 3, WORDS)
 
 
-# --- the door to all builders ---
+# --- build_index of any kind ---
 
 
-def test_one_door_to_the_builders(tiny: Path) -> None:
+def test_datasets_are_indexed_by_kind(tiny: Path) -> None:
     assert build_any("semantickitti", tiny, max_sweeps=1).digest == build_index(tiny, max_sweeps=1).digest
     with pytest.raises(
         ConfigError,

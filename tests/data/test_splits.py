@@ -84,7 +84,7 @@ def test_missing_and_damaged_list_of_scannet(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"\Ascannetv2_test.txt: .* is missing; it is looked for in .*splits, [^\n]*\Z"):
         split_frames(index, "test")
     path = tmp_path / "scannetv2_val.txt"
-    damaged = {b"scene1\n": "'scene1' is no scene", b"\n": "'nothing' is no scene", b"\xff": "cannot be read"}
+    damaged = {b"scene1\n": "'scene1' is not a scene", b"\n": "'nothing' is not a scene", b"\xff": "cannot be read"}
     for data, message in damaged.items():
         path.write_bytes(data)
         with refused(f"scannetv2_val.txt: {message}"):

@@ -1,4 +1,4 @@
-"""A cloud in a single image: what pairing is checked against."""
+"""Projection of a cloud into a single image, for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Depth views of a cloud alone."""
+"""Depth views of a cloud."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which points make pairs, and in which order."""
+"""The points that make pairs, and their order."""
 
 from __future__ import annotations
 

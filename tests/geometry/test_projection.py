@@ -14,7 +14,7 @@ from clip2scene.data.poses import inverse
 
 
 def _camera_at_lidar_time(index: Index, name: str) -> Camera:
-    """The camera as if it had exposed when the LiDAR swept: its calibration on the LiDAR's ego pose."""
+    """The camera as if exposed at the LiDAR's time: its calibration on the LiDAR's ego pose."""
     from nuscenes.nuscenes import NuScenes
     from nuscenes.utils.geometry_utils import transform_matrix
     from pyquaternion import Quaternion

@@ -42,7 +42,7 @@ def test_as_many_vertices_are_in_view_as_counted_by_hand(index: Index, cloud_N4:
 
 
 def test_vertices_behind_others_are_hidden(index: Index, cloud_N4: np.ndarray) -> None:
-    """Against a z-buffer of the vertices alone, which knows no depth map."""
+    """Against a z-buffer of the vertices, without any depth map."""
     kept = _by_camera(index.frames[0], index, cloud_N4)
     for camera in index.frames[0].cameras:
         visible_N, pixels_N2, depth_N = _in_view(cloud_N4, camera)

@@ -1,4 +1,4 @@
-"""Every loss as a plain loop over points in float64, written straight from its equation; and random input."""
+"""Every loss as a plain loop over points in float64, written from its equation, and random input."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Input:
 
 
 def draw(seed: int, n: int = 60, classes: int = 5, width: int = 7, cells: int = 20, present: int | None = None):
-    """``present`` of the classes occur; cell ids have gaps: those between are of cells that no pixel sees."""
+    """Random pairs: ``present`` of the classes occur, and cell ids have gaps, for cells that no pixel sees."""
     g = torch.Generator().manual_seed(seed)
     points, pixels = (torch.randn(n, width, generator=g, dtype=torch.float64) for _ in range(2))
     labels = torch.randint(0, present or classes, (n,), generator=g)

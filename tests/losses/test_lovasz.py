@@ -1,4 +1,4 @@
-"""Lovász-Softmax against the paper's algorithm as a loop, and against the index that it extends."""
+"""Lovász-Softmax against the paper's algorithm as a loop, and against the Jaccard index."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_equals_its_definition(seed, n, classes, present, cells, lambda_, switch
 
 @pytest.mark.parametrize("num_sweeps", range(1, 11))
 def test_points_of_all_sweeps_share_cells(num_sweeps):
-    """The same places seen K times: K points a cell, whatever sweep they come from."""
+    """The same places seen K times: K points per cell, whatever sweep they come from."""
     g = torch.Generator().manual_seed(num_sweeps)
     places = (torch.randint(-4, 4, (6, 3), generator=g) + 0.5) * 0.5
     xyz = (places[None] + 0.2 * (torch.rand(num_sweeps, 6, 3, generator=g) - 0.5)).reshape(-1, 3)
@@ -80,7 +80,7 @@ def test_gradients(switches):
 
 
 def test_gradients_do_not_depend_on_which_are_asked_for():
-    """Training takes the points' alone."""
+    """Training takes only the gradient of the points."""
     alone, together = draw(3), draw(3)
     stcr_of = lambda it: stcr(it, 0.7).backward()  # noqa: E731
     alone.points.requires_grad_()

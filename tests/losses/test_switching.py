@@ -1,4 +1,4 @@
-"""S3's draw: when it starts, what it mixes, and who shares it."""
+"""S3's draw: when it starts, what it mixes, and which ranks share it."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_projected_points_hit_the_objects_that_the_renderer_saw(devkit: Any, tmp
 
 
 def _visible(devkit: Any, lidar: str, camera: str) -> np.ndarray:
-    """Which points the devkit keeps, by its own rule."""
+    """The points that the devkit keeps by its own rule."""
     from nuscenes.utils.data_classes import LidarPointCloud
     from nuscenes.utils.geometry_utils import view_points
     from pyquaternion import Quaternion

@@ -1,4 +1,4 @@
-"""The sparse network: one feature a point, whatever else is in the batch, at any voxel size."""
+"""The sparse network: one feature per point, whatever else is in the batch, at any voxel size."""
 
 from __future__ import annotations
 

@@ -56,13 +56,13 @@ def teacher_settings(folder: Path, **changes: Any) -> TeacherSettings:
 
 
 def written(path: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of every frame's file: a file that is written again has others."""
+    """Inode and time of every frame's file, which change when a file is written again."""
     stats = {id_: store.frame_file(path, id_).stat() for id_ in store.stored_frames(path, Storage(path))}
     return {id_: (stat.st_ino, stat.st_mtime_ns) for id_, stat in stats.items()}
 
 
 class Run:
-    """One extraction with three broken images of ten, and what the tests then ask of it."""
+    """An extraction in which three of ten images are broken."""
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.root, self.path = folder / "data", folder / "store"
@@ -221,7 +221,7 @@ def test_a_frame_of_many_images_is_encoded_in_parts(run: Run, tmp_path: Path, mo
 
 
 def _actors_of_ours() -> list[psutil.Process]:
-    """Ray Data's actors that descend from this very test run."""
+    """Ray Data's actors that descend from this test run."""
     ours = psutil.Process().children(recursive=True)
     found = []
     for process in ours:

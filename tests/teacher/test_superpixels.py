@@ -33,7 +33,7 @@ HEIGHT, WIDTH = 56, 100
 
 @pytest.fixture(scope="module")
 def index(streetworld_root: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """A copy of two frames' world, in which images may be broken."""
+    """The index of a copy of the street world, so that tests may break its images."""
     root = tmp_path_factory.mktemp("superpixels") / "world"
     shutil.copytree(streetworld_root[0], root)
     return build_index(root, streetworld_root[1])

@@ -71,7 +71,7 @@ def _report(options: argparse.Namespace) -> int:
 
     path = folder_of(options.storage) / "report.json"
     if is_remote(options.storage):
-        Storage(options.storage).fetch(path, anew=True)
+        Storage(options.storage).fetch(path, refresh=True)
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

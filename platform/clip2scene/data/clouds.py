@@ -1,7 +1,8 @@
 """Reads the sensor files that an index names. Workers use this; no devkit is needed.
 
-A file's suffix says what it is. It is read whole and checked, or refused in one sentence: nothing damaged goes on
-silently. Shapes: N points, H x W pixels.
+A file's suffix tells its format. Every file is checked, and a damaged one is refused in one sentence.
+
+Legend: N points, H x W pixels.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from clip2scene.data.index import DataError, Frame
 from clip2scene.data.vocabulary import Vocabulary
 
 _COLUMNS = {".pcd.bin": 5, ".bin": 4}
-"""float32 values of a point: nuScenes x, y, z, intensity (0 to 255) and ring; SemanticKITTI x, y, z and intensity (0 to
-1). The longer suffix comes first."""
+"""float32 values per point: nuScenes x, y, z, intensity (0 to 255) and ring; SemanticKITTI x, y, z and intensity (0 to
+1). The longer suffix must come first."""
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises for a file that is damaged or no image."""
+"""What Pillow raises for a file that is damaged or not an image."""
 
 
 def resolve(root: Path, relative: str) -> Path:
-    """The file that an index names, refused where it lies outside the dataset's root (also through a link).
+    """The path of a file that an index names; refused if it is outside the dataset's root (also through a link).
 
     Args:
         root: the dataset's folder.
@@ -45,21 +46,21 @@ def resolve(root: Path, relative: str) -> Path:
 
 
 def inside(root: Path, relative: str) -> Path | None:
-    """The file with every link followed, or None where that is not below the root."""
+    """The path with all links resolved, or None if it is then not below the root."""
     # os.path.realpath, as Path.resolve raises on a loop of links.
     path = Path(os.path.realpath(root / relative))
     return path if path.is_relative_to(os.path.realpath(root)) else None
 
 
 def check_relative(path: object, source: str) -> str:
-    """The path, if its text alone stays below the root that it is relative to.
+    """The path, if it stays below the root that it is relative to (links aside).
 
     Args:
-        path: what a table gives as a path.
+        path: a path as a table gives it.
         source: the table, for the message.
 
     Raises:
-        DataError: not a text, empty, absolute, or with ``..`` in it.
+        DataError: it is not a string, empty, absolute, or contains ``..``.
     """
     if not isinstance(path, str) or not path or "\0" in path:
         raise DataError(f"{source}: {path!r} is not a path of a file; allowed: a relative path with forward slashes")
@@ -75,16 +76,16 @@ def read_cloud(path: Path) -> np.ndarray:
         (N, 4) float32: x, y, z (metres, sensor frame) and, in [0, 1], intensity or the luminance of a mesh's colour.
 
     Raises:
-        DataError: missing, truncated (its size is no multiple of a point's), empty, of another suffix, a file of
-            labels, or with values that are not finite.
+        DataError: the file is missing, truncated (its size is not a multiple of a point's), empty, of another suffix, a
+            file of labels, or has values that are not finite.
     """
     if path.name.endswith(".labels.ply"):
-        raise DataError(f"{path}: a file of labels, whose colours are its labels; it is never read as a point cloud")
+        raise DataError(f"{path}: a file of labels (its colours are the labels), which is never read as a point cloud")
     if path.suffix == ".ply":
         return ply.points(_read_bytes(path, "point cloud"), str(path))
     suffix = next((suffix for suffix in _COLUMNS if path.name.endswith(suffix)), None)
     if suffix is None:
-        raise DataError(f"{path}: not a point cloud by its name; allowed: {', '.join((*_COLUMNS, '.ply'))}")
+        raise DataError(f"{path}: its name is not a point cloud's; allowed: {', '.join((*_COLUMNS, '.ply'))}")
     cloud_NK = _read_floats(path, _COLUMNS[suffix])
     cloud_N4 = cloud_NK[:, :4].copy()
     if suffix == ".pcd.bin":
@@ -93,12 +94,12 @@ def read_cloud(path: Path) -> np.ndarray:
 
 
 def _read_floats(path: Path, columns: int) -> np.ndarray:
-    """(N, columns) float32 of a file of points, at least one, all finite."""
+    """(N, columns) float32 of a file of points, which must be finite and at least one."""
     data = _read_bytes(path, "point cloud")
     size = 4 * columns
     if len(data) % size:
         raise DataError(
-            f"{path}: truncated point cloud: {len(data)} bytes is not a multiple of {size} ({columns} float32 a point)"
+            f"{path}: truncated point cloud: {len(data)} bytes is not a multiple of {size} ({columns} float32 each)"
         )
     if not data:
         raise DataError(f"{path}: empty point cloud; at least one point of {size} bytes is needed")
@@ -110,21 +111,22 @@ def _read_floats(path: Path, columns: int) -> np.ndarray:
 
 
 def read_labels(path: Path, num_points: int, vocabulary: Vocabulary) -> np.ndarray:
-    """Read a label file as labels of the vocabulary: nuScenes-lidarseg's ``.bin`` (one byte a point),
-    SemanticKITTI's ``.label`` (uint32 a point: the class in its lower 16 bits, the instance in the upper ones) or
-    ScanNet's ``.labels.ply`` (a nyu40 id a vertex).
+    """Read a label file as labels of the vocabulary.
+
+    Formats: nuScenes-lidarseg's ``.bin`` (one byte per point), SemanticKITTI's ``.label`` (one uint32 per point: the
+    class in its lower 16 bits, the instance in the upper ones) and ScanNet's ``.labels.ply`` (one nyu40 id per vertex).
 
     Returns:
         (N,) uint8 labels in [0, C]; 0 is ignored.
 
     Raises:
-        DataError: missing, not one label per point, or with a class that the vocabulary does not know.
+        DataError: the file is missing, has not one label per point, or has a class that the vocabulary does not know.
         ConfigError: the vocabulary is for prompts only.
     """
     raw_N = _read_label_ids(path)
     if len(raw_N) != num_points:
         raise DataError(
-            f"{path}: {len(raw_N)} labels for a cloud of {num_points} points; exactly one a point is allowed"
+            f"{path}: {len(raw_N)} labels for a cloud of {num_points} points; exactly one per point is allowed"
         )
     return vocabulary.labels(raw_N, str(path))
 
@@ -137,7 +139,9 @@ def _read_label_ids(path: Path) -> np.ndarray:
     if path.suffix != ".label":
         return np.frombuffer(data, dtype=np.uint8)
     if len(data) % 4:
-        raise DataError(f"{path}: truncated label file: {len(data)} bytes is not a multiple of 4 (one uint32 a point)")
+        raise DataError(
+            f"{path}: truncated label file: {len(data)} bytes is not a multiple of 4 (one uint32 per point)"
+        )
     return np.frombuffer(data, dtype="<u4") & 0xFFFF
 
 
@@ -145,20 +149,20 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
     """Read and fully decode an image.
 
     Args:
-        path: a JPEG (or any format that Pillow reads).
-        width: expected width, pixels, from the index.
-        height: expected height, pixels.
+        path: a JPEG, or any format that Pillow reads.
+        width: expected width in pixels, from the index.
+        height: expected height in pixels.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        DataError: missing, truncated, no image, or of another size.
+        DataError: the file is missing, truncated, not an image, or an image of another size.
     """
     try:
         with Image.open(path) as image:
             size = image.size
-            # The header gives the size: an image of the wrong one is never decoded.
+            # The size is in the header, so an image of another size is not decoded.
             pixels_HW3 = np.array(image.convert("RGB")) if size == (width, height) else None
     except FileNotFoundError as error:
         raise DataError(f"{path}: missing image") from error
@@ -176,7 +180,7 @@ def read_depth(path: Path) -> np.ndarray:
         (h, w) float32 metres; 0 where nothing was measured.
 
     Raises:
-        DataError: missing, truncated, no image, or not of one 16-bit channel.
+        DataError: the file is missing, truncated, not an image, or not of one 16-bit channel.
     """
     try:
         with Image.open(path) as image:
@@ -192,7 +196,7 @@ def read_depth(path: Path) -> np.ndarray:
 
 
 def read_depths(root: Path, frame: Frame) -> tuple[np.ndarray | None, ...] | None:
-    """The depth map of every camera of a keyframe, None for a camera without; None where no camera has one.
+    """The depth maps of a keyframe, one per camera (None for a camera without); None if no camera has one.
 
     Raises:
         DataError: a depth map is missing or damaged.

@@ -1,4 +1,4 @@
-"""Whether the files that tables name are there, below the dataset's root: a listing per folder, not a call per file."""
+"""Checks that the files of tables exist below the dataset's root: one listing per folder, not one call per file."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from clip2scene.data.index import DataError
 
 
 class DatasetFiles:
-    """The files below a dataset's root. nuScenes has half a million in some thirty folders, often on a network disk."""
+    """The files below a dataset's root: nuScenes has half a million in some thirty folders, often on a network disk."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
         self._folders: dict[str, dict[str, bool]] = {}
 
     def existing(self, relative: object, source: str) -> str:
-        """The normalised POSIX path of a file that exists below the root.
+        """The normalised POSIX path of a file, which must exist below the root.
 
         Args:
             relative: the path as a table gives it.
-            source: the record that gives it, for the message.
+            source: the record that names it, for the message.
 
         Raises:
-            DataError: no such file, or it lies outside the root (climbing, absolute or through a link).
+            DataError: there is no such file, or it is outside the root (by ``..``, an absolute path or a link).
         """
         path = PurePosixPath(check_relative(relative, source))
         files = self._listing(path.parent.as_posix(), source)
@@ -36,19 +36,19 @@ class DatasetFiles:
         return path.as_posix()
 
     def names(self, folder: str, pattern: str) -> list[str]:
-        """Names of a folder's files that match a regular expression as a whole, in order; none without the folder.
+        """Sorted names of a folder's files that fully match a regular expression; none if there is no such folder.
 
         Args:
             folder: POSIX path below the root.
             pattern: for the whole name.
 
         Raises:
-            DataError: the folder cannot be listed, or lies outside the root.
+            DataError: the folder cannot be listed, or is outside the root.
         """
         return sorted(name for name in self._listing(folder, folder) if re.fullmatch(pattern, name))
 
     def _listing(self, folder: str, source: str) -> dict[str, bool]:
-        """Names of the folder's files, and which of them are links."""
+        """Names of the folder's files, and whether each is a link."""
         if folder not in self._folders:
             self._refuse_escape(folder, source)
             try:

@@ -1,4 +1,4 @@
-"""The index: one Parquet row a keyframe, the only description of a dataset that later stages read.
+"""The index: one Parquet row per keyframe, the only description of a dataset that later stages read.
 
 Poses are 4 x 4 float64 transforms named ``target_from_source``; paths are relative to the dataset's root.
 """
@@ -24,12 +24,12 @@ FORMAT = "clip2scene-index-1"
 
 
 class DataError(Clip2sceneError, ValueError):
-    """A dataset file that is missing, damaged or contradicts its tables."""
+    """A dataset file is missing, damaged, or contradicts the dataset's tables."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One LiDAR sweep: the cloud's file, the pose of its sensor at its own time, and that time."""
+    """One LiDAR sweep: the cloud's file, its own time, and the sensor's pose at that time."""
 
     path: str
     world_from_lidar: np.ndarray
@@ -54,7 +54,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Frame:
-    """A keyframe: its cloud, earlier sweeps (nearest in time first), its images and its label file if there is one."""
+    """A keyframe: its cloud, earlier sweeps (nearest in time first), images, and label file if there is one."""
 
     frame_id: str
     scene: str
@@ -66,9 +66,9 @@ class Frame:
     label_path: str | None
 
     def __getattr__(self, name: str) -> Any:
-        """Of a frame from :func:`read_index`, whatever is not in memory as Python objects: they are ten times larger.
+        """Decodes a field from the Arrow table on access: as Python objects they would be ten times larger.
 
-        Nothing is kept, so that a worker's memory does not grow with the keyframes that it has seen.
+        Nothing is cached, so that a worker's memory does not grow with the keyframes that it has seen.
         """
         if name not in _LAZY or "_table" not in vars(self):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -81,9 +81,9 @@ class Digests(NamedTuple):
     whole: str
     """Of everything."""
     unlabelled: str
-    """Of all but the label files: what is learned without labels stays the same when they come."""
+    """Of everything except the label files: what is learned without labels keeps its digest when labels are added."""
     images: str
-    """Of ids and images: a teacher's features are of those alone, however many sweeps are indexed."""
+    """Of frame ids and images, which are all that a teacher's features depend on."""
 
 
 @dataclass(frozen=True)
@@ -91,28 +91,29 @@ class Index:
     """All keyframes of a dataset version, in scene and time order."""
 
     dataset: str
-    """Kind of dataset (``nuscenes``, ``semantickitti`` or ``scannet``): decides its classes and its splits."""
+    """Kind of dataset (``nuscenes``, ``semantickitti`` or ``scannet``), which decides classes and splits."""
     root: Path
     version: str
     frames: tuple[Frame, ...]
     left_out: tuple[str, ...] = ()
-    """A sentence each: what the builder left out, as a pose is not finite or a mesh is missing. Not in the digest."""
+    """One sentence per thing that was skipped (non-finite pose, missing mesh). Not in the digest."""
 
     @property
     def digest(self) -> str:
-        """Hash of the contents, independent of where the dataset lies."""
+        """Hash of the contents, whatever folder the dataset lies in."""
         return self.digests.whole
 
     @functools.cached_property
     def digests(self) -> Digests:
-        """Hashes of the contents, and of the parts that decide what is made without the others."""
-        # As digest_of(FORMAT, dataset, version, rows), but a row at a time: one text would be a gigabyte for nuScenes.
+        """Hashes of the contents and of parts of them, for artifacts that depend only on these parts."""
+        # As digest_of(FORMAT, dataset, version, rows), but row by row: one text would be a gigabyte for nuScenes.
         start = f"[{_json(FORMAT)},{_json(self.dataset)},{_json(self.version)},[".encode()
         whole, unlabelled, images = (hashlib.sha256(start) for _ in range(3))
         for number, row in enumerate(map(_row, self.frames)):
             comma, text, label = "," * bool(number), _json(row), _json(row["label_path"])
             whole.update(f"{comma}{text}".encode())
-            # Not written anew, as that takes most of the time. Within a value, the quotes of a key would be escaped.
+            # Replaced in the text, as encoding the row again would take most of the time. The text of a key cannot
+            # occur within a value, where its quotes would be escaped.
             bare = text.replace(f'"label_path":{label}', '"label_path":null')
             unlabelled.update(f"{comma}{bare}".encode())
             seen = [[camera[key] for key in ("name", "image_path", "width", "height")] for camera in row["cameras"]]
@@ -172,10 +173,10 @@ _SCHEMA = pa.schema(
 
 
 def write_index(index: Index, path: str | Path) -> None:
-    """Write the index as Parquet, atomically; the root is kept as an absolute path in the file's metadata.
+    """Write the index as Parquet, atomically, with the absolute path of its root in the file's metadata.
 
     Raises:
-        StorageError: the disk is full or refuses.
+        StorageError: the disk is full, or the file may not be written.
     """
     path = Path(path)
     about = {
@@ -184,7 +185,7 @@ def write_index(index: Index, path: str | Path) -> None:
         "root": str(index.root.resolve()),
         "version": index.version,
         "left_out": index.left_out,
-        "digests": index.digests._asdict(),  # takes longer than to read the file
+        "digests": index.digests._asdict(),  # computing them takes longer than reading the file
     }
     table = pa.Table.from_pylist([_row(frame) for frame in index.frames], schema=_SCHEMA)
     table = table.replace_schema_metadata({"clip2scene": json.dumps(about)})
@@ -196,7 +197,7 @@ def read_index(path: str | Path, root: str | Path | None = None) -> Index:
     """Read an index; ``root`` replaces the dataset folder that it was built from.
 
     Raises:
-        DataError: the file is missing, damaged or no index.
+        DataError: the file is missing, damaged or not an index.
     """
     path = Path(path)
     try:
@@ -209,7 +210,7 @@ def read_index(path: str | Path, root: str | Path | None = None) -> Index:
         raise DataError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error
     if about.get("format") != FORMAT:
         raise DataError(f"{path}: not an index of this version (format {about.get('format')!r}, expected {FORMAT!r})")
-    # Arrow would keep what it decoded the file in: more than the table itself.
+    # Arrow would keep the memory that it decoded the file in, which is more than the table's own.
     pa.default_memory_pool().release_unused()
     root = Path(root if root is not None else about["root"])
     index = Index(about["dataset"], root, about["version"], _frames(table), tuple(about.get("left_out", ())))
@@ -251,7 +252,7 @@ def _row(frame: Frame) -> dict[str, Any]:
 
 
 def _frames(table: pa.Table) -> tuple[Frame, ...]:
-    """A frame a row. All share the table, and are sent to a worker with one copy of it."""
+    """One frame per row. All share the table, and are sent to a worker with one copy of it."""
     names: dict[str, str] = {}
     frames = []
     ids, scenes = (table.column(name).to_pylist() for name in ("frame_id", "scene"))
@@ -271,7 +272,7 @@ def _pose(cell: pa.Scalar) -> np.ndarray:
 
 
 def _matrices(numbers: pa.Array, size: int) -> np.ndarray:
-    """(M, size, size) float64 copies, so that no frame keeps the table alive by its poses."""
+    """(M, size, size) float64 copies, so that a pose does not keep the table alive."""
     return np.array(numbers, dtype=np.float64).reshape(-1, size, size)
 
 
@@ -298,7 +299,7 @@ _LAZY: dict[str, Callable[[pa.Scalar], Any]] = {
     "cameras": _cameras,
     "label_path": _value,
 }
-"""Fields of a frame that are made when they are asked for, from their cells in the table."""
+"""Fields of a frame that are decoded on access, from their cells in the table."""
 
 
 def _flat(matrix: np.ndarray) -> list[float]:

@@ -1,10 +1,12 @@
-"""nuScenes' official tables -> the index. nuscenes-devkit is imported when an index is built, and never by a worker.
+"""Builds the index from nuScenes' official tables. Only this imports nuscenes-devkit, never a worker.
 
-The devkit loads the tables; what it takes on trust is checked here: that every pose is a finite rigid transform, that
-every file that the index names is there, and that no path leads out of the dataset's folder. Whatever it stumbles over
-itself is put into one sentence by :mod:`clip2scene.data.nuscenes_tables`.
+The devkit loads the tables; what it does not check is checked here: that every pose is a finite rigid transform, that
+every file that the index names exists, and that no path leaves the dataset's folder. Where the devkit itself fails,
+:mod:`clip2scene.data.nuscenes_tables` finds the reason.
 
-Shapes: M sensor records. Poses are float64: nuScenes' world coordinates reach 1e4 m.
+Poses are float64, as nuScenes' world coordinates reach 1e4 m.
+
+Legend: M sensor records.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BA
 """Order of ``Frame.cameras``: clockwise from the front."""
 
 _UNIT_TOLERANCE = 1e-3
-"""How far a quaternion's norm may be from 1: rounding is normalised away, anything more is a damaged pose."""
+"""How far a quaternion's norm may be from 1: rounding is normalised away, and more is a damaged pose."""
 
 Record = dict[str, Any]
 
 
 def build_index(root: Path, version: str, *, max_sweeps: int = 10) -> Index:
-    """Describe every keyframe of a nuScenes dataset: cloud, earlier sweeps, six images, poses, labels if there are any.
+    """Index every keyframe of a nuScenes dataset: cloud, earlier sweeps, six images, poses, labels if there are any.
 
     Args:
         root: the dataset's folder, which holds ``version``, ``samples`` and ``sweeps``.
@@ -41,10 +43,10 @@ def build_index(root: Path, version: str, *, max_sweeps: int = 10) -> Index:
             keyframes themselves.
 
     Returns:
-        The index, keyframes ordered by scene name and then time.
+        The index, with keyframes ordered by scene name and then by time.
 
     Raises:
-        DataError: a table or a sensor file is missing or damaged, a record names another that is not there, a pose is
+        DataError: a table or a sensor file is missing or damaged, a record refers to one that does not exist, a pose is
             not a finite rigid transform, or a path leaves the root.
     """
     root = Path(root).resolve()
@@ -53,7 +55,7 @@ def build_index(root: Path, version: str, *, max_sweeps: int = 10) -> Index:
     try:
         return _build(nusc, root, version, files, max_sweeps)
     except KeyError as error:
-        # Tokens are looked up with _get, so what is left is a record without one of its fields.
+        # Tokens are looked up with _get, so this is a record without one of its fields.
         raise DataError(f"{root / version}: a record has no field {error}; the official schema is needed") from error
     except (TypeError, AttributeError) as error:
         raise DataError(f"{root / version}: a record is not as in the official schema ({error})") from error
@@ -69,7 +71,7 @@ def _load(root: Path, version: str) -> Any:
     except MemoryError:
         raise
     except Exception as error:
-        # The devkit raises whatever its code ran into (KeyError, AssertionError, IndexError, bare Exception).
+        # The devkit raises errors of any kind (KeyError, AssertionError, IndexError, bare Exception).
         explain(root, version)
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise DataError(f"{root / version}: nuscenes-devkit cannot load these tables ({reason})") from error
@@ -77,7 +79,7 @@ def _load(root: Path, version: str) -> Any:
 
 def _build(nusc: Any, root: Path, version: str, files: DatasetFiles, max_sweeps: int) -> Index:
     for table in ("sample", "sample_data", "ego_pose", "calibrated_sensor", "scene"):
-        _refuse_twins(getattr(nusc, table), table)
+        _refuse_duplicates(getattr(nusc, table), table)
     for table in ("sample_data", "map", *(["lidarseg"] if hasattr(nusc, "lidarseg") else [])):
         for record in getattr(nusc, table):
             check_relative(record["filename"], f"{table}.json")
@@ -115,7 +117,7 @@ def _build(nusc: Any, root: Path, version: str, files: DatasetFiles, max_sweeps:
 
 
 def _lidar_chain(nusc: Any, sample: Record, max_sweeps: int) -> list[Record]:
-    """The keyframe's cloud and up to ``max_sweeps`` before it in the same scene, going back in time."""
+    """Records of the keyframe's cloud and up to ``max_sweeps`` before it in the scene, going back in time."""
     chain = [_keyframe_data(nusc, sample, LIDAR)]
     while chain[-1]["prev"] and len(chain) <= max_sweeps:
         record = _get(nusc, "sample_data", chain[-1]["prev"], _name(chain[-1]))
@@ -156,7 +158,7 @@ def _camera(nusc: Any, image: Record, world_from_camera: np.ndarray, files: Data
 
 
 def _poses(nusc: Any, records: Iterable[Record]) -> dict[str, np.ndarray]:
-    """(4, 4) ``world_from_sensor`` of each sensor record at its own time, by its token."""
+    """Pose (4, 4) ``world_from_sensor`` of each sensor record at its own time, by token."""
     unique = {record["token"]: record for record in records}
     ego = [_get(nusc, "ego_pose", r["ego_pose_token"], _name(r)) for r in unique.values()]
     sensor = [_get(nusc, "calibrated_sensor", r["calibrated_sensor_token"], _name(r)) for r in unique.values()]
@@ -174,7 +176,7 @@ def _rigid(records: list[Record], table: str) -> np.ndarray:
     )
     norm_M1 = np.linalg.norm(rotation_M4, axis=1, keepdims=True)
     finite_M = np.isfinite(rotation_M4).all(axis=1) & np.isfinite(translation_M3).all(axis=1)
-    # Written so that a NaN norm is not sound either.
+    # With a NaN norm the comparison is False, so that it is not sound either.
     sound_M = finite_M & (np.abs(norm_M1[:, 0] - 1) <= _UNIT_TOLERANCE)
     if not sound_M.all():
         row = int(np.argmin(sound_M))
@@ -209,8 +211,8 @@ def _get(nusc: Any, table: str, token: str, source: str) -> Record:
         raise DataError(f"{source} names {table} {token!r}, which {table}.json does not hold") from error
 
 
-def _refuse_twins(records: list[Record], table: str) -> None:
-    """Tokens are what records are found by: the devkit would silently take the last of two."""
+def _refuse_duplicates(records: list[Record], table: str) -> None:
+    """Refuse two records with one token, of which the devkit would silently take the last."""
     if len({record["token"] for record in records}) == len(records):
         return
     seen: set[str] = set()

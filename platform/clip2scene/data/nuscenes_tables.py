@@ -1,7 +1,7 @@
-"""What is wrong with nuScenes tables, in one sentence, where nuscenes-devkit gives up.
+"""Finds what is wrong with nuScenes tables that nuscenes-devkit cannot load, and tells it in one sentence.
 
 The devkit trusts its input: a missing table or a dangling token ends in a traceback that names neither file nor record.
-The tables are looked at a second time only after such a failure, so that a sound dataset is parsed once.
+The tables are read a second time only after such a failure, so that a sound dataset is parsed once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TABLES = (
     "sensor",
     "visibility",
 )
-"""The tables that every version has. ``lidarseg`` is read where it exists."""
+"""Tables that every version has; ``lidarseg`` is read if it exists."""
 
 _REFERENCES = (
     ("calibrated_sensor", "sensor_token", "sensor"),
@@ -42,13 +42,13 @@ _REFERENCES = (
     ("sample_data", "sample_token", "sample"),
     ("scene", "log_token", "log"),
 )
-"""(table, field, table that the field points into), as the devkit's reverse index follows them."""
+"""(table, field, table that the field refers to), as in the devkit's reverse index."""
 
 Tables = dict[str, list[dict[str, Any]]]
 
 
 def check_tables(root: Path, version: str) -> None:
-    """Refuse a dataset that lacks a table, before the devkit is asked to load it.
+    """Refuse a dataset that lacks a table, before the devkit loads it.
 
     Raises:
         DataError: the root, the folder of tables or a table is missing.
@@ -65,10 +65,10 @@ def check_tables(root: Path, version: str) -> None:
 
 
 def explain(root: Path, version: str) -> None:
-    """Look for what the devkit stumbled over; returns where it is nothing that we know.
+    """Look for the reason why the devkit failed; returns if none is found.
 
     Raises:
-        DataError: what is wrong, with the table and the record.
+        DataError: the reason, with the table and the record.
     """
     tables = {table: _read(root / version / f"{table}.json") for table in TABLES}
     if (root / version / "lidarseg.json").exists():
@@ -113,7 +113,7 @@ def _explain_lidarseg(root: Path, version: str, tables: Tables) -> None:
     found = sum(path.suffix in (".bin", ".npz") for path in folder.iterdir()) if folder.is_dir() else 0
     if found != len(tables["lidarseg"]):
         raise DataError(
-            f"{folder}: {found} label files for {len(tables['lidarseg'])} records of lidarseg.json; as many are needed"
+            f"{folder}: {found} label files for {len(tables['lidarseg'])} records of lidarseg.json; one each is needed"
         )
 
 

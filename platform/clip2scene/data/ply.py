@@ -1,7 +1,8 @@
-"""The vertices of a PLY file (Turk 1994), which ScanNet keeps its meshes and their labels in.
+"""The vertices of a PLY file (Turk 1994), ScanNet's format of meshes and their labels.
 
-Only the vertex element is read; faces and whatever else follows are passed over. Bytes in, numpy out: no I/O here.
-Shapes: N vertices.
+Only the vertex element is read; faces and whatever else follows are skipped. Bytes in, numpy out: no I/O here.
+
+Legend: N vertices.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114]) / 255
 
 
 def points(data: bytes, source: str) -> np.ndarray:
-    """A mesh's vertices as a cloud. A labels file has colours, too, but they *are* its labels: never give one here.
+    """A mesh's vertices as a cloud. Never pass a labels file: it has colours too, but they *are* the labels.
 
     Args:
-        data: the PLY file, whose vertices have x, y, z (metres) and 8-bit red, green, blue.
+        data: the PLY file; its vertices have x, y, z (metres) and 8-bit red, green, blue.
         source: the file's name, for the message.
 
     Returns:
         (N, 4) float32: x, y, z and the luminance of the vertex's colour in [0, 1].
 
     Raises:
-        DataError: damaged, truncated, without vertices, or without one of those properties;
-            or a vertex is not finite.
+        DataError: the file is damaged, truncated, without vertices or without one of these properties, or a vertex is
+            not finite.
     """
     vertices_N = _vertices(data, source, ("x", "y", "z", "red", "green", "blue"))
     for name in ("red", "green", "blue"):
@@ -51,20 +52,21 @@ def labels(data: bytes, source: str) -> np.ndarray:
     """The property ``label`` of the vertices (ScanNet: nyu40 ids).
 
     Returns:
-        (N,) int64, none negative.
+        (N,) int64, from 0.
 
     Raises:
-        DataError: damaged, truncated, without vertices, without labels, or with labels that are not whole from 0.
+        DataError: the file is damaged, truncated, without vertices or without labels, or a label is negative or not a
+            whole number.
     """
     labels_N = _vertices(data, source, ("label",))["label"]
     wrong_N = (labels_N < 0) | (labels_N != np.floor(labels_N))
     if wrong_N.any():
-        raise DataError(f"{source}: label {labels_N[wrong_N][0]} is no class id; allowed: whole numbers from 0")
+        raise DataError(f"{source}: label {labels_N[wrong_N][0]} is not a class id; allowed: whole numbers from 0")
     return labels_N.astype(np.int64)
 
 
 def _vertices(data: bytes, source: str, needed: tuple[str, ...]) -> np.ndarray:
-    """(N,) structured array of the vertex element, one field a property."""
+    """(N,) structured array of the vertex element, with one field per property."""
     if data[:4].rstrip() != b"ply":
         raise DataError(f"{source}: not a PLY file (its first line is not 'ply')")
     marker = data.find(b"end_header")
@@ -90,15 +92,15 @@ def _vertices(data: bytes, source: str, needed: tuple[str, ...]) -> np.ndarray:
 
 
 def _layout(lines: list[list[str]], order: str, source: str) -> tuple[int, np.dtype]:
-    """Number of vertices, and the type of one."""
+    """Number of vertices, and the type of a vertex."""
     if not lines or lines[0][:2] != ["element", "vertex"] or len(lines[0]) != 3 or not lines[0][2].isdecimal():
-        raise DataError(f"{source}: PLY header whose first element is not 'element vertex COUNT'")
+        raise DataError(f"{source}: PLY header, first element: not 'element vertex COUNT'")
     fields: list[tuple[str, str]] = []
     for words in lines[1:]:
         if words[0] == "element":
             break
         if len(words) != 3 or words[0] != "property" or words[1] not in _TYPES:
-            raise DataError(f"{source}: PLY header: {' '.join(words)!r} is no scalar property of a vertex")
+            raise DataError(f"{source}: PLY header: {' '.join(words)!r} is not a scalar property of a vertex")
         if words[2] in dict(fields):
             raise DataError(f"{source}: PLY header: property {words[2]!r} occurs twice")
         fields.append((words[2], order + _TYPES[words[1]]))
@@ -123,6 +125,6 @@ def _ascii(text: bytes, count: int, row: np.dtype, source: str) -> np.ndarray:
         if kind.kind in "iu":
             limits, values = np.iinfo(kind), numbers[:, column]
             if not ((values >= limits.min) & (values <= limits.max) & (values == np.floor(values))).all():
-                raise DataError(f"{source}: property {name} has values that are no {kind}")
+                raise DataError(f"{source}: property {name} has values that are not {kind}")
         vertices_N[name] = numbers[:, column]
     return vertices_N

@@ -1,13 +1,13 @@
-"""ScanNet's folders -> the index: one frame a scene, whose cloud is the scene's mesh and whose cameras are its images.
+"""Builds the index from ScanNet's folders: one frame per scene, with the mesh as cloud and the images as cameras.
 
-Read is what ScanNet's own SensReader exports, below ``scans/sceneXXXX_YY``: ``sceneXXXX_YY_vh_clean_2.ply`` (the mesh,
+It reads what ScanNet's own SensReader exports, below ``scans/sceneXXXX_YY``: ``sceneXXXX_YY_vh_clean_2.ply`` (the mesh,
 with its true colours), ``color/N.jpg``, ``depth/N.png``, ``pose/N.txt`` (world_from_camera),
 ``intrinsic/intrinsic_color.txt``, and ``sceneXXXX_YY_vh_clean_2.labels.ply`` where labels are known. N is the image's
-number; SensReader writes ``60``, and ``000060``, as others do, is as good where all three files are named so.
+number; SensReader writes ``60``, and ``000060`` is accepted too if all three files have the same name.
 
-World coordinates are the mesh's own, as the poses' are: ``axisAlignment`` of ``sceneXXXX_YY.txt`` is not applied, so
-that the walls may stand at any angle to x and y (z is up). ``intrinsic_depth.txt`` is not read: ScanNet's depth maps
-are registered to its colour images.
+World coordinates are those of mesh and poses: ``axisAlignment`` of ``sceneXXXX_YY.txt`` is not applied, so walls may
+stand at any angle to x and y (z is up). ``intrinsic_depth.txt`` is not read, as ScanNet's depth maps are registered to
+its colour images.
 """
 
 from __future__ import annotations
@@ -25,35 +25,36 @@ from clip2scene.data.poses import check_pinhole, is_rotation
 
 FOLDER = "scans"
 _RATE_HZ = 30
-"""Images a second, by which an image's number is its time."""
+"""Images per second, which turn an image's number into its time."""
 
 
 def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
-    """Describe every scene of a ScanNet folder: mesh, posed images with depth, labels if there are any.
+    """Index every scene of a ScanNet folder: mesh, posed images with depth, and labels if there are any.
 
-    A scene without a mesh is left out, as is an image whose pose is not finite (ScanNet writes -inf where tracking was
-    lost); ``Index.left_out`` says so. A scene without images is kept for supervised training; it has no pairs, which
-    ``Index.left_out`` says too.
+    A scene without a mesh is left out, and so is an image without a finite pose (ScanNet writes -inf where tracking was
+    lost). A scene without images is kept for supervised training, though it has no pairs. ``Index.left_out`` reports
+    all three.
 
     Args:
         root: the dataset's folder, which holds ``scans``.
-        images_per_scene: at most this many images of a scene, spread evenly over those with a finite pose; all when
+        images_per_scene: at most this many images per scene, spread evenly over those with a finite pose; all images if
             not given.
 
     Returns:
-        The index, one frame a scene, ordered by scene and, within it, by image. ``frame_id`` is the scene's name,
-        cameras are named by image number (``000060``).
+        The index, with one frame per scene, ordered by scene. ``frame_id`` is the scene's name; cameras are named and
+        ordered by image number (``000060``).
 
     Raises:
-        DataError: no scene; a pose, an intrinsic matrix or the first image of a scene is damaged, an image has no pose
-            or depth file, a JPEG's name is no number or that of another one, or a path leaves the root.
+        DataError: there is no scene; a pose, an intrinsic matrix or the first image of a scene is damaged; an image has
+            no pose or depth file; a JPEG's name is not a number, or has the number of another; or a path leaves the
+            root.
     """
     root = Path(root).resolve()
     frames: list[Frame] = []
     left_out: list[str] = []
     for scene in _scenes(root / FOLDER):
         folder = f"{FOLDER}/{scene}"
-        files = DatasetFiles(root)  # one a scene: it remembers names, of which all scenes have ten million
+        files = DatasetFiles(root)  # one per scene, as it keeps all names, and ScanNet has ten million
         present = files.names(folder, rf"{scene}_vh_clean_2(\.labels)?\.ply")
         mesh, labels = f"{scene}_vh_clean_2.ply", f"{scene}_vh_clean_2.labels.ply"
         if mesh not in present:
@@ -86,7 +87,7 @@ def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
 def _cameras(
     root: Path, folder: str, files: DatasetFiles, images_per_scene: int | None
 ) -> tuple[tuple[Camera, ...], list[str]]:
-    """A scene's images as cameras, and the names of those whose pose is not finite."""
+    """A scene's images as cameras, and the names of the images without a finite pose."""
     stems = _stems(folder, files)
     world_from_camera = {
         stem: _matrix(root, files.existing(f"{folder}/pose/{stem}.txt", f"{folder}/color/{stem}.jpg")) for stem in stems
@@ -94,11 +95,11 @@ def _cameras(
     posed = [stem for stem in stems if np.isfinite(world_from_camera[stem]).all()]
     unposed = [stem for stem in stems if not np.isfinite(world_from_camera[stem]).all()]
     if images_per_scene is not None and len(posed) > images_per_scene:
-        # The middles of equal parts, so that neither end of the walk is favoured.
+        # The middles of equal parts, so that neither end of the recording is favoured.
         posed = [posed[(2 * i + 1) * len(posed) // (2 * images_per_scene)] for i in range(images_per_scene)]
     if not posed:
         return (), unposed
-    # One camera takes a scene's images, so one header gives the size of all; read_image refuses any other size.
+    # One camera took all images of a scene, so one header gives their size; read_image refuses any other.
     width, height = _size(resolve(root, f"{folder}/color/{posed[0]}.jpg"))
     intrinsics = _intrinsics(root, folder, files, width, height)
     cameras = [
@@ -118,9 +119,9 @@ def _cameras(
 
 
 def _stems(folder: str, files: DatasetFiles) -> list[str]:
-    """Names of a scene's images without ``.jpg``, in the order of their numbers; the pose and depth files share them.
+    """Names of a scene's images without ``.jpg``, by number; the pose and depth files have the same.
 
-    A name that is no number is refused: a scene that silently has fewer images teaches less, or nothing.
+    A name that is not a number is refused, as a scene that silently has fewer images would teach less, or nothing.
     """
     stem_of: dict[int, str] = {}
     for name in files.names(f"{folder}/color", r".*\.jpg"):
@@ -129,7 +130,7 @@ def _stems(folder: str, files: DatasetFiles) -> list[str]:
             raise DataError(f"{folder}/color/{name}: not an image's number; allowed: names like 60.jpg or 000060.jpg")
         other = stem_of.setdefault(int(stem), stem)
         if other != stem:
-            raise DataError(f"{folder}/color/{name}: has the number of {other}.jpg; allowed: one image a number")
+            raise DataError(f"{folder}/color/{name}: has the number of {other}.jpg; allowed: one image per number")
     return [stem for _, stem in sorted(stem_of.items())]
 
 
@@ -177,5 +178,5 @@ def _scenes(folder: Path) -> list[str]:
     except OSError as error:
         raise DataError(f"{folder}: cannot list the scenes ({error.strerror})") from error
     if not scenes:
-        raise DataError(f"{folder}: no folder sceneXXXX_YY; a ScanNet dataset has one for every scene")
+        raise DataError(f"{folder}: no folder sceneXXXX_YY; a ScanNet dataset has one per scene")
     return scenes

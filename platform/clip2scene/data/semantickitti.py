@@ -1,15 +1,15 @@
-"""SemanticKITTI's official layout -> the index.
+"""Builds the index from SemanticKITTI's official layout.
 
 ``sequences/XX/{velodyne, image_2, labels, calib.txt, poses.txt, times.txt}`` lie below the root or below its
 ``dataset`` folder (as the archives unpack). Line n of ``poses.txt`` is ``world_from_camera0`` of scan n, where the
 world is the first scan's camera 0; ``Tr`` of ``calib.txt`` is ``camera0_from_lidar``; ``P2`` projects camera 0's
 coordinates into the image of camera 2, the left colour camera. KITTI's odometry scans are motion-compensated to the
-time of their image, so one pose serves both.
+time of their image, so both have the same pose.
 
-A sequence may come without its folder ``image_2``, as supervised training reads no image: KITTI's colour images are an
-archive of 65 GB.
+A sequence may lack its folder ``image_2``: supervised training reads no images, and the archive of KITTI's colour
+images has 65 GB.
 
-Shapes: S scans of a sequence that ``poses.txt`` has.
+Legend: S scans that a sequence's ``poses.txt`` lists.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 @dataclass(frozen=True)
 class _Sequence:
-    """What the tables of one sequence say."""
+    """The contents of a sequence's tables."""
 
     world_from_camera0_S44: np.ndarray
     """NaN where the pose is not finite."""
@@ -46,21 +46,22 @@ class _Sequence:
 
 
 def build_index(root: Path, *, max_sweeps: int = 10) -> Index:
-    """Describe every scan on disk: its cloud, the scans before it, the image of the left colour camera, poses, labels.
+    """Index every scan on disk: cloud, earlier scans, image of the left colour camera, poses, labels.
 
-    A scan whose pose is not finite is left out, as a keyframe and as a sweep, and is told of in ``Index.left_out``, as
-    is a sequence without a folder ``image_2``, whose keyframes have no cameras.
+    A scan without a finite pose is left out, as a keyframe and as a sweep. The keyframes of a sequence without a folder
+    ``image_2`` have no cameras. ``Index.left_out`` reports both.
 
     Args:
         root: the dataset's folder, which holds ``sequences`` or ``dataset/sequences``.
         max_sweeps: earlier scans of the sequence to list per keyframe, nearest first.
 
     Returns:
-        The index, keyframes ordered by sequence and time; ``frame_id`` is like ``00_000123``, ``scene`` like ``00``.
+        The index, with keyframes ordered by sequence and time; ``frame_id`` is like ``00_000123``, ``scene`` like
+        ``00``.
 
     Raises:
         DataError: a file is missing or damaged (any image of a sequence that has ``image_2``), ``calib.txt`` has no
-            ``Tr``, or a finite pose is no rigid transform.
+            ``Tr``, or a finite pose is not a rigid transform.
     """
     root = Path(root).resolve()
     files = DatasetFiles(root)
@@ -92,7 +93,7 @@ def _sequence_folders(root: Path) -> list[str]:
 def _sequence_frames(
     root: Path, folder: str, scans: list[str], files: DatasetFiles, max_sweeps: int
 ) -> tuple[list[Frame], list[str]]:
-    """Keyframes of one sequence, and the sentences about scans, or their images, that were left out."""
+    """Keyframes of one sequence, and sentences about the scans or images that were left out."""
     sequence, scene = _read_sequence(root, folder), folder[-2:]
     labelled, pictured = ((root / folder / part).is_dir() for part in ("labels", CAMERA))
     frames: list[Frame] = []
@@ -147,20 +148,22 @@ def _read_sequence(root: Path, folder: str) -> _Sequence:
     projection, tr = (_calibration(calib, key) for key in ("P2", "Tr"))
     intrinsics = projection[:, :3]
     check_pinhole(intrinsics, f"{calib}: P2")
-    # P2 = K [I | t]: camera 2 is parallel to camera 0, some centimetres beside, above and before it.
+    # P2 = K [I | t]: camera 2 is parallel to camera 0, shifted by t.
     camera2_from_camera0 = np.eye(4)
     camera2_from_camera0[:3, 3] = np.linalg.solve(intrinsics, projection[:, 3])
 
     pose_lines, time_lines = _lines(poses), _lines(times)
     if len(pose_lines) != len(time_lines):
-        raise DataError(f"{times}: {len(time_lines)} times for the {len(pose_lines)} poses of poses.txt; one a pose")
+        raise DataError(
+            f"{times}: {len(time_lines)} times for the {len(pose_lines)} poses of poses.txt; one per pose is needed"
+        )
     pose_S34 = np.array([_numbers(line, 12, f"{poses}: line {n}") for n, line in enumerate(pose_lines, start=1)])
     time_S = np.array([_numbers(line, 1, f"{times}: line {n}")[0] for n, line in enumerate(time_lines, start=1)])
     later_S = (np.diff(time_S, prepend=-1) > 0) & np.isfinite(time_S)
     if not later_S.all():
         row = int(np.argmin(later_S))
         raise DataError(
-            f"{times}: line {row + 1} ({time_S[row]} s) is no time after that of the line before; "
+            f"{times}: line {row + 1} ({time_S[row]} s) is not later than the line before; "
             "allowed: seconds from 0, ascending"
         )
     return _Sequence(
@@ -187,7 +190,7 @@ def _calibration(calib: Path, key: str) -> np.ndarray:
 
 
 def _rigid(matrix_S34: np.ndarray, source: str) -> np.ndarray:
-    """(S, 4, 4) transforms with the nearest exact rotations; NaN where a value is not finite."""
+    """(S, 4, 4) transforms with the nearest exact rotations; NaN if a value is not finite."""
     finite_S = np.isfinite(matrix_S34).all(axis=(1, 2))
     rotation_S33 = np.where(finite_S[:, None, None], matrix_S34[:, :, :3], np.eye(3))
     sound_S = is_rotation(rotation_S33)
@@ -204,7 +207,7 @@ def _rigid(matrix_S34: np.ndarray, source: str) -> np.ndarray:
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines of a text file with something on them; empty ones only at its end."""
+    """Lines of a text file, without empty ones at its end."""
     try:
         return path.read_text(encoding="ascii").rstrip().splitlines()
     except FileNotFoundError as error:
@@ -226,7 +229,7 @@ def _numbers(text: str, count: int, source: str) -> np.ndarray:
 
 
 def _png_size(path: Path) -> tuple[int, int]:
-    """Width and height from a PNG's header; the pixels are not decoded."""
+    """Width and height from a PNG's header, without decoding pixels."""
     try:
         with path.open("rb") as file:
             header = file.read(24)

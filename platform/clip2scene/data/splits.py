@@ -1,9 +1,9 @@
-"""Which scenes a split has: official ones, and ``parametrizing`` and ``verifying``, which divide the training scenes.
+"""The scenes of each split: official ones, and ``parametrizing`` and ``verifying``, which divide the training scenes.
 
-nuScenes: the official lists come from nuscenes-devkit, imported on the first call only (the driver asks, workers never
-do), and the two others are SLidR's. SemanticKITTI has its official sequences, and ScanNet's official lists are read
-from the user's copy. For these two the paper names no ``parametrizing`` and ``verifying``; ours are every seventh
-training scene in the order of names (the seventh, the fourteenth, ...) for ``verifying``, and the rest for
+nuScenes: the official lists come from nuscenes-devkit, which is imported on the first call (on the driver, never on
+workers), and the two others are SLidR's. SemanticKITTI has its official sequences; ScanNet's official lists are read
+from the user's copy. For these two the paper defines no ``parametrizing`` and ``verifying``; here every seventh
+training scene in the order of names (the seventh, the fourteenth, ...) is in ``verifying``, and the rest in
 ``parametrizing``.
 """
 
@@ -28,7 +28,7 @@ _SEMANTICKITTI = {
 }
 
 _SCANNET_FOLDERS = (".", "splits", "Tasks/Benchmark")
-"""Where ScanNet's lists may lie below the root; the last is their place in ScanNet's repository."""
+"""Folders below the root that may hold ScanNet's lists; the last is their path in ScanNet's repository."""
 
 _VERIFYING = """
 0008 0009 0019 0029 0032 0042 0045 0049 0052 0054 0056 0066 0067 0073 0131 0152 0166 0168 0183 0190
@@ -37,13 +37,13 @@ _VERIFYING = """
 0587 0589 0642 0652 0658 0669 0678 0687 0701 0703 0706 0710 0715 0726 0735 0740 0758 0786 0790 0804
 0806 0847 0856 0868 0882 0897 0899 0976 0996 1012 1015 1016 1018 1020 1024 1044 1058 1094 1098 1107
 """
-"""The 100 official training scenes that SLidR (CVPR 2022) holds out to choose its settings, and everybody after it; the
-600 others are pre-trained on. Source: github.com/valeoai/SLidR, pretrain/dataloader_nuscenes.py, ``CUSTOM_SPLIT``."""
+"""The 100 official training scenes that SLidR (CVPR 2022) and its successors hold out to choose settings; the 600
+others are for pre-training. Source: github.com/valeoai/SLidR, pretrain/dataloader_nuscenes.py, ``CUSTOM_SPLIT``."""
 
 
 @cache
 def split_scenes(name: str) -> frozenset[str]:
-    """Names of the scenes of a split of nuScenes (and of a streetworld, which takes scene names of nuScenes).
+    """Scene names of a split of nuScenes (and of a streetworld, which uses scene names of nuScenes).
 
     Args:
         name: ``train`` (700), ``val`` (150), ``test`` (150), ``mini_train`` (8), ``mini_val`` (2); ``verifying``: 100
@@ -66,16 +66,16 @@ def split_scenes(name: str) -> frozenset[str]:
 
 
 def scenes_of_split(index: Index, name: str) -> frozenset[str]:
-    """Names of the scenes of a split of the index's data set, also of those that are not in the index.
+    """Scene names of a split of the index's data set, including scenes that are not in the index.
 
     Args:
-        index: names the data set, and the root below which ScanNet's official lists are looked for.
+        index: names the data set, and the root with ScanNet's official lists.
         name: nuScenes: see :func:`split_scenes`. SemanticKITTI: ``train`` (10 sequences), ``val`` (08), ``test`` (11 to
             21). ScanNet: ``train`` (1,201), ``val`` (312), ``test`` (100). Both: ``parametrizing``, ``verifying``.
 
     Raises:
         ConfigError: no such split.
-        DataError: a list of ScanNet's is missing or damaged.
+        DataError: one of ScanNet's lists is missing or damaged.
     """
     if index.dataset == "nuscenes":
         return split_scenes(name)
@@ -84,7 +84,7 @@ def scenes_of_split(index: Index, name: str) -> frozenset[str]:
         raise ConfigError(f"split {name!r}: unknown for {index.dataset}; allowed: {', '.join(allowed)}")
     part = "train" if name in DERIVED else name
     scenes = _SEMANTICKITTI[part] if index.dataset == "semantickitti" else _scannet_scenes(index.root, part)
-    # Scans of the same ScanNet room (sceneXXXX_00, sceneXXXX_01) stay on one side.
+    # Scans of the same ScanNet room (sceneXXXX_00, sceneXXXX_01) stay in the same part.
     rooms = sorted({scene.partition("_")[0] for scene in scenes})[_VERIFYING_EVERY - 1 :: _VERIFYING_EVERY]
     verifying = frozenset(scene for scene in scenes if scene.partition("_")[0] in rooms)
     return {"verifying": verifying, "parametrizing": scenes - verifying}.get(name, scenes)
@@ -102,7 +102,9 @@ def _scannet_scenes(root: Path, part: str) -> frozenset[str]:
         raise DataError(f"{path}: cannot be read as a list of scenes ({' '.join(str(error).split())})") from error
     strange = next((name for name in names if not re.fullmatch(r"scene\d{4}_\d{2}", name)), None)
     if strange is not None or not names:
-        raise DataError(f"{path}: {strange or 'nothing'!r} is no scene; allowed: names like scene0000_00, one a line")
+        raise DataError(
+            f"{path}: {strange or 'nothing'!r} is not a scene; allowed: names like scene0000_00, one per line"
+        )
     return frozenset(names)
 
 
@@ -111,7 +113,7 @@ def split_frames(index: Index, name: str) -> tuple[Frame, ...]:
 
     Raises:
         ConfigError: no such split.
-        DataError: the index has no keyframe of it, or a list of ScanNet's is missing or damaged.
+        DataError: the index has no keyframe of it, or one of ScanNet's lists is missing or damaged.
     """
     frames = index.select(scenes_of_split(index, name))
     if not frames:

@@ -1,4 +1,7 @@
-"""Reading dense feature maps at continuous pixel positions."""
+"""Bilinear interpolation of dense feature maps.
+
+Legend: M maps of h x w cells, P positions, D channels.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ def bilinear(grids_MhwD: torch.Tensor, grid_P: torch.Tensor, position_P2: torch.
     """Interpolate feature maps at relative positions.
 
     Args:
-        grids_MhwD: M maps of h x w cells, each cell's feature standing for its centre.
+        grids_MhwD: features of the cells' centres.
         grid_P: (P,) int64, the map to read.
         position_P2: (P, 2), u to the right and v down, as fractions of the image's width and height.
 
     Returns:
-        (P, D) in the maps' floating type, at least float32. Positions beyond the outermost centres read the edge cell.
+        (P, D) in the maps' type, but at least float32. Positions beyond the outermost centres read the edge cells.
     """
     _, height, width, dim = grids_MhwD.shape
     column_P = (position_P2[:, 0] * width - 0.5).clamp(0, width - 1)

@@ -1,7 +1,9 @@
-"""Rigid transforms between sensor frames, and the sweeps that a keyframe is seen together with.
+"""Rigid transforms between sensor frames, and the earlier sweeps that are added to a keyframe.
 
-Shapes: N points; a transform is a 4 x 4 float64 matrix named ``target_from_source``. Metres and microseconds.
-World coordinates reach 1e4 m, where float32 resolves 1 mm: transforms are composed in float64 and only then applied.
+A transform is a 4 x 4 float64 matrix named ``target_from_source``. Units are metres and microseconds. World coordinates
+reach 1e4 m, where float32 resolves 1 mm, so transforms are composed in float64 before they are applied.
+
+Legend: N points.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from clip2scene.data.index import Frame, Sweep
 from clip2scene.data.poses import inverse
 
 _HALF_SWEEP_US = 25_000
-"""Half the period of nuScenes' 20 Hz LiDAR: how far a sweep at the window's edge may lie outside it."""
+"""Half the period of nuScenes' 20 Hz LiDAR: how far the last sweep may lie outside the window."""
 
 
 def transform(target_from_source: np.ndarray, points_N3: np.ndarray) -> np.ndarray:
@@ -73,8 +75,8 @@ def without_ego_returns(points_N4: np.ndarray, radius_m: float) -> np.ndarray:
 def choose_sweeps(frame: Frame, num_sweeps: int, window_s: float) -> tuple[Sweep, ...]:
     """The K - 1 earlier sweeps that a keyframe is trained with (CLIP2Scene: K sweeps within S seconds).
 
-    K - 1 times are spread evenly over the window, the last on its far edge, and each takes the sweep nearest to it that
-    no other has taken. The choice is a function of the index alone, so that every run and rank makes the same one.
+    K - 1 times are spread evenly over the window, the last at its far end, and each takes the nearest sweep that is
+    still free. The choice depends on the index alone, so that every run and rank makes the same.
 
     Args:
         frame: the keyframe, with its earlier sweeps.

@@ -1,1 +1,1 @@
-"""The method's losses as pure functions of tensors."""
+"""The losses of the method and of its baselines, as pure functions of tensors."""

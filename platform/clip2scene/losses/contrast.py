@@ -1,4 +1,4 @@
-"""InfoNCE between matching rows, and what the contrastive rivals match: pairs, superpixels, two views of a point.
+"""InfoNCE between matching rows, for the contrastive baselines, which match pairs, superpixels or views of a point.
 
 Legend: N matching rows, P point-pixel pairs, S superpixels that hold a pair, D feature width.
 """
@@ -12,12 +12,12 @@ from clip2scene.segments import full_precision, segment_mean
 
 
 def info_nce(queries_ND: torch.Tensor, keys_ND: torch.Tensor, temperature: float = 0.07) -> torch.Tensor:
-    """InfoNCE: row i of the queries belongs to row i of the keys; all other keys are its negatives.
+    """InfoNCE: row i of the queries matches row i of the keys, and all other keys are its negatives.
 
     ``L = - 1/N sum_i log [ exp(q_i . k_i / temperature) / sum_j exp(q_i . k_j / temperature) ]``
 
     Args:
-        queries_ND: (N, D); the rivals' papers normalise both, which is left to the caller.
+        queries_ND: (N, D); the baselines' papers normalise both, which is left to the caller.
         keys_ND: (N, D).
         temperature: of the scalar products.
 
@@ -37,16 +37,16 @@ def superpixel_means(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """SLidR's matches: the mean point feature and the mean pixel feature of every superpixel that holds a pair.
 
-    SLidR (Sautier et al., CVPR 2022) takes the mean over all pixels of a superpixel; here it is over the paired ones,
-    the only pixels whose features are read.
+    SLidR (Sautier et al., CVPR 2022) takes the mean over all pixels of a superpixel; here it is over the paired pixels,
+    as only their features are read.
 
     Args:
         points_PD: point features, (P, D).
         pixels_PD: features of the paired pixels, (P, D).
-        segments_P: superpixel of each pair, (P,) int64; -1 leaves a pair out.
+        segments_P: superpixel of each pair, (P,) int64; pairs with -1 are left out.
 
     Returns:
-        Two (S, D), the same superpixels in the same order.
+        Means of points and of pixels, (S, D) each, with the same superpixels in the same order.
     """
     with torch.autocast(points_PD.device.type, enabled=False):
         points_PD, pixels_PD = full_precision(points_PD, pixels_PD)
@@ -59,5 +59,5 @@ def superpixel_means(
 
 
 def random_rows(num_rows: int, most: int, generator: torch.Generator) -> torch.Tensor:
-    """At most ``most`` different rows, drawn at random: (min(num_rows, most),) int64 on the CPU."""
+    """At most ``most`` different rows, drawn at random: (min(num_rows, most),) int64, on the CPU."""
     return torch.randperm(num_rows, generator=generator)[:most]

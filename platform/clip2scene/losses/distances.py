@@ -1,4 +1,4 @@
-"""Distillation pair by pair: class probabilities (KL) and feature directions (cosine), the method's simplest rivals.
+"""Distillation pair by pair, the simplest baselines: class probabilities (KL) and feature directions (cosine).
 
 Legend: N point-pixel pairs, C classes, D feature width.
 """
@@ -14,7 +14,7 @@ from clip2scene.segments import full_precision
 def class_divergence(
     points_ND: torch.Tensor, pixels_ND: torch.Tensor, text_CD: torch.Tensor, tau: float = 0.5
 ) -> torch.Tensor:
-    """KL divergence of the points' class probabilities from their pixels', the mean over pairs ("KL", Table 3).
+    """KL divergence of the points' class probabilities from those of their pixels, mean over pairs ("KL", Table 3).
 
     ``L = 1/N sum_i sum_c q_ic log(q_ic / p_ic)``, with ``q_i = softmax_c(x_i . t_c / tau)`` of the pixel (the teacher)
     and ``p_i = softmax_c(p_i . t_c / tau)`` of the point (the student).
@@ -38,7 +38,7 @@ def class_divergence(
 
 
 def cosine_distance(points_ND: torch.Tensor, pixels_ND: torch.Tensor) -> torch.Tensor:
-    """``1 - cos(p_i, x_i)``, the mean over pairs (OpenScene, Peng et al., CVPR 2023, equation 2).
+    """``1 - cos(p_i, x_i)``, mean over pairs (OpenScene, Peng et al., CVPR 2023, equation 2).
 
     Args:
         points_ND: point features, (N, D).

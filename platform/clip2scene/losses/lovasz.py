@@ -1,4 +1,4 @@
-"""Lovász-Softmax (Berman et al., CVPR 2018): the Jaccard index itself, extended to probabilities, as a loss.
+"""Lovász-Softmax (Berman et al., CVPR 2018): the Jaccard index, extended to probabilities, as a loss.
 
 Legend: N points, C classes.
 """
@@ -11,24 +11,24 @@ from clip2scene.segments import full_precision
 
 
 def lovasz_softmax(logits_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-    """One minus the intersection over union of a class, extended to probabilities; the mean over classes with a point.
+    """One minus the intersection over union of a class, extended to probabilities; mean over the classes with a point.
 
-    Of class c, point i is in error by ``m_i = |[label_i = c] - softmax(logits_i)_c|``. With the errors from large to
-    small, ``L_c = sum_i m_i (J_i - J_{i-1})``, where ``J_i`` is one minus the intersection over union that is left when
-    the first i points are wrong (algorithm 1 of the paper).
+    For class c, the error of point i is ``m_i = |[label_i = c] - softmax(logits_i)_c|``. With errors in descending
+    order, ``L_c = sum_i m_i (J_i - J_{i-1})``, where ``J_i`` is one minus the intersection over union if the first i
+    points are wrong (algorithm 1 of the paper).
 
     Args:
         logits_NC: (N, C).
-        labels_N: (N,) int64 in [0, C), or -1: such a point counts nowhere.
+        labels_N: (N,) int64 in [0, C), or -1 for points that are ignored.
 
     Returns:
-        A scalar; 0 (attached to the graph) where no point counts.
+        A scalar; 0 (attached to the graph) if all points are ignored.
     """
     with torch.autocast(logits_NC.device.type, enabled=False):
         (logits_NC,) = full_precision(logits_NC)
         counted_N = labels_N >= 0
         is_own_CN = torch.arange(logits_NC.shape[1], device=labels_N.device)[:, None] == labels_N
-        # Below 0, points that do not count come last and take no part. Masks: fewer rows would wait for a GPU.
+        # Ignored points get an error below 0, so that they sort last. Taking fewer rows instead would wait for a GPU.
         error_CN = (is_own_CN.to(logits_NC.dtype) - logits_NC.softmax(1).T).abs().where(counted_N, -1.0)
         error_CN, order_CN = error_CN.sort(dim=1, descending=True)
         with torch.no_grad():

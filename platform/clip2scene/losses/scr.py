@@ -1,4 +1,4 @@
-"""Semantic consistency regularisation (SCR), CLIP2Scene equation 1, and the form that the authors' code has.
+"""Semantic consistency regularisation (SCR): CLIP2Scene equation 1, and its form in the authors' code.
 
 Legend: N points, C classes, D feature width.
 """
@@ -40,13 +40,13 @@ def semantic_consistency(
         positive_C = segment_sum((own_N - peak_C[labels_N]).exp(), labels_N, num_classes)
         negative_C = logits_NC.masked_fill(is_own_NC, -torch.inf).logsumexp(0)
         terms_C = negative_C - positive_C.log() - peak_C
-        # Infinite where a class contributes nothing. Taking the others' columns beforehand would wait for a GPU.
+        # Infinite for a class that contributes nothing. Selecting the other columns first would wait for a GPU.
         counted_C = (counts_C > 0) & (counts_C < labels_N.shape[0])
         return torch.where(counted_C, terms_C, 0.0).sum()
 
 
 def text_cross_entropy(points_ND: torch.Tensor, labels_N: torch.Tensor, text_CD: torch.Tensor) -> torch.Tensor:
-    """SCR as released: cross-entropy over text logits, with no temperature, the mean over points.
+    """SCR as released: cross-entropy over text logits without a temperature, mean over points.
 
     ``- 1/N sum_i log [ exp(t_i . p_i) / sum_c exp(t_c . p_i) ]``
 

@@ -14,8 +14,8 @@ from torch.nn.functional import embedding_bag
 from clip2scene.segments import Segments, full_precision, segment_max, segment_sum
 
 _PAIRS_IN_CACHE = 2048
-"""8 MiB of points and pixels at a width of 512, which a last-level cache holds. With fewer pairs a block, the start of
-torch's operators costs more than a smaller cache saves."""
+"""8 MiB of points and pixels at a width of 512, which fit into a last-level cache. With fewer pairs per block, the
+overhead of torch's operators exceeds what a better cache hit rate saves."""
 
 
 def grid_cells(coordinates_N3: torch.Tensor, frames_N: torch.Tensor, grid_size_m: float) -> torch.Tensor:
@@ -27,7 +27,7 @@ def grid_cells(coordinates_N3: torch.Tensor, frames_N: torch.Tensor, grid_size_m
         grid_size_m: edge of a cell.
 
     Returns:
-        (N,) int64, with gaps: to number them through, the host would have to wait for a GPU.
+        (N,) int64, not contiguous: for contiguous ids the host would have to wait for a GPU.
     """
     if not coordinates_N3.shape[0]:
         return frames_N
@@ -55,20 +55,20 @@ def spatial_temporal_consistency(
     ``f_n = sum_{i in g_n} a_i x_i + b_i p_i`` with ``(a, b)`` one softmax over all pixels and points of the cell, of
     ``x_i . t_i / lambda`` and ``p_i . t_i / lambda``; ``L = 1/G sum_n sum_{i in g_n} (1 - sigmoid(p_i . f_n))``.
 
-    The keywords are the released code's departures; without them this is the paper's equation. Without
-    ``max_points_per_cell`` and ``cell_text="first"`` the order of the pairs does not matter.
+    The keyword arguments are departures of the released code; their defaults give the paper's equation. The order of
+    the pairs matters only with ``max_points_per_cell`` or ``cell_text="first"``.
 
     Args:
         points_ND: point features p_i, (N, D).
         pixels_ND: features x_i of the paired pixels, (N, D).
-        labels_N: class of the paired pixel, whose text is t_i, (N,) int64 in [0, C).
+        labels_N: class of the paired pixel, with text t_i, (N,) int64 in [0, C).
         cells_N: grid cell of each point, (N,) int64, any non-negative ids; cells without pairs do not appear.
         text_CD: class embeddings, (C, D).
         lambda_: temperature.
         pixel_term: False leaves the pixels out, ``f_n = sum_i b_i p_i`` with b a softmax over the cell's points.
         cell_text: ``first`` takes the text of the cell's first pair for t_i of all its pairs.
-        max_points_per_cell: M; only the first M pairs of a cell enter, in the given order. The released code sorts
-            unstably, so that which ones stay is left to chance there.
+        max_points_per_cell: M; only the first M pairs of a cell, in the given order, count. The released code sorts
+            unstably, so that it keeps M random ones.
         count_empty_slots: the released mean over all M slots of all cells, ``L = 1/(G M) sum ...``, in which a slot
             without a pair counts 1 - sigmoid(0) = 0.5. Needs ``max_points_per_cell``.
 
@@ -76,7 +76,7 @@ def spatial_temporal_consistency(
         A scalar; 0 (attached to the graph) when there are no pairs.
 
     Raises:
-        ValueError: empty slots are to be counted, but their number is unbounded.
+        ValueError: ``count_empty_slots`` without ``max_points_per_cell``.
     """
     if count_empty_slots and max_points_per_cell is None:
         raise ValueError("count_empty_slots=True needs max_points_per_cell: without it a cell has no empty slots")
@@ -103,10 +103,10 @@ def spatial_temporal_consistency(
 class _Disagreement(torch.autograd.Function):
     """``sum_i (1 - sigmoid(u_i))`` over all pairs, ``u_i = p_i . f_n``, with equations 2 and 3 inside.
 
-    The derivative is written out. What it needs of points and pixels are five factors per pair and two vectors per
-    cell, which the forward pass finds while it has a block of whole cells in the processor's cache: points and pixels
-    are read from memory once, and each gradient is written once. With ``h_i = dL/du_i``, ``g_n = dL/df_n = sum_i h_i
-    p_i``, and ``r_i`` and ``s_i`` the derivatives by ``p_i . t_i`` and ``x_i . t_i``:
+    The derivative is written out. It needs five factors per pair and two vectors per cell, which the forward pass
+    computes while a block of whole cells is in the processor's cache: points and pixels are read from memory once, and
+    each gradient is written once. With ``h_i = dL/du_i``, ``g_n = dL/df_n = sum_i h_i p_i``, and ``r_i`` and ``s_i``
+    the derivatives by ``p_i . t_i`` and ``x_i . t_i``:
 
     ``dL/dp_i = h_i f_n + b_i g_n + r_i t_i`` and ``r_i = b_i (p_i . g_n - f_n . g_n) / lambda``;
     ``dL/dx_i = a_i g_n + s_i t_i`` and ``s_i = a_i (x_i . g_n - f_n . g_n) / lambda``.
@@ -124,7 +124,7 @@ class _Disagreement(torch.autograd.Function):
     ) -> torch.Tensor:
         """Labels in sorted order; see :func:`spatial_temporal_consistency`."""
         at_once = _PAIRS_IN_CACHE if points_ND.device.type == "cpu" else len(labels_N)
-        # f of every cell, then g of every cell, then the texts: all that gradients of points and pixels are sums of.
+        # f of every cell, g of every cell, and the texts: gradients of points and pixels are weighted sums of these.
         table_TD = torch.cat((text_CD.new_empty(2 * cells.count, text_CD.shape[1]), text_CD))
         vectors_2GD = table_TD[: 2 * cells.count].view(2, cells.count, -1)
         parts = [
@@ -132,7 +132,7 @@ class _Disagreement(torch.autograd.Function):
             for rows, segments, block in cells.blocks(at_once)
         ]
         losses_N, *factors = (torch.cat(part) for part in zip(*parts, strict=True))
-        # The text's gradient alone takes the points and pixels themselves; training never asks for it.
+        # Only the text's gradient needs the points and pixels themselves; training never computes it.
         rows_ND = (points_ND, pixels_ND) if ctx.needs_input_grad[2] else (None, None)
         ctx.save_for_backward(table_TD, labels_N, *rows_ND, *factors)
         ctx.cells, ctx.pixel_term = cells, pixels_ND is not None
@@ -144,7 +144,7 @@ class _Disagreement(torch.autograd.Function):
         """Gradients of points, pixels and text."""
         table_TD, labels_N, points_ND, pixels_ND, h_N, b_N, r_N, a_N, s_N = ctx.saved_tensors
         cells: Segments = ctx.cells
-        # r, s and g hold h already, and a and b meet g alone.
+        # r, s and g already contain h as a factor, and a and b are only multiplied by g.
         h_N, r_N, s_N, a_N, b_N = (factor_N * weight for factor_N in (h_N, r_N, s_N, a_N, b_N))
         points_grad = pixels_grad = text_grad = None
         fused_N, g_N, text_N = cells.segment_N, cells.segment_N + cells.count, labels_N + 2 * cells.count
@@ -169,9 +169,9 @@ def _block(
     lambda_: float,
     vectors_2GD: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
-    """Of the M pairs of some cells, in sorted order: ``1 - sigmoid(u)``, h, b, r, a and s, (M,) each.
+    """``1 - sigmoid(u)``, h, b, r, a and s, (M,) each, of the M pairs of some cells in sorted order.
 
-    f and g of the cells are written into ``vectors_2GD``; a and s are empty without pixels.
+    Writes f and g of the cells into ``vectors_2GD``; a and s are empty without pixels.
     """
     of_M, fused_GD, g_GD = cells.segment_N, *vectors_2GD
     point_score_M = cells.scalar_products(points_ND, text_CD, labels_M) / lambda_

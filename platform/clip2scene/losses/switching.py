@@ -1,4 +1,4 @@
-"""Switchable self-training (S3): the pseudo-label of a point comes from its pixel or from its own prediction.
+"""Switchable self-training (S3): a point's pseudo-label comes from its pixel or from its own prediction.
 
 Legend: N points.
 """
@@ -12,8 +12,8 @@ from clip2scene.config import S3Settings
 
 
 def switch_generator(settings: S3Settings, seed: int, step: int, rank: int) -> torch.Generator:
-    """The generator of one step's draw: the same on every rank, or not where ``synchronised`` is off."""
-    # Mixed to 32 bits, because torch's CPU generator ignores the higher ones of its seed.
+    """The generator of one step's draw: the same on every rank, unless ``synchronised`` is off."""
+    # Mixed into 32 bits, because torch's CPU generator ignores the higher bits of its seed.
     mixed = np.random.SeedSequence([seed, step, 0 if settings.synchronised else rank]).generate_state(1)
     return torch.Generator().manual_seed(int(mixed[0]))
 
@@ -25,10 +25,10 @@ def switch_labels(
     epoch: int,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Labels to train on: the pixels', or after ``start_epoch`` epochs a seeded random mixture with the predictions.
+    """Labels to train on: the pixels', and after ``start_epoch`` epochs a random mixture with the predictions.
 
-    The paper gives neither the probability nor the granularity of the switch; both are settings. With probability 1
-    every label is the point's own prediction ("ST" in Table 3): a draw is always below 1.
+    The paper gives neither the probability nor the granularity of the switch, so both are settings. With probability 1
+    every label is the point's own prediction ("ST" in Table 3), as a draw is always below 1.
 
     Args:
         pixel_labels_N: (N,) int64.

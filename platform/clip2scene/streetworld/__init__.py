@@ -1,1 +1,1 @@
-"""A synthetic street world in the official nuScenes format, and the small CLIP that looks at it."""
+"""A synthetic street world in the official nuScenes format, and the small CLIP for its images."""

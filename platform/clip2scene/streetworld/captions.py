@@ -1,8 +1,8 @@
 """Image crops and the sentences that describe them: all that the small CLIP is trained on.
 
 A caption names the things that cover a fair share of a crop, largest first, as alt text would ("a car and a road"). It
-comes from the renderer's list of visible objects; no pixel label reaches the training. Crops come with the larger piece
-of the image that they were cut from (a tile), because the teacher will see whole images.
+comes from the renderer's list of visible objects; training gets no pixel labels. Crops come with the larger piece of
+the image that they were cut from (a tile), because the teacher will see whole images.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ PATCH_PX = 16
 TILE_PX = 160
 CROPS_PER_TILE = 8
 FAIR_SHARE = 0.22
-"""Part of a crop that a thing must cover to be named."""
+"""Share of a crop that a thing must cover to be named."""
 MAX_THINGS = 2
 SKY = "sky"
 _CROP_PATCHES = (1, 5)
-"""Smallest and largest side of a crop; a side of 3 is what the model's own input size shows unscaled."""
+"""Smallest and largest side of a crop; a side of 3 has the model's own input size."""
 _IMAGE_SIZE_PX = (400, 224)
 
 
@@ -40,7 +40,7 @@ class Crop:
     phrase: str
     """What is visible, to put into a template: ``car and a road``."""
     content: frozenset[str]
-    """The classes it names: two captions with the same content say the same."""
+    """The classes that it names: two captions with the same content are equivalent."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Tile:
     crops: tuple[Crop, ...]
 
     def pixels(self, crop: Crop) -> np.ndarray:
-        """The crop itself (side, side, 3) uint8."""
+        """Pixels of a crop, (side, side, 3) uint8."""
         top, left, side = (PATCH_PX * value for value in (crop.row, crop.column, crop.side))
         return self.image[top : top + side, left : left + side]
 
@@ -62,8 +62,8 @@ def tiles_of_scene(
 ) -> list[Tile]:
     """Tiles of the six images of one scene at a random time.
 
-    The fewer crops ``cut_before`` counts around things of a class, the likelier is the next one (rare things are seen
-    as often as common ones); it is updated.
+    The fewer crops ``cut_before`` counts of a class, the likelier is the next one, so that rare things appear as often
+    as common ones; it is updated.
     """
     rng = np.random.default_rng([seed, number, 3])
     scene = make_scene(seed, number, 2.0)
@@ -85,7 +85,7 @@ def tiles_of_scene(
 
 
 def _names_of(scene: Scene, vocabulary: Vocabulary) -> list[tuple[str, tuple[str, ...]]]:
-    """Class and possible nouns of every object, the sky's last (so that the index -1 finds it)."""
+    """Class and possible nouns of every object, with the sky's last, at index -1."""
     names = []
     for thing in scene.things:
         position = vocabulary.raw_to_label[thing.category] - 1
@@ -98,7 +98,7 @@ def _names_of(scene: Scene, vocabulary: Vocabulary) -> list[tuple[str, tuple[str
 def _target(
     rng: np.random.Generator, names: list[tuple[str, tuple[str, ...]]], seen: np.ndarray, cut_before: Counter[str]
 ) -> tuple[tuple[int, int], int]:
-    """A pixel (row, column) of some visible object, rare classes first, and that object's extent in pixels."""
+    """A pixel (row, column) of a random visible object, preferably of a rare class, and its extent in pixels."""
     coarse = seen[1::4, 1::4]
     visible, inverse, counts = np.unique(coarse, return_inverse=True, return_counts=True)
     weight = (counts > 2) / np.array([5.0 + cut_before[names[index][0]] for index in visible])

@@ -1,18 +1,17 @@
 """Train the small CLIP that ships with streetworld: an open_clip model and the CLIP objective (Radford et al., 2021).
 
 Symmetric InfoNCE between crops and captions; captions of equal content are all positives of each other, so that twenty
-"a photo of a car" in one batch do not repel each other. A crop is embedded in two ways, and both are pulled to its
-caption: by itself, as CLIP does, and as the average of its patches in the surrounding tile, read as MaskCLIP reads them
+"a photo of a car" in one batch do not repel each other. A crop is embedded in two ways, and both are drawn to its
+caption: by itself, as in CLIP, and as the average of its patches in the surrounding tile, read as MaskCLIP reads them
 (the last block's value path), which is how the model will be used on whole images.
-B crops a batch, D = size of the joint embedding, W = width of the vision tower.
+
+Legend: B crops of a batch, T tiles, H x W pixels, D size of the joint embedding.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,11 +26,12 @@ from torch.nn import functional
 
 from clip2scene.config import StreetworldClipSettings
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.storage import writing
 from clip2scene.streetworld.captions import CROPS_PER_TILE, PATCH_PX, TILE_PX, Tile, tiles_of_scene
 from clip2scene.teacher.prompts import TEMPLATES
 
 CROP_PX = 48
-"""Side of a crop as the model sees it."""
+"""Side of a crop as the model's input."""
 MODEL_CFG: dict[str, Any] = {
     "embed_dim": 64,
     "vision_cfg": {
@@ -83,7 +83,7 @@ def fit(
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 4])
     model = open_clip.CLIP(**MODEL_CFG)
-    # No position: a crop says nothing about where it was cut, and the dense grid is another one than the crop's.
+    # No positions: a crop does not tell where it was cut, and the dense grid is not the crop's.
     model.visual.positional_embedding.requires_grad_(False).zero_()
     tokens = Tokens()
     contents = {content: i for i, content in enumerate(dict.fromkeys(c.content for tile in tiles for c in tile.crops))}
@@ -102,7 +102,7 @@ def fit(
         sentences = [str(TEMPLATES[int(rng.integers(len(TEMPLATES)))]).format(crop.phrase) for _, crop in crops]
         mirrored = rng.random(len(batch)) < 0.5
         pixels = _augment(rng, images[batch], mirrored)
-        # Every second crop also by itself: half the work, and as many sentences for the others to be told from.
+        # Only every second crop also by itself, which halves the work.
         alone = slice(int(rng.integers(2)), None, 2)
         last = TILE_PX // PATCH_PX
         columns = [last - crop.side - crop.column if mirrored[i] else crop.column for i, crop in crops]
@@ -126,7 +126,7 @@ def fit(
 
 
 def in_context(model: open_clip.CLIP, tiles: Tensor, windows: list[tuple[int, int, int, int]]) -> Tensor:
-    """Embeddings (B, D) of crops as averages over their patches in tiles (T, 3, H, W); no positions are added.
+    """Embeddings (B, D) of crops, as averages over their patches in tiles (T, 3, H, W); no positions are added.
 
     ``windows`` are (tile, row, column, side) in patches.
     """
@@ -158,7 +158,7 @@ def cut(tiles: Tensor, windows: list[tuple[int, int, int, int]]) -> Tensor:
 
 
 class Tokens:
-    """open_clip's tokenizer, remembering words (it splits at blanks anyway): it is slow, and captions repeat theirs."""
+    """open_clip's tokenizer with a cache of words: it is slow, splits at blanks anyway, and captions repeat words."""
 
     def __init__(self) -> None:
         self._tokenizer = open_clip.SimpleTokenizer()
@@ -180,7 +180,7 @@ class Tokens:
 
 
 def contrastive_loss(images_BD: Tensor, texts_BD: Tensor, contents_B: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE of unit vectors (B, D), every pair of equal content a positive; a scalar."""
+    """Symmetric InfoNCE of unit vectors (B, D), in which all pairs of equal content are positives; a scalar."""
     logits_BB = scale * images_BD @ texts_BD.T
     targets_BB = (contents_B[:, None] == contents_B[None]).float()
     targets_BB = targets_BB / targets_BB.sum(dim=1, keepdim=True)
@@ -194,7 +194,7 @@ def normalise(images: np.ndarray) -> Tensor:
 
 
 def _augment(rng: np.random.Generator, images: np.ndarray, mirrored: np.ndarray) -> Tensor:
-    """Mirror the images of which that is said, and shift brightness, contrast and colour slightly."""
+    """Mirror the images of that mask, and change brightness, contrast and colour slightly."""
     images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
     gain = rng.uniform(0.85, 1.15, (len(images), 1, 1, 1)) * rng.uniform(0.95, 1.05, (len(images), 1, 1, 3))
     shift = rng.uniform(-15, 15, (len(images), 1, 1, 1))
@@ -202,16 +202,10 @@ def _augment(rng: np.random.Generator, images: np.ndarray, mirrored: np.ndarray)
 
 
 def save(model: open_clip.CLIP, output: Path) -> None:
-    """Write the two files of open_clip's ``local-dir:`` format into ``output``, each aside and then renamed."""
-    output.mkdir(parents=True, exist_ok=True)
-    aside = output / f".{os.getpid()}"
-    aside.mkdir()
-    try:
-        weights = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, str(aside / "open_clip_model.safetensors"))
-        config = {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG}
-        (aside / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        for path in aside.iterdir():
-            path.replace(output / path.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    """Write the two files of open_clip's ``local-dir:`` format into ``output``, each atomically."""
+    weights = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
+    with writing(output / "open_clip_model.safetensors") as aside:
+        save_file(weights, aside)
+    config = {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG}
+    with writing(output / "open_clip_config.json") as aside:
+        aside.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

@@ -17,11 +17,11 @@ from clip2scene.streetworld.tables import TABLES, VERSION, Row, scene_names, sha
 
 MANIFEST = "streetworld.json"
 FORMAT = "streetworld-1"
-"""Changes whenever the same settings and seed would give other bytes."""
+"""Must change whenever the same settings and seed give other bytes."""
 
 
 def world_digest(settings: StreetworldSettings, seed: int) -> str:
-    """What determines every byte of a world (16 hex characters)."""
+    """Hash of all that determines the bytes of a world (16 hex characters)."""
     return digest_of(FORMAT, settings.model_dump(mode="json", exclude={"seed"}), seed)
 
 

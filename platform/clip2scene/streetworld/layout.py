@@ -1,4 +1,4 @@
-"""Where things stand and drive: every scene holds every class, in an order and density of its own."""
+"""Where things stand and drive: every scene has every class, in a random order and density."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Placement(NamedTuple):
 
 
 Item = tuple[str, Mesh, Placement]
-"""Raw category (after a colon, the name that a caption would use, where the class has several kinds), shape, place."""
+"""Raw category (after a colon, the noun for captions if the class has several kinds), shape, place."""
 _ADULT, _CHILD, _WORKER = "human.pedestrian.adult", "human.pedestrian.child", "human.pedestrian.construction_worker"
 _REQUIRED = (
     "bus",
@@ -49,7 +49,7 @@ def furnish(rng: np.random.Generator, street: Street, drive_m: float) -> Iterato
 
 
 def _parked(rng: np.random.Generator, street: Street, drive_m: float) -> Iterator[Item]:
-    """Both parking lanes: the required groups, once per 60 m of drive and in random order, between parked cars."""
+    """Both parking lanes: the required groups, once per 60 m of drive, in random order between parked cars."""
     low, high = -24.0, drive_m + 24.0
     required = [name for _ in range(1 + int(drive_m // 60)) for name in rng.permutation(_REQUIRED)]
     if drive_m < 30:
@@ -76,7 +76,7 @@ def _parked(rng: np.random.Generator, street: Street, drive_m: float) -> Iterato
 
 
 def _measure(group: list[Item]) -> tuple[float, float]:
-    """Where a group begins along s, relative to its origin, and its length."""
+    """Begin of a group along s, relative to its origin, and its length."""
     spans = [(where.s - mesh.size()[0] / 2, where.s + mesh.size()[0] / 2) for _, mesh, where in group]
     begin = min(low for low, _ in spans)
     return begin, max(high for _, high in spans) - begin
@@ -253,7 +253,7 @@ def _on_islands(rng: np.random.Generator, street: Street, drive_m: float) -> Ite
 def traffic(
     rng: np.random.Generator, street: Street, drive_m: float, ego_speed: float, duration_s: float
 ) -> Iterator[Item]:
-    """Moving vehicles: each lane at one speed, so that nobody collides; the ego's own lane stays free around it."""
+    """Moving vehicles: one speed per lane, so that none collide; around the ego its own lane stays free."""
     kinds = ["vehicle.car", "vehicle.truck", "vehicle.bus.rigid", "vehicle.motorcycle", "vehicle.bicycle"]
     weights = [0.42, 0.12, 0.08, 0.19, 0.19]
     for direction in (1, -1):

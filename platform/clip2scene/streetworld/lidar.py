@@ -1,6 +1,8 @@
-"""What the LiDAR measures: one scan at one instant.
+"""The LiDAR's measurements: one scan at one instant.
 
-P points, in the sensor's frame (x right, y forward, z up), metres.
+Points are in the sensor's frame (x right, y forward, z up), metres.
+
+Legend: P points.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from clip2scene.streetworld.render import Tracer
 
 RANGE_M = 60.0
 _ELEVATIONS = ((0.0, 0.3, 0.85, 1.0), (-30.0, -13.0, 3.0, 10.0))
-"""Share of the beams, and the elevation (degrees) up to which they reach: denser around the horizon."""
+"""Share of the beams, and the elevation (degrees) that they reach up to; they are denser around the horizon."""
 _INTENSITY = {
     9: 34,
     12: 55,
@@ -66,7 +68,7 @@ def scan(
 
 
 def _towards(near: list[tuple[int, np.ndarray, float]], centre: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Rays that pass through the bounding sphere of any of the objects."""
+    """Rays that pass through the bounding sphere of at least one object."""
     mask = np.zeros(len(directions), bool)
     for _, position, radius in near:
         offset = (position - centre).astype(np.float32)

@@ -1,6 +1,8 @@
 """Triangle meshes from primitives, each triangle with its own colour and procedural texture.
 
-Shapes: V vertices, T triangles. Local frames are right-handed, x forward, y left, z up, metres.
+Local frames are right-handed, x forward, y left, z up, metres.
+
+Legend: V vertices, T triangles.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class Mesh:
         return Mesh(self.vertices * np.array([x, y, z], np.float32), self.triangles, self.colours, self.textures)
 
     def size(self) -> tuple[float, float, float]:
-        """Length (x), width (y) and height (z, from the ground) of a box that holds the mesh, centred on its axis."""
+        """Length (x), width (y) and height (z, from the ground) of a box around the mesh, centred on its axis."""
         extent = np.abs(self.vertices).max(axis=0)
         return 2 * float(extent[0]), 2 * float(extent[1]), float(self.vertices[:, 2].max())
 

@@ -1,4 +1,4 @@
-"""Drive through one scene: write its sensor files, and return its rows of the tables."""
+"""Records a drive through one scene: writes its sensor files, and returns its rows of the tables."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Recorder:
         self.log = f"n{number % 900 + 100:03d}-streetworld-seed{seed}"
         drive_m = self.scene.ego_speed_m_s * settings.keyframes_per_scene * KEYFRAME_PERIOD_S
         self.origin_m = float(np.ceil(drive_m + _MAP_MARGIN_M))
-        """Where the scene's local origin lies on its map, in x and in y."""
+        """Position of the scene's local origin on its map, in x and in y."""
         self.world_from_scene = np.eye(4)
         self.world_from_scene[:2, 3] = self.origin_m
         self.chains: dict[str, list[Row]] = defaultdict(list)
         self.annotations: dict[int, list[Row]] = defaultdict(list)
 
     def run(self) -> dict[str, list[Row]]:
-        """Record everything; rows by table."""
+        """Record everything; returns rows by table."""
         settings = self.settings
         scene_token, log_token = token("scene", self.key), token("log", self.key)
         for channel, pose in self.rig.calibrated.items():
@@ -160,7 +160,7 @@ class Recorder:
         return scan(self.tracer, pose, time_s, self.settings.lidar_beams, self.settings.lidar_azimuth_steps, self.rng)
 
     def record_sweep(self, time_s: float, sample: str) -> None:
-        """Write one sweep that belongs to a sample."""
+        """Write one sweep of a sample."""
         _, path = self._data(LIDAR, time_s, sample, key=False, size=(0, 0), suffix=".pcd.bin")
         self._scan(time_s)[0].tofile(path)
 
@@ -233,7 +233,7 @@ class Recorder:
             )
 
     def _draw_map(self, path: Path) -> None:
-        """The devkit's map mask: white where road or sidewalk is, 0.1 m a pixel, y upwards from the last row."""
+        """The devkit's map mask: white for road and sidewalk, 0.1 m per pixel, y upwards from the last row."""
         pixels = round(2 * self.origin_m / _MAP_PIXEL_M)
         axis = (np.arange(pixels, dtype=np.float32) + 0.5) * np.float32(_MAP_PIXEL_M) - np.float32(self.origin_m)
         x, y = np.meshgrid(axis, axis[::-1])

@@ -1,6 +1,6 @@
-"""Ray casting with Embree, and what the cameras see.
+"""Ray casting with Embree, and the cameras' images.
 
-N rays, T triangles. Hits carry the index of the object in ``scene.things``; -1 is the sky.
+Legend: N rays or points, H x W pixels.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Hits:
     """First surface along each ray."""
 
     distance: np.ndarray
-    """(N,) float32 in lengths of the ray's direction; FAR_M where nothing was hit."""
+    """(N,) float32, in lengths of the ray's direction; FAR_M if nothing was hit."""
     triangle: np.ndarray
-    """(N,) int32 into the tracer's triangles, -1 where nothing was hit."""
+    """(N,) int32, row of the tracer's triangles; -1 (the sky) if nothing was hit."""
     normal: np.ndarray
-    """(N, 3) float32, not normalised, either side."""
+    """(N, 3) float32, not normalised, on either side."""
 
 
 class Tracer:
-    """A scene's triangles: those at rest in one Embree tree, those that move in a small one per instant."""
+    """A scene's triangles: resting ones in one Embree tree, moving ones in a small tree per instant."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -66,7 +66,7 @@ class Tracer:
         return np.stack([x, y, z, np.cos(yaw), np.sin(yaw)]).astype(np.float32)
 
     def moving_near(self, time_s: float, centre: np.ndarray, range_m: float) -> list[tuple[int, np.ndarray, float]]:
-        """Moving objects within range: index, position (3,) and radius of a sphere around it that holds it."""
+        """Moving objects within range: index, position (3,) and radius of the bounding sphere around it."""
         x, y, z, _ = self._poses(time_s)
         distance = np.hypot(x - centre[0], y - centre[1])
         return [
@@ -83,7 +83,7 @@ class Tracer:
         moving: Sequence[int],
         rays: np.ndarray | None = None,
     ) -> Hits:
-        """First hits of rays (N, 3) among all things at rest and some that move, which only ``rays`` can meet."""
+        """First hits of rays (N, 3) on all resting things, and on the ``moving`` ones, which only ``rays`` can hit."""
         found = self._static.run(origins, directions, output=True)
         triangle, distance = found["primID"], found["tfar"]
         distance[triangle < 0] = FAR_M
@@ -101,7 +101,7 @@ class Tracer:
         return Hits(distance, triangle, normal)
 
     def lit(self, origins: np.ndarray, direction: np.ndarray) -> np.ndarray:
-        """Whether the sun reaches points (N, 3) past everything at rest: (N,) bool."""
+        """Whether resting things leave points (N, 3) in the sun: (N,) bool."""
         directions = np.ascontiguousarray(np.broadcast_to(direction, origins.shape), np.float32)
         return self._static.run(origins, directions, query="OCCLUDED") != 0
 
@@ -118,7 +118,7 @@ def render_camera(
 ) -> tuple[np.ndarray, np.ndarray]:
     """An image at ``time_s``: RGB (H, W, 3) uint8, and the object seen in each pixel (H, W) int32, -1 for the sky.
 
-    Objects are positions in ``scene.things``; ``rng`` draws the sensor's noise.
+    Objects are indices into ``scene.things``; ``rng`` draws the sensor's noise.
     """
     scene = tracer.scene
     pose = scene.world_from_ego(time_s) @ camera.ego_from_camera
@@ -182,7 +182,7 @@ def _sky(scene: Scene, directions: np.ndarray) -> np.ndarray:
 def _shade(
     tracer: Tracer, time_s: float, eye: np.ndarray, directions: np.ndarray, hits: Hits, solid: np.ndarray, width: int
 ) -> np.ndarray:
-    """Colour (N, 3) of the hit points, which lie at the pixels ``solid``: paint, sun with shadows, sky light, haze."""
+    """Colour (N, 3) of the points hit at the pixels ``solid``: texture, sun with shadows, sky light, haze."""
     light = tracer.scene.conditions
     triangle, depth = hits.triangle[solid], hits.distance[solid]
     normal = hits.normal[solid]
@@ -203,7 +203,7 @@ def _shade(
 def _unshadowed(
     tracer: Tracer, points: np.ndarray, normal: np.ndarray, facing: np.ndarray, solid: np.ndarray, width: int
 ) -> np.ndarray:
-    """Whether the sun reaches each point (N,) bool; one ray for every two by two pixels."""
+    """Whether the sun reaches each point, (N,) bool, from one ray per two by two pixels."""
     row, column = np.divmod(solid, width)
     asked = np.flatnonzero((facing > 0) & (row % 2 == 0) & (column % 2 == 0))
     coarse = np.ones((row[-1] // 2 + 1, width // 2 + 1), bool) if len(row) else np.ones((1, 1), bool)

@@ -1,4 +1,4 @@
-"""The sensor rig: where cameras and LiDAR sit on the ego vehicle, when they fire, and what the tables say about it.
+"""The sensor rig: where cameras and LiDAR sit on the ego vehicle, when they fire, and their calibration in the tables.
 
 Frames as in nuScenes: ego x forward, y left, z up; camera x right, y down, z forward; LiDAR x right, y forward, z up.
 """
@@ -25,7 +25,7 @@ CAMERA_NAMES = tuple(_CAMERAS)
 
 @dataclass(frozen=True)
 class CameraModel:
-    """One camera as it truly is; pixel (i, j) covers [i, i + 1) x [j, j + 1)."""
+    """The true model of a camera; pixel (i, j) covers [i, i + 1) x [j, j + 1)."""
 
     name: str
     width: int
@@ -44,17 +44,17 @@ class CameraModel:
 
 @dataclass(frozen=True)
 class Rig:
-    """All sensors of one scene's vehicle, as they truly are and as its calibration says."""
+    """All sensors of a scene's vehicle, with their true poses and the calibrated ones."""
 
     cameras: tuple[CameraModel, ...]
     ego_from_lidar: np.ndarray
     calibrated: dict[str, np.ndarray]
-    """By channel, ego_from_sensor (4, 4) as written to the tables: the truth with slight noise."""
+    """By channel, ego_from_sensor (4, 4) as written to the tables: the true pose with slight noise."""
     calibrated_intrinsics: dict[str, np.ndarray]
 
 
 def make_rig(rng: np.random.Generator, width: int, height: int) -> Rig:
-    """A rig whose calibration is off by about a centimetre, a tenth of a degree and 0.2% of focal length."""
+    """A rig with a calibration error of about a centimetre, a tenth of a degree and 0.2% of focal length."""
     cameras = []
     for name, (position, yaw, view, delay) in _CAMERAS.items():
         pose = np.eye(4)

@@ -1,7 +1,7 @@
-"""The street itself: an arc of road with its cross-section, and the ground meshes built from it.
+"""The street itself: an arc of road with its cross-section, and the meshes of the ground.
 
-Street coordinates are ``s`` (metres along the centre line) and ``d`` (metres to its left); traffic keeps right, so that
-the ego vehicle drives at d < 0.
+Street coordinates are ``s`` (metres along the centre line) and ``d`` (metres to its left); traffic keeps right, so the
+ego vehicle drives at d < 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Side:
     """What lies beyond one edge of the road."""
 
     kind: str
-    """``town`` (houses at the sidewalk), ``suburb`` (a strip of grass, then walls and houses), ``park``."""
+    """``town`` (houses at the sidewalk), ``suburb`` (a strip of grass, then walls and houses) or ``park``."""
     sidewalk_m: float
     grass_m: float
 
@@ -61,7 +61,7 @@ class Street:
         return self.island_half + self.lanes * LANE_M + PARKING_M
 
     def lane(self, number: int, direction: int) -> float:
-        """``d`` of a lane's centre: direction +1 is the ego's (right), -1 the oncoming one; lane 0 is the inner."""
+        """``d`` of a lane's centre: direction +1 is the ego's (right), -1 the oncoming one; lane 0 is the inner one."""
         return -direction * (self.island_half + (number + 0.5) * LANE_M)
 
     def place(self, s: np.ndarray | float, d: np.ndarray | float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

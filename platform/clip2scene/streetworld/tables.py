@@ -1,7 +1,7 @@
 """Rows of the official nuScenes tables, and the names of its scenes.
 
-Tokens are 32 hexadecimal characters, a hash of what the row is about, so that the same world has the same tokens
-however many processes wrote it.
+Tokens are 32 hexadecimal characters, a hash of what identifies the row, so that a world has the same tokens however
+many processes write it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _numbers(ranges: str) -> Iterator[int]:
 
 
 def token(*parts: object) -> str:
-    """32 hexadecimal characters that stand for ``parts``."""
+    """32 hexadecimal characters, a hash of ``parts``."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
@@ -79,7 +79,7 @@ def sensor_token(channel: str) -> str:
 
 
 def attribute_of(category: int, speed_m_s: float) -> list[str]:
-    """Tokens of the attributes of an object of a raw category: none for things that have no state."""
+    """Tokens of the attributes of an object of a raw category; none for things without a state."""
     name = CATEGORIES[category]
     if name in ("vehicle.bicycle", "vehicle.motorcycle"):
         state = "cycle.with_rider" if speed_m_s else "cycle.without_rider"
@@ -93,7 +93,7 @@ def attribute_of(category: int, speed_m_s: float) -> list[str]:
 
 
 def visibility_of(share: float) -> str:
-    """Token of the visibility level of an object of which the cameras see that share."""
+    """Token of the visibility level of an object, from the share of it that the cameras see."""
     return next((level for level, (_, high) in _VISIBILITY.items() if 100 * share < high), "4")
 
 

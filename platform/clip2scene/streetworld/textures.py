@@ -1,6 +1,8 @@
-"""Procedural paint: reflectance of surface points by texture, from where they lie on their object.
+"""Procedural textures: reflectance of surface points from their texture and their position on the object.
 
-N points. Coordinates are metres in the object's frame; patterns finer than a pixel fade out with distance.
+Coordinates are metres in the object's frame; patterns finer than a pixel fade out with distance.
+
+Legend: N points.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def clouds(u: np.ndarray, v: np.ndarray, texel_m: float) -> np.ndarray:
 
 
 def grain(u: np.ndarray, v: np.ndarray, texel_m: float) -> np.ndarray:
-    """White noise of unit deviation (N,), one value a texel."""
+    """White noise of unit deviation (N,), one value per texel."""
     return _GRAIN[np.floor(u / texel_m).astype(np.int32) & 511, np.floor(v / texel_m).astype(np.int32) & 511]
 
 
@@ -63,7 +65,7 @@ class Surface:
         return np.where(np.abs(self.normal[0]) > np.abs(self.normal[1]), self.local[1], self.local[0])
 
     def fade(self, reach_m: float) -> np.ndarray:
-        """Contrast of a fine pattern: 1 near, falling beyond ``reach_m``."""
+        """Contrast of a fine pattern: 1 nearby, and falling beyond ``reach_m``."""
         return 1 / (1 + (self.depth_m / reach_m) ** 2)
 
 

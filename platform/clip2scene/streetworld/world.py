@@ -1,6 +1,6 @@
-"""One scene of the street world: what exists where at which time.
+"""One scene of the street world: which things exist, and where each is at what time.
 
-A scene is a pure function of (seed, split, number): layout, appearance, motion and the ego vehicle's drive.
+A scene is a pure function of (seed, number, duration): layout, appearance, motion and the ego vehicle's drive.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Conditions:
     balance: np.ndarray
     """(3,) white balance."""
     noise: float
-    """Standard deviation of the pixel noise, of 1."""
+    """Standard deviation of the pixel noise, for values from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Thing:
     seed: int
     """Varies procedural textures between instances."""
     noun: str = ""
-    """What a caption calls it, where its class holds several kinds of things."""
+    """What a caption calls it, if its class has several kinds of things."""
 
     @property
     def moves(self) -> bool:
@@ -104,7 +104,7 @@ class Scene:
 
 
 def make_scene(seed: int, number: int, duration_s: float) -> Scene:
-    """Scene ``number`` of the world of that seed; scenes of every number are drawn from one distribution."""
+    """Scene ``number`` of a world; all scenes are drawn from the same distribution."""
     rng = np.random.default_rng([seed, number, 1])
     speed = float(rng.uniform(4.0, 9.0))
     street = make_street(rng, speed * duration_s)

@@ -1,1 +1,1 @@
-"""The frozen CLIP teacher: dense image features, class prompts, and the store that they are kept in."""
+"""The frozen CLIP teacher: dense image features, the store that holds them, and class prompts."""

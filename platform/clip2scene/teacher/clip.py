@@ -1,7 +1,9 @@
 """The frozen teacher: any open_clip ViT or ResNet, read densely as in MaskCLIP (Zhou et al., ECCV 2022).
 
 The last attention is replaced by its value path, so that every patch gets a vector in CLIP's image-text space.
-Shapes: B images, H x W pixels, h x w patches (L = h * w), W channels inside the tower, D = size of the joint embedding.
+
+Legend: B images, H x W pixels, h x w patches (L = h * w), S sentences, W channels inside the tower, D size of the joint
+embedding.
 """
 
 from __future__ import annotations
@@ -26,22 +28,22 @@ _RESNET_STRIDE = 32
 
 
 def load_teacher(settings: TeacherSettings) -> DenseClip:
-    """Load the teacher that the settings name, on the CPU, ready to encode.
+    """Load the teacher of the settings on the CPU, ready to encode.
 
     Raises:
-        ConfigError: an unknown model, weights that cannot be had or do not fit, an image size that is no multiple of
-            the patch size, or a vision tower that has no value path to read.
+        ConfigError: the model is unknown, its weights cannot be loaded or do not fit, the image size is not a multiple
+            of the patch size, or the vision tower has no value path to read.
     """
     return DenseClip(load_model(settings), settings)
 
 
 class DenseClip(nn.Module):
-    """A CLIP whose vision tower gives one embedding per patch. Frozen: no gradients, evaluation mode only.
+    """A CLIP with one embedding per patch of an image. Frozen: no gradients, evaluation mode only.
 
     Attributes:
         dim: D.
         grid: (h, w).
-        digest: hash over the vision tower's weights, the preprocessing and how the tower is read; not over prompts.
+        digest: hash of the vision tower's weights, the preprocessing and how the tower is read; not of prompts.
     """
 
     def __init__(self, loaded: Loaded, settings: TeacherSettings) -> None:
@@ -78,7 +80,7 @@ class DenseClip(nn.Module):
                 "precision": settings.precision,
             },
         )
-        # After the digest, which is of the published weights: other machines may round the interpolation otherwise.
+        # After the digest of the published weights, as other machines may round the interpolation differently.
         if isinstance(visual, open_clip.transformer.VisionTransformer):
             _resize_positions(visual, self.grid)
             visual.image_size = size
@@ -89,7 +91,7 @@ class DenseClip(nn.Module):
 
     @functools.cached_property
     def text_digest(self) -> str:
-        """Hash of all but the vision tower: what :meth:`encode_text` computes with."""
+        """Hash of everything except the vision tower, which :meth:`encode_text` depends on."""
         return _digest({k: v for k, v in self.clip.state_dict().items() if not k.startswith("visual.")}, {})
 
     def train(self, mode: bool = True) -> DenseClip:
@@ -103,7 +105,7 @@ class DenseClip(nn.Module):
         return super().train(False)
 
     def preprocess(self, image: np.ndarray) -> Tensor:
-        """Resize the whole frame (bicubic, antialiased, not cropped) to the input size, scale to [0, 1] and normalise.
+        """Resize the whole image (bicubic, antialiased, not cropped) to the input size, scale to [0, 1] and normalise.
 
         Args:
             image: (H, W, 3) uint8 RGB of any size.
@@ -144,11 +146,11 @@ class DenseClip(nn.Module):
             (S, D) float32, not normalised, on the model's device.
 
         Raises:
-            ConfigError: the tokenizer cannot be loaded (some need a download).
+            ConfigError: the tokenizer cannot be loaded (some must be downloaded).
         """
         try:
             tokenize = open_clip.get_tokenizer(self._tokenizer_name)
-        except Exception as error:  # the hub's client raises many kinds
+        except Exception as error:  # the hub's client raises errors of many kinds
             raise ConfigError(
                 f"teacher.model={self.settings.model!r}: its tokenizer cannot be loaded ({str(error).splitlines()[0]})"
             ) from error
@@ -158,7 +160,7 @@ class DenseClip(nn.Module):
         return (_encode_short(model, tokens_SL) if causal else model.encode_text(tokens_SL)).float()
 
     def _vit(self, visual: Any, images: Tensor) -> Tensor:
-        """Value path of the last block: ln_1, value and output projections, final norm, visual projection."""
+        """Value path of the last block: ln_1, value and output projection, final norm, visual projection."""
         blocks = visual.transformer.resblocks
         intermediates = visual.forward_intermediates(
             images, indices=[len(blocks) - 2], stop_early=True, intermediates_only=True, output_fmt="NLC"
@@ -169,11 +171,11 @@ class DenseClip(nn.Module):
             y_BLW = x_BLW + y_BLW
         if self.settings.keep_last_mlp:
             y_BLW = y_BLW + block.ls_2(block.mlp(block.ln_2(y_BLW)))
-        # A final norm before or after the pooling is the same thing on a single patch.
+        # For a single patch, a final norm before the pooling equals one after it.
         return visual.ln_post(y_BLW) @ visual.proj
 
     def _resnet(self, visual: Any, images: Tensor) -> Tensor:
-        """Value and output projections of the attention pooling, at every position of the last feature map."""
+        """Value and output projection of the attention pooling, at every position of the last feature map."""
         intermediates = visual.forward_intermediates(images, indices=[4], intermediates_only=True)
         x_BLW = intermediates["image_intermediates"][0].flatten(2).transpose(1, 2)
         return visual.attnpool.c_proj(visual.attnpool.v_proj(x_BLW))
@@ -182,7 +184,7 @@ class DenseClip(nn.Module):
 def _encode_short(model: open_clip.CLIP, tokens_SL: Tensor) -> Tensor:
     """``model.encode_text`` without the padding after the longest sentence: five times faster for prompts.
 
-    Nothing is lost: attention is causal and the embedding is read at the end-of-text token (the largest id).
+    The result is the same: attention is causal, and the embedding is read at the end-of-text token (the largest id).
     """
     length = int(tokens_SL.argmax(dim=1).max()) + 1
     tokens_SL = tokens_SL[:, :length]
@@ -202,7 +204,7 @@ def _value_path(attention: nn.MultiheadAttention, x_BLW: Tensor) -> Tensor:
 
 
 def _patch_size(visual: Any, model: str) -> tuple[int, int]:
-    """Pixels per patch (height, width), if the tower can be read densely."""
+    """Pixels per patch (height, width); refuses towers that cannot be read densely."""
     if isinstance(visual, open_clip.modified_resnet.ModifiedResNet):
         return _RESNET_STRIDE, _RESNET_STRIDE
     if isinstance(visual, open_clip.transformer.VisionTransformer) and visual.attn_pool is None:
@@ -219,8 +221,8 @@ def _patch_size(visual: Any, model: str) -> tuple[int, int]:
 def _resize_positions(visual: Any, grid: tuple[int, int]) -> None:
     """Interpolate the position embeddings of a ViT to another grid (bicubic, antialiased, as open_clip does).
 
-    Done here and not by ``force_image_size``, which takes every old grid for a square one and leaves the embeddings as
-    they are when old and new grid differ in shape but not in the number of patches.
+    open_clip's own ``force_image_size`` takes every old grid for a square one, and leaves the embeddings as they are if
+    old and new grid differ in shape but not in the number of patches.
     """
     old = visual.grid_size
     if tuple(old) == grid:
@@ -235,7 +237,7 @@ def _resize_positions(visual: Any, grid: tuple[int, int]) -> None:
 
 
 def _digest(tensors: dict[str, Tensor], how: dict[str, Any]) -> str:
-    """Hash of named tensors, byte for byte, and of how they are read (16 hex characters)."""
+    """Hash of the bytes of named tensors, and of how they are read (16 hex characters)."""
     sha = hashlib.sha256(json.dumps(how, sort_keys=True, separators=(",", ":")).encode())
     for name, tensor in sorted(tensors.items()):
         array = tensor.detach().cpu().contiguous().numpy()

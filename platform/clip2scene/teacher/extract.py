@@ -1,4 +1,4 @@
-"""Fills the feature store: a Ray Data job whose pool of actors, each with the teacher, reads and encodes the images.
+"""Fills the feature store: a Ray Data job with a pool of actors that hold the teacher, read images and encode them.
 
 Blocks carry only ids and paths; an actor decodes, encodes and writes a frame itself, and only a status row comes back.
 A frame that is in the store is never computed again, so a killed run continues where it stopped. With an object store
@@ -89,7 +89,7 @@ def extract(
     teacher = teacher if teacher is not None else load_teacher(teacher_settings)
     wanted = {frame.frame_id: frame for frame in frames}
     for frame_id in wanted:
-        store.frame_file(path, frame_id)
+        store.frame_file(path, frame_id)  # refuses an id that is not a file name, before any work
     with locked(path, "fills this store"):
         store.remove_leftovers(path)
         entries = _valid_entries(path, storage, index, wanted, teacher.digest, progress)

@@ -135,7 +135,7 @@ def segment_images(
     """
     path, how = Path(store_path).resolve(), _how(settings, height, width)
     for frame in frames:
-        _file(path, frame.frame_id)
+        _file(path, frame.frame_id)  # refuses an id that is not a file name, before any work
     with locked(path, "fills this store"):
         store.remove_leftovers(path)
         current = _current_frames(path, storage, index, frames, how)

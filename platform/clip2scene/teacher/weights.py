@@ -1,7 +1,7 @@
-"""Finds a CLIP architecture and its weights by what the settings say, and loads them whole or not at all.
+"""Finds the CLIP architecture and weights that the settings name, and loads them completely or not at all.
 
-The only place that resolves model names, pretrained tags, checkpoint files and folders. Nothing is unpickled:
-checkpoints are safetensors, or PyTorch files read with ``weights_only=True``.
+Only this module resolves model names, pretrained tags, checkpoint files and folders. Nothing is unpickled: checkpoints
+are safetensors, or PyTorch files read with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WEIGHT_FILES = (
     "open_clip_pytorch_model.bin",
     "pytorch_model.bin",
 )
-"""Names that a ``local-dir:`` folder's weights may have, best first."""
+"""Names that the weights in a ``local-dir:`` folder may have, preferred first."""
 STREETWORLD_FOLDER = Path(__file__).resolve().parents[1] / "streetworld" / "clip"
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _LOCAL_DIR = "local-dir:"
@@ -45,27 +45,27 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Loaded:
-    """A CLIP model with its weights and what its weights alone do not say."""
+    """A CLIP model with its weights, and what the weights alone do not tell."""
 
     model: torch.nn.Module
-    """open_clip's ``CLIP`` (or ``CustomTextCLIP``), float32, at the image size it was built for."""
+    """open_clip's ``CLIP`` (or ``CustomTextCLIP``), float32, at the image size that it was built for."""
     tokenizer: str
-    """Name that ``open_clip.get_tokenizer`` knows the model's tokenizer by."""
+    """Name of the model's tokenizer for ``open_clip.get_tokenizer``."""
     architecture: dict[str, Any]
-    """Vision tower's configuration without its image size; JSON-able, for digests."""
+    """Vision tower's configuration without its image size; ready for JSON, for digests."""
 
 
 def load_model(settings: TeacherSettings) -> Loaded:
-    """Build the architecture that the settings name and load its weights (random ones for ``pretrained=random``).
+    """Build the architecture of the settings and load its weights (random ones for ``pretrained=random``).
 
     Raises:
-        ConfigError: an unknown model or tag, weights that cannot be had, or a checkpoint of another architecture.
+        ConfigError: the model or tag is unknown, the weights cannot be loaded, or they are of another architecture.
     """
     name, folder = _model_name(settings.model)
     configuration = _configuration(settings.model, name, folder)
     preprocessing: dict[str, Any] = {}
     checkpoint: Path | None = None
-    # The activation is not in the weights: the tag they were published under decides it, then the model's name.
+    # The weights do not tell the activation: the tag that they were published under decides, else the model's name.
     quick_gelu = bool(configuration.get("quick_gelu", False))
     if folder is not None:
         checkpoint = _weights_in(folder, settings.model)
@@ -78,7 +78,7 @@ def load_model(settings: TeacherSettings) -> Loaded:
         quick_gelu = bool(tag.get("quick_gelu", False))
     else:
         checkpoint = _local_file(name, settings.pretrained)
-        preprocessing, quick_gelu = _beside(checkpoint, name, quick_gelu)
+        preprocessing, quick_gelu = _published_settings(checkpoint, name, quick_gelu)
     from_hub = name.startswith("hf-hub:") and settings.pretrained != "random"
     model = _build(name, settings, preprocessing, quick_gelu, from_hub=from_hub)
     if checkpoint is not None:
@@ -101,7 +101,7 @@ def absolute(settings: TeacherSettings) -> TeacherSettings:
 
 
 def _model_name(model: str) -> tuple[str, Path | None]:
-    """Name for open_clip, and the folder that the model lies in if it is a local one."""
+    """The model's name for open_clip, and its folder if it is a local one."""
     if model == "streetworld":
         return f"{_LOCAL_DIR}{STREETWORLD_FOLDER}", STREETWORLD_FOLDER
     if model.startswith(_LOCAL_DIR):
@@ -115,7 +115,7 @@ def _configuration(model: str, name: str, folder: Path | None) -> dict[str, Any]
     try:
         with _quiet(), _offline_without_network():
             configuration = open_clip.get_model_config(name)
-    except Exception as error:  # the hub's client raises many kinds
+    except Exception as error:  # the hub's client raises errors of many kinds
         raise ConfigError(
             f"teacher.model={model!r}: its configuration cannot be fetched ({_first_line(error)}); without a network "
             f"give {_LOCAL_DIR}FOLDER with {CONFIG_FILE} and {WEIGHT_FILES[0]}"
@@ -184,10 +184,10 @@ def _local_file(name: str, pretrained: str) -> Path:
     )
 
 
-def _beside(checkpoint: Path, name: str, quick_gelu: bool) -> tuple[dict[str, Any], bool]:
-    """Preprocessing and activation of a lone checkpoint file, which itself says neither.
+def _published_settings(checkpoint: Path, name: str, quick_gelu: bool) -> tuple[dict[str, Any], bool]:
+    """Preprocessing and activation of a single checkpoint file, which itself tells neither.
 
-    A configuration beside the file decides; otherwise everything published for the model must agree on mean and std.
+    A configuration beside the file decides; without one, all published weights of the model must agree on mean and std.
     """
     config = checkpoint.with_name(CONFIG_FILE)
     if config.is_file():
@@ -216,7 +216,7 @@ def _build(
 ) -> torch.nn.Module:
     overrides = {key: preprocessing[key] for key in ("mean", "std") if key in preprocessing}
     try:
-        # Only random weights need the seed; the caller's generator is left as it was either way.
+        # The seed is for random weights; the caller's generator is left untouched in any case.
         with _quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             return open_clip.create_model(
@@ -227,7 +227,7 @@ def _build(
                 force_preprocess_cfg=overrides,
                 quick_gelu=quick_gelu,
             )
-    except Exception as error:  # wrong keys, sizes that do not fit, a text tower that wants a network
+    except Exception as error:  # wrong keys, sizes that do not fit, a text tower that needs a network
         raise ConfigError(
             f"teacher.model={settings.model!r}: open_clip cannot build it ({_first_line(error)})"
         ) from error
@@ -242,14 +242,14 @@ def _load(model: torch.nn.Module, checkpoint: Path, settings: TeacherSettings) -
             f"{checkpoint}: not a readable checkpoint ({_first_line(error)}); allowed: safetensors, or a PyTorch "
             "file of tensors only (weights_only=True)"
         ) from error
-    except Exception as error:  # a state dict of other names, shapes or types, in many kinds of errors
+    except Exception as error:  # errors of many kinds, for a state dict of other names, shapes or types
         raise ConfigError(
             f"{checkpoint}: not a checkpoint of the architecture {settings.model!r} ({_mismatch(error)})"
         ) from error
 
 
 def _mismatch(error: Exception) -> str:
-    """The first named difference of PyTorch's many-line message about a state dict."""
+    """The first named difference in PyTorch's long message about a state dict."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[1] if len(lines) > 1 else (lines or [type(error).__name__])[0]
     return line if len(line) <= 200 else f"{line[:200]}..."
@@ -263,7 +263,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _offline_without_network() -> Iterator[None]:
-    """Where the hub's name does not even resolve, look only into the local cache: its client retries for 20 s."""
+    """Use only the local cache if the hub's name does not resolve, as its client would retry for 20 s."""
     hub = huggingface_hub.constants
     before = hub.HF_HUB_OFFLINE
     if not before and not urllib.request.getproxies():
@@ -279,7 +279,7 @@ def _offline_without_network() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence open_clip, which logs through the root logger and would install a handler on it."""
+    """Silence open_clip, which logs through the root logger and may install a handler on it."""
     root, null = logging.getLogger(), logging.NullHandler()
     before = root.manager.disable
     root.addHandler(null)

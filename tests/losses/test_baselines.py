@@ -1,4 +1,4 @@
-"""The rivals' losses against loops: KL, cosine, InfoNCE, superpixel means."""
+"""The baselines' losses against loops: KL, cosine, InfoNCE, superpixel means."""
 
 from __future__ import annotations
 
