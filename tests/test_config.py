@@ -1,8 +1,7 @@
-"""Job files: overrides, digests and what a mistake gets."""
+"""Job files: overrides, digests and messages; and what ``clip2scene settings`` lists."""
 
 from __future__ import annotations
 
-import typing
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,8 @@ from pydantic import BaseModel
 from clip2scene.cli import main
 from clip2scene.config import ConfigError, Job
 from clip2scene.jobfile import load_job
-from clip2scene.tables.spec import load_table
+from clip2scene.sweeps.space import Space
+from clip2scene.tables.spec import Table, load_table
 
 JOBS = Path(__file__).parents[1] / "jobs"
 PLAIN = [path for path in sorted(JOBS.glob("*.yaml")) if not path.stem.startswith("table")]
@@ -38,15 +38,22 @@ def test_the_released_variant_sets_every_switch_that_is_not_given():
     plain, released = (load_job(JOBS / "demo.yaml", [f"variant={name}"]) for name in ("paper", "released"))
     assert plain.digest() == load_job(JOBS / "demo.yaml").digest()
     assert not released.teacher.clip_normalisation
+    assert (released.student.use_position, released.student.use_intensity) == (False, True)
     stcr = released.distill.stcr
     assert (stcr.grid, stcr.pixel_term, stcr.cell_text) == ("voxel", False, "first")
     assert (stcr.max_points_per_cell, stcr.count_empty_slots) == (8, True)
     assert released.distill.scr.form == "cross_entropy"
     assert not released.distill.normalise_features
-    s3 = released.distill.s3  # whose probability is given
+    s3 = released.distill.s3  # probability is set in the job
     assert (s3.start_epoch, s3.granularity, s3.synchronised, s3.probability) == (11, "batch", False, 0.2)
     assert released.distill.sweep_choice == "random"
     assert load_job(JOBS / "demo.yaml", ["variant=released", "distill.stcr.pixel_term=true"]).distill.stcr.pixel_term
+
+
+def test_the_shipped_clip_is_read_as_it_was_trained_in_both_variants():
+    plain, released = (load_job(JOBS / "streetworld.yaml", [f"variant={name}"]) for name in ("paper", "released"))
+    assert plain.teacher == released.teacher
+    assert plain.student != released.student
 
 
 def test_a_job_is_based_on_another_and_its_own_settings_win(tmp_path):
@@ -61,18 +68,18 @@ def test_a_job_is_based_on_another_and_its_own_settings_win(tmp_path):
 @pytest.mark.parametrize(
     ("base", "sentence"),
     [
-        ("circle.yaml", r"job\.yaml: base=circle\.yaml: base=job\.yaml: leads back to this file$"),
+        ("circle.yaml", r"job\.yaml: base=circle\.yaml: base=job\.yaml: this file is based on itself$"),
         ("nowhere.yaml", r"job\.yaml: base=nowhere\.yaml: .*nowhere\.yaml: cannot read the job file \(No such file"),
-        ("empty.yaml", r"job\.yaml: base=empty\.yaml: .* is a mapping of keys to values, and this is empty$"),
+        ("empty.yaml", r"job\.yaml: base=empty\.yaml: .* is a mapping of keys to values, but this is empty$"),
         ("typo.yaml", r"job\.yaml: base=typo\.yaml: distil: unknown key; .* did you mean distill\?$"),
         ("wrong.yaml", r"job\.yaml: base=wrong\.yaml: distill\.epochs=-1: input should be greater than"),
         ("link.yaml", r"job\.yaml: base=link\.yaml: "),
-        (str(JOBS / "table3_ablation.yaml"), r"job\.yaml: base=.*: a table, and a job is needed$"),
+        (str(JOBS / "table3_ablation.yaml"), r"job\.yaml: base=.*: a table, but a job is needed$"),
         ('"\\0"', r"job\.yaml: base="),
-        ("[a, b]", r"job\.yaml: base=\['a', 'b'\]: the name of a job file beside this one is needed$"),
+        ("[a, b]", r"job\.yaml: base=\['a', 'b'\]: the path of a job file is needed$"),
     ],
 )
-def test_a_base_that_is_none(tmp_path, base, sentence):
+def test_an_invalid_base_is_one_sentence(tmp_path, base, sentence):
     (tmp_path / "job.yaml").write_text(f"base: {base}\n")
     for name, text in {
         "circle": "base: job.yaml",
@@ -135,7 +142,7 @@ def test_models_are_frozen():
         ),
         ("distill={scr: {weight: 0}, stcr: {weight: 0}}", r"one of them must be above 0$"),
         ("name.first=3", r"override 'name\.first=3': name\.first: name is a value, not a group of keys$"),
-        ("base=demo.yaml", r"override 'base=demo\.yaml': a base stands in the file"),
+        ("base=demo.yaml", r"override 'base=demo\.yaml': base can only be set in the file"),
         ("dataset.train_split=foo", r"dataset\.train_split='foo': input should be 'train', 'val'"),
         ("no-equals", r"override 'no-equals' is not of the form key\.path=value"),
         ("distill.epochs=[", r"override 'distill\.epochs=\[': the value is not valid YAML"),
@@ -154,12 +161,12 @@ def test_a_mistake_is_one_sentence_with_the_keys_path(override, sentence):
         (["variant=released", "distill.stcr.max_points_per_cell=null"], "count_empty_slots=true needs"),
     ],
 )
-def test_settings_that_do_not_go_together(overrides, sentence):
+def test_settings_that_do_not_fit_together(overrides, sentence):
     with pytest.raises(ConfigError, match=sentence):
         load_job(JOBS / "demo.yaml", overrides)
 
 
-def test_a_mistake_in_a_list_of_groups_has_its_place():
+def test_a_mistake_in_a_list_of_groups_has_its_index():
     changed = "columns.streetworld=[{name: a, sett: {}}]"
     with pytest.raises(ConfigError, match=r"columns\.streetworld\.0\.sett: unknown key; allowed here: name, set$"):
         load_table(JOBS / "table1_finetune.yaml", [changed])
@@ -168,14 +175,14 @@ def test_a_mistake_in_a_list_of_groups_has_its_place():
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("- a\n- b\n", "mapping of keys to values, and this is a list$"),
-        ("", "and this is empty$"),
+        ("- a\n- b\n", "mapping of keys to values, but this is a list$"),
+        ("", "but this is empty$"),
         ("a: [", "not valid YAML"),
         ("stage: index\n", "name: required"),
         ("bas: demo.yaml\n", r"bas: unknown key; allowed here: base, .*; did you mean base\?$"),
         (
             "name: a\ndataset: {kind: streetworld}\ndistill.scr.tau: 3\n",
-            r"distill\.scr\.tau: unknown key; .*; in a file it stands in its group, distill: \{scr: \{tau: \.\.\.\}\}$",
+            r"distill\.scr\.tau: unknown key; .*; .* belongs in its group, distill: \{scr: \{tau: \.\.\.\}\}$",
         ),
     ],
 )
@@ -202,7 +209,7 @@ def fields(model, prefix=""):
 
 
 def listed(capsys, *words):
-    """What ``clip2scene settings`` prints of each key: the rest of its line, and what it means."""
+    """What ``clip2scene settings`` prints per key: the rest of its line, and its meaning."""
     assert main(["settings", *words]) == 0
     found, key = {}, None
     for line in capsys.readouterr().out.splitlines():
@@ -214,12 +221,11 @@ def listed(capsys, *words):
     return found
 
 
-def test_every_setting_is_listed_with_what_it_means(capsys):
+def test_every_setting_is_listed_with_its_meaning(capsys):
     shown = listed(capsys)
     known = dict(fields(Job))
     assert shown.keys() == known.keys()
-    unexplained = {key for key, (_, meaning) in shown.items() if not meaning}
-    assert not {key for key in unexplained if typing.get_origin(known[key].annotation) is not typing.Literal}
+    assert not {key for key, (_, meaning) in shown.items() if not meaning}
     assert shown["distill.num_sweeps"][0] == "integer, 1 to 10  [3]"
     assert shown["distill.optimiser.momentum"][0] == "number, at least 0, below 1  [0.9]"
     assert shown["student.channels"][0] == "list of integers, 2 to 8 of them  [not given]"
@@ -231,3 +237,30 @@ def test_every_setting_is_listed_with_what_it_means(capsys):
 def test_one_setting_or_one_group_is_listed(capsys):
     assert listed(capsys, "distill.stcr.lambda").keys() == {"distill.stcr.lambda"}
     assert listed(capsys, "distill.scr").keys() == {"distill.scr.weight", "distill.scr.tau", "distill.scr.form"}
+
+
+@pytest.mark.parametrize("model", [Space, Table])
+def test_every_setting_of_a_search_space_or_table_is_listed_with_its_meaning(model, capsys):
+    shown = listed(capsys, "--sweep" if model is Space else "--table")
+    # Groups below a user's own keys are single fields of the model.
+    assert {key.partition(".")[0] for key in shown} == {key.partition(".")[0] for key, _ in fields(model)}
+    assert not {key for key, (_, meaning) in shown.items() if not meaning}
+
+
+def test_settings_below_a_users_own_keys_are_listed(capsys):
+    shown = listed(capsys, "--sweep")
+    assert shown["parameters.KEY.grid"][0] == "list of values, at least 1 of them  [not given]"
+    assert shown["parameters.KEY.randint"][0] == "list of integers, 2 of them  [not given]"
+    assert shown["variants"][0] == "group of keys  [not given]"
+    assert shown["resources.threads_per_worker"][0] == "integer, at least 1  [1]"
+    assert listed(capsys, "--sweep", "scheduler").keys() == {
+        f"scheduler.{name}" for name in ("kind", "grace_epochs", "reduction_factor")
+    }
+    shown = listed(capsys, "--table")
+    assert shown["columns.KEY.N.name"][0] == shown["rows.N.name"][0] == "text  [required]"
+
+
+def test_an_unknown_setting_of_a_search_space_is_one_sentence(capsys):
+    assert main(["settings", "--sweep", "budget.hour"]) != 0
+    sentence = "settings --sweep budget.hour: unknown key; `clip2scene settings --sweep` lists all; did you mean"
+    assert f"{sentence} budget.hours?" in capsys.readouterr().err

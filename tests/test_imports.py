@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import clip2scene
@@ -13,12 +14,14 @@ PACKAGE = Path(clip2scene.__file__).parent
 ROOMS = (
     "config",
     "jobfile",
-    "processor",
+    "machine",
     "progress",
     "remote",
     "storage",
     "data",
     "geometry",
+    "inspection",
+    "segments",
     "teacher",
     "streetworld",
     "student",
@@ -28,6 +31,7 @@ ROOMS = (
     "doctor",
     "artifacts",
     "stages",
+    "run_log",
     "pipeline",
     "tables",
     "sweeps",
@@ -72,6 +76,17 @@ def test_no_import_runs_back():
             ):
                 backwards.append(f"{path.relative_to(PACKAGE)} imports {name}")
     assert not backwards
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    paths = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    # What a module imports, in its functions too; its own package is there anyway.
+    needs = {
+        name: {other for other in imports(path) if other in paths and not f"{name}.".startswith(f"{other}.")}
+        for name, path in paths.items()
+    }
+    TopologicalSorter(needs).prepare()
 
 
 def test_training_does_not_know_tracking():

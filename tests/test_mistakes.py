@@ -25,12 +25,21 @@ def test_doctor_tells_of_a_gpu_that_torch_cannot_use(monkeypatch, capsys):
     assert "FAILED  shipped CLIP: " in printed
 
 
+def test_doctor_tells_of_a_gpu_that_is_older_than_torchs_kernels(monkeypatch, capsys):
+    known = {"device_count": 1, "get_device_name": "Tesla V100", "get_device_capability": (7, 0)}
+    for name, value in (known | {"get_arch_list": ["sm_75", "sm_80", "compute_120"]}).items():
+        monkeypatch.setattr(torch.cuda, name, lambda *number, value=value: value)
+    assert doctor.check() == 1
+    sentence = "FAILED  GPUs: RuntimeError: Tesla V100 has compute capability 7.0; this torch needs 7.5 or newer"
+    assert sentence in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["run", "jobs/demo.yaml", "distill.tau=1"], "distill.tau: unknown key"),
         (["run", "jobs/none.yaml"], "cannot read the job file"),
-        (["run", "jobs/demo.yaml", "resources.gpus_per_worker=64"], "needs 128 GPUs"),
+        (["run", "jobs/demo.yaml", "resources.gpus_per_worker=64"], "64 GPUs each is wanted and there is room for 0"),
         (["run", "jobs/demo.yaml", "storage=/proc/nowhere"], "cannot make this folder"),
         (
             ["run", "jobs/demo.yaml", "prompts.vocabulary=latin"],

@@ -202,7 +202,7 @@ def test_a_frame_is_brought_when_it_is_read(first, machine):
     _, cache, _ = first
     storage = machine()
     path = one_of(storage, "features")
-    opened = FeatureStore.open(path, storage=storage)
+    opened = FeatureStore.open(path, storage)
     sent = pickle.dumps(opened)
     assert SECRET.encode() not in sent
     names = sorted(objects(storage, storage.name(path / "frames")))
@@ -212,7 +212,7 @@ def test_a_frame_is_brought_when_it_is_read(first, machine):
     features = pickle.loads(sent).read(frame_id)
     assert [file.name for file in (path / "frames").iterdir()] == [names[0]]
     assert frame_file(path, frame_id).read_bytes() == (cache / storage.name(path / "frames" / names[0])).read_bytes()
-    assert entry == read_entry(path, frame_id)
+    assert entry == read_entry(path, frame_id, storage)
     assert tuple(features) == entry.cameras
     with pytest.raises(DataError, match="not in the feature store"):
         opened.read("another")
@@ -253,7 +253,7 @@ def test_superpixels_are_segmented_once_for_all_machines(first, machine):
     two = machine("two")
     assert segment(two) == written
     three = machine("three")
-    opened = superpixels.SuperpixelStore.open(three.path("superpixels", "of-this-test"), storage=three)
+    opened = superpixels.SuperpixelStore.open(three.path("superpixels", "of-this-test"), three)
     assert len(opened.read(frames[1].frame_id)) == CAMERAS
     name = f"{frames[0].frame_id}.npz"
     three.remove(three.path("superpixels", "of-this-test") / "frames" / name)

@@ -10,6 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clip2scene.data.clouds import read_cloud
+from clip2scene.data.datasets import build_index, ego_radius_m
+from clip2scene.data.vocabulary import vocabulary
+from clip2scene.geometry.pairing import pair
+from clip2scene.geometry.registration import without_ego_returns
+from clip2scene.inspection import inspect_frame
 from clip2scene.jobfile import load_job
 from clip2scene.stages import Stages
 from clip2scene.training.metrics import mean_iou
@@ -27,20 +33,28 @@ def test_index_and_inspect_the_real_keyframe(real_data, tmp_path):
     succeed("index", "nuscenes", "--root", root, "--version", "v1.0-mini", "--output", index)
     frames = json.loads(succeed("inspect", index, "--json", "--figure", figure))["frames"]
     assert len(frames) == 1
-    assert frames[0]["points"] == 34688
-    assert frames[0]["pairs"] == {
-        "CAM_FRONT": 3053,
-        "CAM_FRONT_RIGHT": 3076,
-        "CAM_FRONT_LEFT": 3696,
-        "CAM_BACK": 4820,
-        "CAM_BACK_LEFT": 4089,
-        "CAM_BACK_RIGHT": 3369,
-    }
-    assert (frames[0]["seen_by_any"], frames[0]["seen_by_two_or_more"]) == (20180, 1923)
+    built = build_index("nuscenes", root, version="v1.0-mini")
+    assert frames[0] == inspect_frame(built, built.frames[0], vocabulary("nuscenes"))  # counts: test_inspection.py
     assert figure.stat().st_size > 100_000
     moved = shutil.copytree(root, tmp_path / "moved")
     assert json.loads(succeed("inspect", index, "--root", moved, "--json"))["frames"] == frames
     assert "no-such-frame" in fail("inspect", index, "--frame", "no-such-frame")
+
+
+def test_an_earlier_sweeps_returns_from_the_car_itself_are_paired_with_nothing(real_data):
+    """The real keyframe's cloud, as a sweep taken five metres further back."""
+    root = real_data / "nuscenes_keyframe"
+    (frame,) = build_index("nuscenes", root, version="v1.0-mini").frames
+    cloud_N4 = read_cloud(root / frame.cloud_path)
+    behind = np.eye(4)
+    behind[1, 3] = -5.0
+    pose = frame.world_from_lidar @ behind
+    kept_M4 = without_ego_returns(cloud_N4, ego_radius_m("nuscenes"))
+    every, kept = (pair(points[:, :3], pose, frame.cameras) for points in (cloud_N4, kept_M4))
+    assert len(cloud_N4) - len(kept_M4) == 8274  # of 34,688
+    assert len(every) - len(kept) == 8274  # every one of them in view of CAM_BACK
+    same = pair(cloud_N4[:, :3], frame.world_from_lidar, frame.cameras)
+    assert len(same) == len(pair(kept_M4[:, :3], frame.world_from_lidar, frame.cameras))
 
 
 def test_the_real_keyframe_through_extraction_and_ten_steps(real_data, tmp_path):
@@ -86,7 +100,6 @@ def test_semantickitti_fine_tuned_from_a_street_world(real_data, street_student,
     """Six scans of sequence 00 are learnt from, three of sequence 08 are scored."""
     words = [f"dataset.root={real_data / 'semantickitti'}", f"finetune.checkpoint={street_student}", SMALL, *HERE]
     words += ["finetune.label_fraction=1", "finetune.epochs=6", "finetune.batch_size=2", f"finetune.optimiser={QUICK}"]
-    words.append("finetune.head_learning_rate_scale=1")  # the job's belongs to its SGD
     stages = Stages(load_job(JOBS / "semantickitti.yaml", [*words, f"storage={tmp_path}"]))
     losses = []
     student = stages.finetune("pretrained", lambda epoch, metrics: losses.append(metrics["loss"]))

@@ -13,6 +13,7 @@ from clip2scene.config import ConfigError
 from clip2scene.data.index import DataError
 from clip2scene.jobfile import load_job
 from clip2scene.pipeline import Pipeline
+from clip2scene.run_log import BriefRunLog
 from clip2scene.stages import Stages
 from clip2scene.student.checkpoint import save_checkpoint
 from clip2scene.student.network import Student
@@ -122,7 +123,7 @@ def test_what_is_missing_is_told_before_the_teacher_is_loaded(stages, streetworl
     for stage in ("evaluate", "finetune"):
         pipeline = Pipeline(stages(f"dataset.root={bare}", f"stage={stage}").job, brief=True)
         with pytest.raises(DataError, match=r"dataset\.eval_split='val': frame .* has no label file; scores must"):
-            pipeline._run_stages(Silent())
+            pipeline._run_stages(BriefRunLog(Silent(), Silent(), pipeline.stages))
         assert "teacher" not in vars(pipeline.stages)
     job = stages("stage=finetune")
     vars(job)["labelled_frames"] = (replace(job.train_frames[0], label_path=None),)

@@ -17,8 +17,8 @@ from clip2scene.tables.runner import run_table
 from clip2scene.tables.spec import expand, jobs_of, load_table
 from clip2scene.teacher.extract import ExtractReport
 from clip2scene.tracking.server import embedded_server
-from clip2scene.tracking.table_html import table_figures
-from clip2scene.tracking.table_record import table_run
+from clip2scene.tracking.table.page import table_figures
+from clip2scene.tracking.table.record import table_run
 from clip2scene.tracking.tracker import connect
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
@@ -90,7 +90,7 @@ def test_a_mistake_is_one_sentence(tmp_path, values, sentence):
     assert "\n" not in str(caught.value)
 
 
-def test_a_table_is_told_from_a_job(tmp_path):
+def test_a_table_is_distinguished_from_a_job(tmp_path):
     assert kind_of(written(tmp_path, TINY)) == "table"
     assert kind_of(JOBS / "demo.yaml") == kind_of(tmp_path / "nowhere.yaml") == "job"
 
@@ -224,7 +224,7 @@ def test_table_3_has_the_papers_numbers_and_settings():
     released = next(cell.job for cell in cells if cell.row.name == "full, released code")
     assert not released.distill.stcr.pixel_term
     assert not released.teacher.clip_normalisation
-    # Streetworld has no number of its own: nuScenes' stands beside ours.
+    # The paper has no number for streetworld: that of nuScenes stands beside ours.
     assert table.paper_dataset == "nuscenes"
     assert next(cell.paper for cell in cells if cell.row.name == "KL only") == 0.0
 
@@ -250,7 +250,7 @@ def test_images_are_counted_over_all_attempts(tmp_path, uri, monkeypatch):
     from mlflow import MlflowClient
 
     table = load_table(written(tmp_path, TINY), ["seeds=[0, 1]", f"storage={tmp_path}"])
-    jobs, tracker = jobs_of(expand(table, "tiny")), connect(uri, "counts")
+    jobs, tracker = runner._jobs(table, expand(table, "tiny")), connect(uri, "counts")
     # Images that were encoded and found, for each of the two worlds; the first attempt ends in the second world.
     made = iter([(6, 0), KeyboardInterrupt(), (0, 6), (4, 2)])
 

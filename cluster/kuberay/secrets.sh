@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Print the namespace and its Secrets, with random values, for `cluster/kuberay/secrets.sh | kubectl create -f -`.
-# `create` refuses what exists: passwords that are in use are never replaced. Nothing is written to a file, and no value
-# is ever an argument of a command.
+# `create` refuses what exists, so it never replaces passwords in use. Nothing is written to a file, and no value is an
+# argument of a command.
 set -euo pipefail
 
 random() {

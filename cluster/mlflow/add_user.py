@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Create the user whom MLflow's clients log in as, or set its password again; the admin's stays with the server.
+"""Create the user as which MLflow's clients log in, or set its password again.
 
-Reads MLFLOW_TRACKING_URI, MLFLOW_AUTH_ADMIN_PASSWORD (of the user ``admin``), and, as a client would,
+Reads MLFLOW_TRACKING_URI, MLFLOW_AUTH_ADMIN_PASSWORD (of the user ``admin``), and, like a client,
 MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Only the standard library, so that any Python runs it.
 """
 
@@ -20,7 +20,7 @@ TIMEOUT_S = 60.0
 
 
 def call(method: str, action: str, password: str, body: dict[str, str]) -> str | None:
-    """Ask MLflow's users API; None when it was done, and else MLflow's error code (REST API 2.0, ``users/*``)."""
+    """Call MLflow's REST API 2.0, ``users/ACTION``: None on success, else MLflow's error code."""
     login = base64.b64encode(f"{ADMIN}:{password}".encode()).decode()
     request = urllib.request.Request(
         f"{os.environ['MLFLOW_TRACKING_URI'].rstrip('/')}/api/2.0/mlflow/users/{action}",
@@ -41,7 +41,7 @@ def call(method: str, action: str, password: str, body: dict[str, str]) -> str |
 
 
 def main() -> int:
-    """Create the user, or set its password when it exists."""
+    """Create the user, or set its password if it exists."""
     missing = [name for name in NAMES if not os.environ.get(name)]
     if missing:
         print(f"add_user.py: {', '.join(missing)} must be set in the environment", file=sys.stderr)
@@ -56,9 +56,9 @@ def main() -> int:
         error = f"no answer ({reason})"
     if error is not None:
         where = f"{os.environ['MLFLOW_TRACKING_URI']}: user {user['username']}"
-        print(f"add_user.py: {where} could not be made: {error}", file=sys.stderr)
+        print(f"add_user.py: {where} could not be created: {error}", file=sys.stderr)
         return 1
-    print(f"{os.environ['MLFLOW_TRACKING_URI']}: user {user['username']} is there")
+    print(f"{os.environ['MLFLOW_TRACKING_URI']}: user {user['username']} can log in")
     return 0
 
 

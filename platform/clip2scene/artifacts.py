@@ -1,7 +1,7 @@
 """What is made before any training: the world, its index, the teacher's texts and features, superpixels.
 
-Each lies under a digest of exactly what determines its bytes: the feature store depends on the index and the teacher,
-and on nothing that a sweep varies.
+The path of each contains a digest of exactly what determines its bytes: the feature store depends on the index and the
+teacher, and on nothing that a sweep varies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from clip2scene.data.index import Frame, Index, read_index, write_index
 from clip2scene.data.splits import split_frames
 from clip2scene.data.vocabulary import Vocabulary, vocabulary, vocabulary_of
 from clip2scene.progress import progress
-from clip2scene.storage import Storage
+from clip2scene.storage import Storage, folder_of
 from clip2scene.teacher.clip import DenseClip, load_teacher
 from clip2scene.teacher.extract import ExtractReport, extract
 from clip2scene.teacher.prompts import Templates, text_embeddings
@@ -27,45 +27,70 @@ from clip2scene.teacher.store import FORMAT, FeatureStore
 from clip2scene.teacher.superpixels import SuperpixelStore, segment_images, superpixel_digest
 
 
+def world_path(job: Job) -> Path:
+    """The dataset's folder, which may not be there yet; a streetworld lies in the storage unless it has a root."""
+    dataset = job.dataset
+    if dataset.root or dataset.kind != "streetworld":
+        return Path(dataset.root or "").expanduser().resolve()
+    from clip2scene.streetworld.generate import world_digest
+
+    return folder_of(job.storage) / "streetworld" / world_digest(dataset.streetworld, job.world_seed)
+
+
+def make_index(job: Job) -> Index:
+    """Index the dataset's folder."""
+    settings = job.dataset
+    return build_index(
+        settings.kind,
+        world_path(job),
+        version=settings.version,
+        max_sweeps=settings.max_sweeps,
+        images_per_scene=settings.images_per_scene,
+    )
+
+
 class Artifacts:
-    """What a job's trainings read, made when first asked for: world, index, frames, texts, features, superpixels."""
+    """What a job's trainings read, made on first use: world, index, frames, texts, features, superpixels."""
 
     def __init__(self, job: Job):
         self.job = job
         self.storage = Storage(job.storage)
-        self.vocabulary: Vocabulary = vocabulary_of(job.dataset.kind)
-        words = job.prompts.vocabulary
-        self.prompt_vocabulary = self.vocabulary if words is None else vocabulary(words)
+        words, names = job.prompts.vocabulary, job.prompts.names
+        self.vocabulary: Vocabulary = vocabulary_of(job.dataset.kind, names)
+        self.prompt_vocabulary = self.vocabulary if words is None else vocabulary(words, names)
 
     # --- index ---
 
     @functools.cached_property
     def root(self) -> Path:
-        """The dataset's folder; a streetworld is generated when it is not there, and on this machine only."""
-        dataset, seed = self.job.dataset, self.job.world_seed
+        """The dataset's folder; a streetworld that is not there yet is generated, on this machine only."""
+        dataset, root = self.job.dataset, world_path(self.job)
         if dataset.kind != "streetworld":
-            return Path(dataset.root or "").expanduser().resolve()
-        from clip2scene.streetworld.generate import generate, world_digest
+            return root
+        from clip2scene.streetworld.generate import generate
 
-        world = self.storage.path("streetworld", world_digest(dataset.streetworld, seed))
-        root = Path(dataset.root).expanduser().resolve() if dataset.root else world
-        scenes = dataset.streetworld.train_scenes + dataset.streetworld.val_scenes
+        world, seed = dataset.streetworld, self.job.world_seed
+        scenes = world.train_scenes + world.val_scenes
         bar = contextlib.nullcontext() if root.is_dir() else progress("streetworld", scenes, unit="scenes")
         with bar as advance:
-            generate(root, dataset.streetworld, seed=seed, workers=self.job.extract.num_actors, progress=advance)
+            generate(root, world, seed=seed, workers=self.job.extract.num_actors, progress=advance)
         return root
+
+    @property
+    def index_path(self) -> Path:
+        """Where the index lies or will lie; the dataset's folder must be there."""
+        settings = self.job.dataset
+        source = fingerprint(settings.kind, world_path(self.job), settings.version)
+        key = digest_of(source, settings.max_sweeps, settings.images_per_scene)
+        return self.storage.path("indexes", f"{key}.parquet")
 
     @functools.cached_property
     def index(self) -> Index:
-        """All keyframes of the dataset."""
-        settings, root = self.job.dataset, self.root
-        sweeps, images = settings.max_sweeps, settings.images_per_scene
-        key = digest_of(fingerprint(settings.kind, root, settings.version), sweeps, images)
-        path = self.storage.path("indexes", f"{key}.parquet")
+        """All keyframes of the dataset; made if it is not in the storage yet."""
+        root = self.root
+        path = self.index_path
         if not self.storage.fetch(path):
-            built = build_index(
-                settings.kind, root, version=settings.version, max_sweeps=sweeps, images_per_scene=images
-            )
+            built = make_index(self.job)
             with self.storage.writing(path) as aside:
                 write_index(built, aside)
         return read_index(path, root)
@@ -102,34 +127,38 @@ class Artifacts:
 
     @property
     def prompts_digest(self) -> str:
-        """Hash of the scored class names and templates: scores of other prompts are not comparable."""
+        """Hash of the scored class names and the templates; scores with different ones are not comparable."""
         return digest_of(self.vocabulary.digest, self.job.prompts.templates)
 
     @property
     def store_digest(self) -> str:
-        """Address of the feature store."""
+        """Digest of the feature store."""
         return digest_of(FORMAT, self.index.digests.images, self.teacher.digest)
 
     @property
     def store_path(self) -> Path:
-        """Where the feature store lies."""
+        """Where the feature store lies or will lie."""
         return self.storage.path("features", self.store_digest)
 
     @functools.cached_property
     def store(self) -> FeatureStore:
-        """The finished feature store; it stays this job's when another job begins to add to it.
+        """The finished feature store; this job can go on reading it while another job adds to it.
 
         Raises:
-            DataError: it is not finished, or of another teacher.
+            DataError: it is not finished, or has another teacher's features.
         """
-        return FeatureStore.open(self.store_path, teacher_digest=self.teacher.digest, storage=self.storage)
+        return FeatureStore.open(self.store_path, self.storage, teacher_digest=self.teacher.digest)
+
+    @property
+    def frames(self) -> dict[str, Frame]:
+        """Keyframes of both splits by id; their images are encoded."""
+        return {frame.frame_id: frame for frame in (*self.train_frames, *self.eval_frames)}
 
     def extract(self) -> ExtractReport:
         """Encode the images of both splits that are not in the store yet."""
-        frames = tuple({frame.frame_id: frame for frame in (*self.train_frames, *self.eval_frames)}.values())
         return extract(
             self.index,
-            frames,
+            tuple(self.frames.values()),
             self.job.teacher,
             self.job.extract,
             self.store_path,
@@ -140,14 +169,14 @@ class Artifacts:
 
     @property
     def inputs_digest(self) -> str:
-        """Equal for jobs whose trainings read the same world, features and superpixels."""
+        """Equal for jobs that read the same world, features and superpixels."""
         job = self.job
         world = job.world_seed if job.dataset.kind == "streetworld" else None
         superpixels = job.distill.contrast.digest() if job.distill.method == "slidr" else None
         return digest_of(job.dataset.digest(), job.teacher.digest(), world, superpixels)
 
     def make_inputs(self) -> ExtractReport:
-        """Everything that :attr:`inputs_digest` is of, where it is missing."""
+        """Make what is missing of everything that :attr:`inputs_digest` covers."""
         done = self.extract()
         if self.job.distill.method == "slidr":
             self.superpixels()
@@ -155,14 +184,14 @@ class Artifacts:
 
     @property
     def superpixel_path(self) -> Path:
-        """Where the superpixels of the settings lie."""
+        """Where the superpixels lie or will lie."""
         teacher = self.job.teacher
         size = (teacher.image_height_px, teacher.image_width_px)
         key = superpixel_digest(self.index.digests.images, self.job.distill.contrast, *size)
         return self.storage.path("superpixels", key)
 
     def superpixels(self) -> SuperpixelStore:
-        """Segment the training images that are not segmented yet (SLidR needs them)."""
+        """Segment the training images that are not segmented yet; SLidR needs them."""
         teacher = self.job.teacher
         segment_images(
             self.index,
@@ -175,4 +204,4 @@ class Artifacts:
             progress,
             storage=self.storage,
         )
-        return SuperpixelStore.open(self.superpixel_path, storage=self.storage)
+        return SuperpixelStore.open(self.superpixel_path, self.storage)

@@ -7,26 +7,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 _ROUNDED_WITHIN = 0.06
-"""How far, relatively, a fraction that is asked for may be from the one that is used."""
+"""How far, relatively, a given fraction may be from the 1/n that is used."""
 STAGES = ("index", "extract", "distill", "evaluate", "finetune")
 TEXT_FREE = ("pointcontrast",)
-"""Methods whose features are not in CLIP's space: nothing can be scored before they are fine-tuned."""
+"""Methods with features outside CLIP's space: nothing can be scored before they are fine-tuned."""
 Split = Literal["train", "val", "test", "parametrizing", "verifying", "mini_train", "mini_val"]
 Stage = Literal["index", "extract", "distill", "evaluate", "finetune", "streetworld_clip"]
 
 
 class Clip2sceneError(Exception):
-    """Base of errors whose message is one sentence for the user: what was wrong, where, and what is allowed."""
+    """Base of errors with one sentence for the user: what was wrong, where, and what is allowed."""
 
 
 class ConfigError(Clip2sceneError, ValueError):
-    """A job file, an override or an argument that cannot be run."""
+    """A job file, an override or an argument is invalid."""
+
+
+def one_line(error: object, characters: int = 500) -> str:
+    """An error's text as part of a sentence: without line breaks, and cut where it is longer."""
+    return " ".join(str(error).split())[:characters]
 
 
 class Settings(BaseModel):
@@ -35,7 +39,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     def digest(self) -> str:
-        """Hash of every value, stable over key order and over sessions (16 hex characters)."""
+        """Hash of all values (16 hex characters); key order and session do not matter."""
         return digest_of(self.model_dump(mode="json"))
 
 
@@ -46,57 +50,53 @@ def _whole_above_one(gpus: float) -> float:
 
 
 Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
-"""GPUs that each of several processes gets."""
-
-
-def gpu_places(gpus: float, each: float) -> int:
-    """How many processes a node's GPUs have room for: Ray takes a fraction of one and the same GPU."""
-    return int(gpus) * math.floor(1 / each + 1e-9) if each < 1 else math.floor(gpus / each)
+"""GPUs per process."""
 
 
 class StreetworldSettings(Settings):
     """The synthetic street world (``dataset.kind=streetworld``)."""
 
     seed: int | None = Field(None, ge=0, lt=2**31)
-    """Of the world; the job's when not given. Trainings of several seeds in one world need it."""
+    """Seed of the world; defaults to the job's. Set it to train several seeds in one world."""
     train_scenes: int = Field(16, ge=1, le=600)
-    """Scenes of the split ``train``, which ``parametrizing`` and ``verifying`` divide."""
+    """Scenes of the split ``train``, which is divided into ``parametrizing`` and ``verifying``."""
     val_scenes: int = Field(8, ge=1, le=150)
     """Scenes of the split ``val``."""
     keyframes_per_scene: int = Field(4, ge=1, le=40)
-    """Labelled scans with six images each, 0.5 s apart."""
+    """Labelled scans per scene, 0.5 s apart, with six images each."""
     sweeps_between_keyframes: int = Field(9, ge=0, le=19)
-    """LiDAR sweeps between two keyframes, evenly; nuScenes records 20 Hz and annotates 2 Hz, so 9."""
+    """LiDAR sweeps evenly spaced between two keyframes; nuScenes records 20 Hz and annotates 2 Hz, so 9."""
     sweeps_before_first: int = Field(0, ge=0, le=19)
-    """LiDAR sweeps before a scene's first keyframe, at the same rate. nuScenes has none, so that its scenes' first
-    keyframes are trained without sweeps: one in forty there, every second one in scenes of two keyframes."""
+    """LiDAR sweeps before a scene's first keyframe, at the same rate. nuScenes has none, so each scene's first keyframe
+    (one in forty there, every second one here with two per scene) is trained on a single sweep."""
     image_width_px: int = Field(400, ge=32)
-    """Of each of the six cameras."""
+    """Width of the images of all six cameras."""
     image_height_px: int = Field(224, ge=32)
-    """Of each of the six cameras."""
+    """Height of the images of all six cameras."""
     lidar_beams: int = Field(24, ge=4, le=128)
-    """Rays one above the other, from -30 to 10 degrees; nuScenes has 32."""
+    """Beams, from -30 to 10 degrees of elevation; nuScenes has 32."""
     lidar_azimuth_steps: int = Field(450, ge=36)
-    """Rays of each beam in a full turn: a sweep has at most beams x steps points."""
+    """Rays per beam in a full turn; a sweep has at most beams x steps points."""
 
 
 class DatasetSettings(Settings):
-    """Which frames, and which scenes of them are trained and reported on."""
+    """The data set, and which of its scenes are trained on and reported on."""
 
     kind: Literal["streetworld", "nuscenes", "semantickitti", "scannet"] = "nuscenes"
+    """The data set's format; ``streetworld`` is the synthetic street world, in nuScenes' format."""
     root: str | None = None
-    """Folder that holds the tables and sensor files. Streetworld writes its own when this is not given."""
+    """Folder of the data set. Streetworld is generated in the storage when this is not given."""
     version: str = "v1.0-trainval"
-    """Name of the folder of tables below ``root`` (nuScenes' own format only)."""
+    """Name of the folder of tables in ``root`` (nuScenes' format only)."""
     max_sweeps: int = Field(10, ge=0)
-    """Earlier sweeps to index per keyframe; 0 for a download of keyframes only."""
+    """Earlier sweeps to index per keyframe; 0 if only keyframes were downloaded."""
     images_per_scene: int | None = Field(None, ge=1)
-    """ScanNet: at most this many posed frames of a scene, spread evenly; all when not given."""
+    """ScanNet: posed frames per scene at most, spread evenly; all when not given."""
     train_split: Split = "parametrizing"
-    """Split that is distilled and fine-tuned on; ``parametrizing`` and ``verifying`` are parts of ``train``, and
-    ``mini_train`` and ``mini_val`` nuScenes' alone."""
+    """Split for distillation and fine-tuning; ``parametrizing`` and ``verifying`` are parts of ``train``, and only
+    nuScenes has ``mini_train`` and ``mini_val``."""
     eval_split: Split = "verifying"
-    """Split that scores are computed on; named as ``train_split``."""
+    """Split that scores are computed on; the same names are allowed as for ``train_split``."""
     streetworld: StreetworldSettings = StreetworldSettings()
 
     @model_validator(mode="after")
@@ -124,7 +124,8 @@ class TeacherSettings(Settings):
     clip_normalisation: bool = True
     """Normalise with CLIP's mean and std; the released code does not."""
     keep_last_residual: bool = False
-    """Keep the last block's residual connection beside its value path, as the released code does."""
+    """Keep the last block's residual connection beside its value path, as MaskCLIP's code for ViTs and the released
+    code do."""
     keep_last_mlp: bool = False
     """Keep the last block's MLP after its value path, likewise."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -139,6 +140,9 @@ class PromptSettings(Settings):
     vocabulary: Literal["nuscenes", "semantickitti", "scannet", "cityscapes", "all"] | None = None
     """Whose class names the teacher labels pixels with while distilling; the data set's own when not given. ``all`` are
     those of the three street sets. Scores are always over the data set's own classes."""
+    names: Literal["common", "official"] = "common"
+    """``official``: each class by its benchmark's one name ("driveable surface"), as in the paper; ``common``: by
+    everyday names of ours, several per class and averaged ("road", "street")."""
     templates: Literal["clip85", "plain"] = "clip85"
     """``clip85``: the 85 templates averaged per class (paper); ``plain``: the class name alone."""
 
@@ -147,13 +151,13 @@ class ExtractSettings(Settings):
     """The Ray Data job that fills the feature store."""
 
     num_actors: int = Field(2, ge=1)
-    """Processes that encode, each with a teacher of its own; as many render a street world."""
+    """Processes that encode images, each with its own teacher; as many render a street world."""
     gpus_per_actor: Gpus = 0
-    """Share of a GPU that each actor books: 1, or 0.5 for two actors on one; 0 encodes on CPUs."""
+    """GPUs per actor: 1, a fraction such as 0.5 for two actors on one GPU, or 0 for CPUs."""
     threads_per_actor: int = Field(1, ge=1)
-    """CPU threads of each actor, no more than there are CPUs; beside a GPU so many read images too."""
+    """CPU threads per actor, at most the CPUs there are; with a GPU also the threads that read images."""
     frames_per_batch: int = Field(4, ge=1)
-    """Keyframes that an actor is given at a time; each is encoded by itself, so the features do not depend on it."""
+    """Keyframes handed to an actor at a time; each is encoded by itself, so features do not depend on this."""
     max_broken_fraction: float = Field(0.01, ge=0, le=1)
     """Share of images that may be unreadable before the run ends with an error."""
 
@@ -164,12 +168,20 @@ class StudentSettings(Settings):
     architecture: Literal["spvcnn", "minkunet14", "minkunet18", "minkunet34"] = "spvcnn"
     """SPVCNN has a point-wise branch beside its voxels; the MinkUNets have none."""
     channels: tuple[int, ...] | None = Field(None, min_length=2, max_length=8)
-    """A smaller SPVCNN: width of the stem and of every further encoder level, each halving the resolution, with one
-    residual block a level. The published layout of ``architecture`` when not given."""
+    """A smaller SPVCNN: width of the stem and of each further encoder level. Each level halves the resolution and has
+    one residual block. The published layout of ``architecture`` when not given."""
     voxel_size_m: float = Field(0.1, gt=0)
-    """Edge of the network's finest voxels."""
+    """Edge length of the network's finest voxels."""
     use_intensity: bool = True
-    """LiDAR intensity as an input, beside the position (ScanNet: luminance of the mesh's colour)."""
+    """LiDAR intensity as an input (ScanNet: luminance of the mesh's colour)."""
+    use_position: bool = True
+    """Position as an input: x and y in the voxel, height above the sensor. The released code has intensity alone."""
+
+    @model_validator(mode="after")
+    def _has_inputs(self) -> StudentSettings:
+        if not (self.use_intensity or self.use_position):
+            raise ValueError("student.use_intensity and student.use_position are both false; one of them is needed")
+        return self
 
     @model_validator(mode="after")
     def _published_layouts_stay(self) -> StudentSettings:
@@ -189,7 +201,7 @@ class ScrSettings(Settings):
     tau: float = Field(0.5, gt=0)
     """Temperature of equation 1, and of ``distill.method=kl``."""
     form: Literal["equation", "cross_entropy"] = "equation"
-    """``cross_entropy``: over text logits, with no tau, as in the released code."""
+    """``equation``: equation 1; ``cross_entropy``: over text logits without tau, as in the released code."""
 
 
 class StcrSettings(Settings):
@@ -200,17 +212,17 @@ class StcrSettings(Settings):
     lambda_: float = Field(1.0, gt=0, alias="lambda")
     """Temperature of the softmax that fuses a cell's pixels and points."""
     grid_size_m: float = Field(0.5, gt=0)
-    """Edge of the cells whose points are drawn together."""
+    """Edge length of the cells; points in one cell are pulled together."""
     grid: Literal["metres", "voxel"] = "metres"
-    """``voxel``: cells are the network's voxels instead of ``grid_size_m`` (released code)."""
+    """``metres``: cells of ``grid_size_m``; ``voxel``: the network's voxels (released code)."""
     pixel_term: bool = True
-    """Fuse pixel features too; the released code leaves them out of the sum."""
+    """Fuse pixel features too; the released code does not."""
     cell_text: Literal["point", "first"] = "point"
-    """Whose text weighs the points of a cell: each point's own, or the cell's first point's (released code)."""
+    """Text embedding that weighs the points of a cell: each point's own, or the first point's (released code)."""
     max_points_per_cell: int | None = Field(None, ge=1)
-    """Later points of a cell are dropped; 8 in the released code."""
+    """Further points of a cell are dropped; all are kept when not given, 8 in the released code."""
     count_empty_slots: bool = False
-    """With ``max_points_per_cell``: free slots are averaged in as sigmoid(0) (released code)."""
+    """With ``max_points_per_cell``: count unused slots in the mean as sigmoid(0) (released code)."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -231,22 +243,22 @@ class S3Settings(Settings):
     probability: float = Field(0.5, ge=0, le=1)
     """Chance that a point's own prediction replaces the pixel's label."""
     granularity: Literal["point", "batch"] = "point"
-    """``point``: a draw for every pair of point and pixel; ``batch``: one draw a step for all of a worker's pairs."""
+    """``point``: one draw per point-pixel pair; ``batch``: one draw per step for all pairs of a worker."""
     synchronised: bool = True
-    """Every rank draws the same; not so in the released code."""
+    """Draw the same on all ranks; the released code does not."""
 
 
 class ContrastSettings(Settings):
-    """InfoNCE of the rivals PPKT, SLidR and PointContrast."""
+    """InfoNCE of the baselines PPKT, SLidR and PointContrast."""
 
     temperature: float = Field(0.07, gt=0)
     """Divides the scalar products of features."""
     max_pairs: int = Field(4096, ge=2)
-    """Pairs drawn at random from a worker's batch (PPKT, PointContrast), so that memory stays bounded."""
+    """Pairs drawn at random from a worker's batch (PPKT, PointContrast), which bounds memory."""
     superpixels_per_image: int = Field(150, ge=2, le=4096)
-    """SLidR: segments that SLIC is asked for."""
+    """SLidR: number of superpixels requested from SLIC."""
     compactness: float = Field(6.0, gt=0)
-    """SLidR: SLIC's weight of place against colour."""
+    """SLidR: SLIC's weight of position against colour."""
 
 
 class AugmentSettings(Settings):
@@ -255,39 +267,40 @@ class AugmentSettings(Settings):
     rotate: bool = True
     """Uniform rotation about z."""
     flip: bool = True
-    """Mirror x and y, each with probability one half."""
+    """Mirror x and y, each with probability 0.5."""
     scale: float = Field(0.0, ge=0, lt=1)
-    """Uniform scaling within 1 ± this; not in the paper."""
+    """Uniform scaling by a factor within 1 ± this; not in the paper."""
 
 
 class OptimiserSettings(Settings):
     """SGD with the paper's constants (or AdamW, for runs of few steps) and a cosine schedule over all steps."""
 
     kind: Literal["sgd", "adamw"] = "sgd"
+    """The optimiser."""
     learning_rate: float = Field(0.1, gt=0)
-    """The highest, after the warm-up; from there it falls to 0 in half a cosine."""
+    """Peak learning rate, after the warm-up; from there it falls to 0 along half a cosine."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Of SGD only."""
+    """Momentum (SGD only)."""
     dampening: float = Field(0.1, ge=0, lt=1)
-    """Of SGD's momentum."""
+    """Dampening of the momentum (SGD only)."""
     weight_decay: float = Field(1e-4, ge=0)
-    """L2 penalty of SGD, decoupled decay of AdamW; of all weights."""
+    """L2 penalty of SGD, decoupled decay of AdamW; on all weights."""
     warmup_fraction: float = Field(0.0, ge=0, lt=1)
-    """Share of all steps in which the learning rate first rises, linearly from 0."""
+    """Share of all steps in which the learning rate first rises linearly from 0."""
 
 
 class TrainingSettings(Settings):
-    """What every training has."""
+    """What distillation and fine-tuning have in common."""
 
     epochs: int = Field(20, ge=1)
     """Passes over the training keyframes."""
     max_steps: int | None = Field(None, ge=1)
-    """Stop after this many steps whatever ``epochs`` says."""
+    """Stop after this many steps, whatever ``epochs`` is."""
     batch_size: int = Field(4, ge=1)
-    """Keyframes a step, over all workers; a multiple of their number."""
+    """Keyframes per step, over all workers; a multiple of their number."""
     precision: Literal["fp32", "fp16"] = "fp32"
-    """Of the network's activations and their gradients, with the loss scaled; weights and losses stay in fp32. ``fp16``
-    needs GPUs."""
+    """Precision of activations and their gradients, with loss scaling; weights and losses stay in fp32. ``fp16`` needs
+    GPUs."""
     augment: AugmentSettings = AugmentSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
 
@@ -296,18 +309,19 @@ class DistillSettings(TrainingSettings):
     """Pre-training without labels."""
 
     method: Literal["clip2scene", "kl", "openscene", "ppkt", "slidr", "pointcontrast"] = "clip2scene"
-    """The method, or a rival in the same loop and network: KL divergence from the teacher's class probabilities,
-    OpenScene's cosine distillation, point-pixel InfoNCE, superpixel InfoNCE, InfoNCE of two views of the cloud."""
+    """``clip2scene``, or a baseline in the same loop and network. ``kl``: KL divergence from the teacher's class
+    probabilities; ``openscene``: cosine distillation; ``ppkt``: point-pixel InfoNCE; ``slidr``: superpixel InfoNCE;
+    ``pointcontrast``: InfoNCE of two views of the cloud."""
     num_sweeps: int = Field(3, ge=1, le=10)
     """K: the keyframe and K - 1 earlier sweeps, each its own input cloud."""
     sweep_window_s: float = Field(0.5, gt=0)
     """The K - 1 sweeps are spread evenly over this time before the keyframe."""
     sweep_choice: Literal["spread", "random"] = "spread"
-    """``random``: K - 1 of the last ten sweeps, drawn anew every time (released code)."""
+    """``spread``: evenly over the window; ``random``: drawn from the last ten sweeps every time (released code)."""
     merge_sweeps: bool = False
-    """Put the K sweeps into one input cloud ("merged" in the paper's Table 3)."""
+    """Merge the K sweeps into one input cloud ("merged" in the paper's Table 3)."""
     normalise_features: bool = True
-    """L2-normalise point and pixel features before the scalar products (ours; the paper states none)."""
+    """L2-normalise point and pixel features before scalar products (our choice; the paper states none)."""
     scr: ScrSettings = ScrSettings()
     stcr: StcrSettings = StcrSettings()
     s3: S3Settings = S3Settings()
@@ -326,95 +340,101 @@ class EvaluateSettings(Settings):
     methods: tuple[Literal["teacher_2d", "student_3d", "ensemble", "pointclip"], ...] = Field(
         ("teacher_2d", "student_3d"), min_length=1
     )
-    """2D-only, 3D-only, both together, and PointCLIP carried to scenes (depth views of the cloud, no camera)."""
+    """Teacher on images, student on clouds, both together, and PointCLIP on scenes (depth views of the cloud)."""
 
 
 class FinetuneSettings(TrainingSettings):
     """Supervised training on a fraction of the labels."""
 
     mode: Literal["full", "linear_probe"] = "full"
-    """``linear_probe``: only the classifier learns, on a frozen backbone."""
+    """``full``: all weights learn; ``linear_probe``: only the classifier, on a frozen backbone."""
     initialisations: tuple[Literal["pretrained", "scratch"], ...] = Field(("pretrained", "scratch"), min_length=1)
-    """Each is fine-tuned and scored: from the distilled student (or ``checkpoint``), from random weights."""
+    """Initial weights, each fine-tuned and scored: the distilled student (or ``checkpoint``), or random ones."""
     checkpoint: str | None = None
-    """A student file to start from instead of distilling one (made with the same ``student`` settings)."""
+    """Student file to start from instead of distilling one; it must have the same ``student`` settings."""
     protocol: Literal["clip2scene_frame", "slidr_scene"] = "clip2scene_frame"
-    """``clip2scene_frame``: the first keyframe and every n-th after it; ``slidr_scene``: the n-th scene and every n-th
-    after it. Not comparable."""
+    """Which keyframes are labelled. ``clip2scene_frame``: the first and every n-th after it; ``slidr_scene``: those of
+    the n-th scene and of every n-th after it. Their scores are not comparable."""
     label_fraction: float = Field(0.01, gt=0, le=1)
-    """1/n: every n-th keyframe (or scene) is labelled; 0.333 is every third, 0.7 is refused."""
+    """1/n labels every n-th keyframe (or scene): 0.333 is every third, 0.7 is refused."""
     epochs: int = Field(100, ge=1)
     """Passes over the labelled keyframes."""
     loss: Literal["cross_entropy", "lovasz"] = "cross_entropy"
-    """``lovasz``: Lovász-Softmax beside the cross-entropy, as in the released code."""
+    """``lovasz`` adds Lovász-Softmax to the cross-entropy, as in the released code."""
     head_learning_rate_scale: float = Field(1.0, gt=0)
-    """Learning rate of the new classifier relative to the optimiser's, which the backbone has."""
+    """Learning rate of the new classifier relative to that of the backbone."""
 
     @model_validator(mode="after")
     def _every_nth(self) -> FinetuneSettings:
         every = max(round(1 / self.label_fraction), 1)
         if abs(every * self.label_fraction - 1) > _ROUNDED_WITHIN:
             raise ValueError(
-                f"finetune.label_fraction={self.label_fraction:g}: every n-th is used, so that 1/n is allowed, such as "
+                f"finetune.label_fraction={self.label_fraction:g}: every n-th is used, so only 1/n is allowed, such as "
                 f"{1 / (every + 1):.3g} or {1 / every:.3g}"
             )
         return self
 
 
-class ResourceSettings(Settings):
-    """What the training workers get."""
+class WorkerSettings(Settings):
+    """Training workers: how many there are, and what each gets."""
 
-    num_workers: int = Field(2, ge=0)
-    """Ray Train workers; 0 runs in this process without Ray, on the CPU."""
+    num_workers: int = Field(ge=0)
     gpus_per_worker: Gpus = 0
-    """GPUs that each worker books: 1, or 0 for CPUs; a fraction leaves the rest of its GPU to others."""
+    """GPUs per worker: 1, a fraction to share one GPU with others, or 0 for CPUs."""
     threads_per_worker: int = Field(1, ge=1)
-    """CPU threads of each worker, no more than there are CPUs; beside a GPU so many read its keyframes. Ray books one
-    CPU a worker all the same."""
-    cached_frames: int = Field(256, ge=0)
-    """Decoded keyframes that each worker keeps in memory."""
-    checkpoint_every_epochs: int = Field(5, ge=1)
-    """At most so many epochs are lost in a fault. The last one always gets a checkpoint."""
+    """CPU threads per worker, at most the CPUs there are; with a GPU also the threads that read keyframes. Ray books
+    one CPU per worker all the same."""
     max_failures: int = Field(1, ge=0)
-    """Restarts of the workers, each from the last checkpoint, before a command's trainings are given up."""
+    """Restarts after a failure, each from the last checkpoint, before the command (or the trial) is given up."""
 
     @model_validator(mode="after")
-    def _gpus_need_workers(self) -> ResourceSettings:
+    def _gpus_need_workers(self) -> WorkerSettings:
         if self.gpus_per_worker and not self.num_workers:
             raise ValueError(f"resources.gpus_per_worker={self.gpus_per_worker:g} needs resources.num_workers above 0")
         return self
 
 
+class ResourceSettings(WorkerSettings):
+    """What the training workers get."""
+
+    num_workers: int = Field(2, ge=0)
+    """Ray Train workers; 0 trains in this process without Ray, on its CPUs."""
+    cached_frames: int = Field(256, ge=0)
+    """Decoded keyframes that each worker keeps in memory."""
+    checkpoint_every_epochs: int = Field(5, ge=1)
+    """A fault costs at most this many epochs. The last epoch is always saved."""
+
+
 class StreetworldClipSettings(Settings):
-    """Rebuilds the small CLIP that ships with streetworld, from crops and captions only."""
+    """Training of the small CLIP that ships with streetworld, from crops and captions only."""
 
     output: str = "streetworld-clip"
-    """Folder for open_clip_config.json and open_clip_model.safetensors."""
+    """Folder that open_clip_config.json and open_clip_model.safetensors are written to."""
     world_seeds: tuple[int, ...] = Field((1001, 1002, 1003, 1004), min_length=1)
-    """Worlds that crops are cut from; none that is scored on should be one of them."""
+    """Worlds that crops are cut from; no world that scores are computed on should be among them."""
     scenes_per_world: int = Field(28, ge=1)
-    """With six images each."""
+    """Scenes per world, with six images each."""
     tiles_per_image: int = Field(3, ge=1)
-    """Pieces of an image, with eight crops each."""
+    """Tiles per image, with eight crops each."""
     steps: int = Field(3000, ge=1)
     """Training steps."""
     batch_size: int = Field(128, ge=8)
-    """Crops a step."""
+    """Crops per step."""
     learning_rate: float = Field(1.2e-3, gt=0)
-    """Of AdamW, the highest; it rises for 100 steps and falls to 0 in half a cosine."""
+    """Peak learning rate of AdamW: it rises for 100 steps, then falls to 0 along half a cosine."""
 
 
 class Job(Settings):
-    """One runnable experiment: where to stop, on what, how, and with which resources."""
+    """One runnable experiment: its last stage, data, method and resources."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Its runs in MLflow are called NAME-seedSEED."""
     variant: Literal["paper", "released"] = "paper"
-    """``released`` sets every switch by which the authors' code departs from the paper; a switch that is given wins."""
+    """``released`` sets all switches in which the authors' code differs from the paper; a switch set here wins."""
     stage: Stage = "finetune"
-    """Last stage to run; the missing earlier ones run first. ``streetworld_clip`` runs alone."""
+    """Last stage to run; earlier ones that are missing run first. ``streetworld_clip`` runs alone."""
     seed: int = Field(0, ge=0, lt=2**31)
-    """Of initial weights, order of keyframes and every other draw; of a street world too, unless it has its own."""
+    """Seed of initial weights, keyframe order and all other draws; also of a street world without its own."""
     storage: str = "clip2scene-storage"
     """Folder, or ``s3://BUCKET/PREFIX``, for indexes, feature stores, checkpoints and scores."""
     experiment: str = "clip2scene"
@@ -475,6 +495,7 @@ class Job(Settings):
 
 _RELEASED: dict[str, Any] = {
     "teacher": {"clip_normalisation": False, "keep_last_residual": True, "keep_last_mlp": True},
+    "student": {"use_position": False},
     "distill": {
         "normalise_features": False,
         "sweep_choice": "random",
@@ -494,7 +515,7 @@ _RELEASED: dict[str, Any] = {
 
 
 def merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """``values``, and of ``defaults`` what they do not say."""
+    """Return ``values``, completed by ``defaults`` in nested groups too."""
     result = dict(values)
     for key, default in defaults.items():
         given = values.get(key, default)
@@ -503,6 +524,6 @@ def merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def digest_of(*parts: Any) -> str:
-    """Hash of JSON-able parts (16 hex characters)."""
+    """Hash of parts that can be written as JSON (16 hex characters)."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

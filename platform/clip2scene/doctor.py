@@ -1,4 +1,4 @@
-"""Is this machine fit? Versions, cores, memory, GPUs, disk, and one step of every part that often breaks."""
+"""Checks of this machine: versions, cores, memory, GPUs, disk, and one step of each part that often breaks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clip2scene.processor import num_cpus
+from clip2scene.machine import num_cpus
 
 PACKAGES = ("torch", "ray", "mlflow", "open_clip_torch", "nuscenes-devkit", "spconv-cu120", "spconv-cu126")
 
 
 def check() -> int:
-    """Print a line per check; returns 0 when all pass, else 1."""
+    """Print one line per check; returns 0 if all pass, else 1."""
     import psutil
     import torch
 
@@ -28,7 +28,7 @@ def check() -> int:
                 print(f"{package} missing")
     print(f"{num_cpus()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB memory")
     print(f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free here")
-    # That there are some is the driver's word; what fails for a driver too old for torch is their use.
+    # A driver that is too old for torch still counts its GPUs, but using one fails; that is a check below.
     gpus = torch.cuda.device_count()
     print(f"GPUs: {gpus or 'none; everything runs on CPU'}")
     checks: dict[str, Callable[[], None]] = {} if gpus == 0 else {"GPUs": _add_on_each_gpu}
@@ -38,7 +38,7 @@ def check() -> int:
         try:
             run()
             print(f"ok      {name}")
-        except Exception as error:  # whatever it is, it is what the user wants to read
+        except Exception as error:  # any failure is what the user wants to read
             failed += 1
             print(f"FAILED  {name}: {type(error).__name__}: {error}")
     return 1 if failed else 0
@@ -48,7 +48,11 @@ def _add_on_each_gpu() -> None:
     import torch
 
     for number in range(torch.cuda.device_count()):
-        name = torch.cuda.get_device_name(number)
+        name, (major, minor) = torch.cuda.get_device_name(number), torch.cuda.get_device_capability(number)
+        oldest = min(int(arch.removeprefix("sm_")) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_"))
+        if 10 * major + minor < oldest:
+            wanted = f"{oldest // 10}.{oldest % 10}"
+            raise RuntimeError(f"{name} has compute capability {major}.{minor}; this torch needs {wanted} or newer")
         assert torch.ones(2, device=f"cuda:{number}").sum().item() == 2, f"{name} cannot add"
         print(f"        {number}: {name}, {torch.cuda.get_device_properties(number).total_memory / 2**30:.0f} GiB")
 

@@ -1,6 +1,6 @@
-"""Job files: YAML, on top of another (``base``), with ``key=value`` overrides; and the sentence that a mistake gets.
+"""Reads job files: YAML, on top of another job file (``base``), with ``key=value`` overrides.
 
-The sentence names the key's path, the value and what is allowed.
+A mistake becomes one sentence with the key's path, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from clip2scene.config import ConfigError, Job, merged
 
 Model = TypeVar("Model", bound=BaseModel)
 Schema = dict[str, Any]
-"""JSON schema of a setting, or of a group of settings, which has ``properties``."""
+"""JSON schema of a setting, or of a group of settings; only a group has ``properties``."""
 Kind = Literal["job", "table", "sweep"]
 BASE = "base"
-"""Key of a job file that names another one, whose settings it has where it does not give its own."""
-OF_THE_TABLE = ("name", "seed", "storage", "experiment")
-"""What a job in a table does not say itself."""
-_WITH_OTHERS = ("missing", "value_error")
-"""Problems of settings that are each allowed."""
+"""Key of a job file that names another one, from which it takes all settings that it does not give itself."""
+TABLE_KEYS = ("name", "seed", "storage", "experiment")
+"""Keys that a table sets for all its jobs."""
+_CROSS_FIELD_PROBLEMS = ("missing", "value_error")
+"""Problems that further settings may solve: each setting by itself is valid."""
+_PLACEHOLDERS = {"additionalProperties": "KEY", "items": "N"}
+"""What stands for a user's own key in a dotted key, and for an index in a list."""
 
 
 def kind_of(path: str | Path) -> Kind:
-    """What a file is, by its key ``table`` or ``sweep``; one that cannot be read is a job, whose reading says so."""
+    """What a file is, by its key ``table`` or ``sweep``. An unreadable file counts as a job, and reading it fails."""
     try:
         return _kind(_read(Path(path), "job"))
     except ConfigError:
@@ -39,10 +41,10 @@ def kind_of(path: str | Path) -> Kind:
 
 
 def kind_with_job(path: str | Path, job_path: str | Path | None) -> Kind:
-    """:func:`kind_of` a file that stands beside ``--job JOB``, or not.
+    """As :func:`kind_of`, for a command that may have ``--job JOB``.
 
     Raises:
-        ConfigError: a search space without a job, or something else with one.
+        ConfigError: a search space without a job, or another file with one.
     """
     kind = kind_of(path)
     if kind == "sweep" and job_path is None:
@@ -56,20 +58,20 @@ def load_job(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> J
     """Read a job file and apply ``key.path=value`` overrides.
 
     Raises:
-        ConfigError: the file is missing or not YAML, or a key or value is wrong.
+        ConfigError: the file is missing or not YAML, or a key or value is invalid.
     """
     values = read_values(path, overrides, "job")
     return parse(Job, values, str(path))
 
 
 def read_values(path: str | Path, overrides: list[str] | tuple[str, ...], kind: str) -> dict[str, Any]:
-    """The mapping of a YAML file with ``key.path=value`` overrides, not validated; ``kind`` names the file in errors.
+    """Read a YAML file and apply ``key.path=value`` overrides, without validation; ``kind`` names the file in errors.
 
-    A job, or one in a table's ``jobs``, that has the key ``base`` is what that job file holds, with its own settings on
-    top. The file is looked for beside the one that names it.
+    A job with the key ``base``, also one in a table's ``jobs``, has the settings of that job file with its own on top.
+    The path of ``base`` is relative to the file that names it.
 
     Raises:
-        ConfigError: a file is missing or not a mapping in YAML, a base holds a wrong setting, or an override is
+        ConfigError: a file is missing or not a mapping in YAML, a base has an invalid setting, or an override is
             malformed.
     """
     path = Path(path)
@@ -79,16 +81,15 @@ def read_values(path: str | Path, overrides: list[str] | tuple[str, ...], kind: 
     elif isinstance(jobs := values.get("jobs"), dict):
         for name, job in jobs.items():
             if isinstance(job, dict) and BASE in job:
-                whole = copy.deepcopy(
-                    _on_base(job, path, f"{path}: jobs.{name}")
-                )  # an anchor's keys are each job's own
-                jobs[name] = {key: value for key, value in whole.items() if key in job or key not in OF_THE_TABLE}
+                # Jobs that share a YAML anchor must not share its values, which overrides change.
+                whole = copy.deepcopy(_on_base(job, path, f"{path}: jobs.{name}"))
+                jobs[name] = {key: value for key, value in whole.items() if key in job or key not in TABLE_KEYS}
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"override {override!r} is not of the form key.path=value")
         if key.rpartition(".")[2] == BASE:
-            raise ConfigError(f"override {override!r}: a base stands in the file; it cannot be given here")
+            raise ConfigError(f"override {override!r}: base can only be set in the file")
         try:
             put(values, key, yaml.safe_load(text), f"override {override!r}")
         except yaml.YAMLError as error:
@@ -100,7 +101,7 @@ def parse(model: type[Model], values: dict[str, Any], source: str) -> Model:
     """Validate ``values``; the first problem becomes one sentence that starts with ``source`` and the key's path.
 
     Raises:
-        ConfigError: an unknown key, a wrong type, a value out of range or an impossible combination.
+        ConfigError: a key is unknown, a value has the wrong type or is out of range, or values do not fit together.
     """
     try:
         return model.model_validate(values)
@@ -110,16 +111,19 @@ def parse(model: type[Model], values: dict[str, Any], source: str) -> Model:
 
 
 def settings_of(model: type[BaseModel]) -> dict[str, Schema]:
-    """Every setting and every group of settings of a model by dotted key, a group's own settings before its groups."""
+    """Settings and groups of settings of a model by dotted key; a group's own settings come before its subgroups.
+
+    In the keys, ``KEY`` stands for a user's own key (``parameters.KEY.grid``), and ``N`` for an index in a list.
+    """
     schema = model.model_json_schema()
     return dict(_below(schema, schema.get("$defs", {}), ""))
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """``; did you mean KEY?``: nearest to an unknown key in its group, or of its last word elsewhere; else nothing."""
+    """``; did you mean KEY?`` with the most similar key of the same group, or the same word in another; or nothing."""
     known = list(known)
-    if key in known:  # a key with dots, where groups are nested
-        return f"; in a file it stands in its group, {key.replace('.', ': {')}: ...{'}' * key.count('.')}"
+    if key in known:  # written with dots in a file, which nests groups
+        return f"; in a file it belongs in its group, {key.replace('.', ': {')}: ...{'}' * key.count('.')}"
     group, dot, word = key.rpartition(".")
     beside = [name.removeprefix(group + dot) for name in known if name.rpartition(".")[0] == group]
     meant = [group + dot + near for near in difflib.get_close_matches(word, beside, 1)]
@@ -133,7 +137,7 @@ def put(values: dict[str, Any], key: str, value: Any, source: str) -> None:
     """Set a dotted key in nested values.
 
     Raises:
-        ConfigError: a part of the key is a value already.
+        ConfigError: a part of the key is already a value.
     """
     *parents, last = key.split(".")
     node = values
@@ -153,7 +157,7 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         given = "empty" if values is None else f"a {type(values).__name__}"
-        raise ConfigError(f"{path}: a {kind} file is a mapping of keys to values, and this is {given}")
+        raise ConfigError(f"{path}: a {kind} file is a mapping of keys to values, but this is {given}")
     return values
 
 
@@ -163,12 +167,12 @@ def _kind(values: dict[str, Any]) -> Kind:
 
 
 def _on_base(values: dict[str, Any], path: Path, where: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Settings in ``path`` on top of those of the job file that they name as ``base``, and of its base."""
+    """Put settings from ``path`` on top of those of the job file that they name as ``base``, and of its own base."""
     if BASE not in values:
         return values
     name, own = values[BASE], {key: value for key, value in values.items() if key != BASE}
     if not isinstance(name, str) or not name:
-        raise ConfigError(f"{where}: base={name!r}: the name of a job file beside this one is needed")
+        raise ConfigError(f"{where}: base={name!r}: the path of a job file is needed")
     where, base, above = f"{where}: base={name}", path.parent / name, (*above, path.resolve())
     try:
         leads_back = base.resolve() in above
@@ -176,33 +180,34 @@ def _on_base(values: dict[str, Any], path: Path, where: str, above: tuple[Path, 
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"{where}: no file can be called so ({error})") from error
+        raise ConfigError(f"{where}: not a valid path ({error})") from error
     if leads_back:
-        raise ConfigError(f"{where}: leads back to this file")
+        raise ConfigError(f"{where}: this file is based on itself")
     if (kind := _kind(below)) != "job":
-        raise ConfigError(f"{where}: a {kind}, and a job is needed")
+        raise ConfigError(f"{where}: a {kind}, but a job is needed")
     whole = _on_base(below, base, where, above)
     try:
         Job.model_validate(whole)
     except ValidationError as error:
-        # What is missing there, or does not go together, may be given on top of it.
-        wrong = [problem for problem in error.errors(include_url=False) if problem["type"] not in _WITH_OTHERS]
+        # Settings on top may add what is missing in a base, or change what does not fit together.
+        wrong = [problem for problem in error.errors(include_url=False) if problem["type"] not in _CROSS_FIELD_PROBLEMS]
         if wrong:
             raise ConfigError(f"{where}: {_sentence(Job, wrong)}") from error
     return merged(whole, own)
 
 
 def _sentence(model: type[BaseModel], problems: Sequence[Any]) -> str:
-    """What is wrong first, an unknown key before anything else: what it stands for is missing then."""
+    """Describe the first problem, but an unknown key before all others: it may cause them."""
     problem = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     location = problem["loc"]
     key, kind, given = ".".join(map(str, location)), problem["type"], problem["input"]
     if kind == "extra_forbidden":
         more = [BASE] if model is Job and len(location) == 1 else []
         allowed = ", ".join(sorted([*_fields(_model_at(model, location[:-1])), *more]))
-        return f"{key}: unknown key; allowed here: {allowed}{did_you_mean(key, [*settings_of(model), *more])}"
+        known = [name for name in settings_of(model) if not set(name.split(".")) & {*_PLACEHOLDERS.values()}]
+        return f"{key}: unknown key; allowed here: {allowed}{did_you_mean(key, [*known, *more])}"
     if kind == "missing":
-        return f"{key}: required, and not given"
+        return f"{key}: required, but not given"
     message = problem["msg"].removeprefix("Value error, ").replace("Tuple should", "List should")
     if kind == "value_error" and isinstance(given, dict):
         return str(message)
@@ -216,21 +221,32 @@ def _sentence(model: type[BaseModel], problems: Sequence[Any]) -> str:
 
 
 def _below(group: Schema, groups: dict[str, Schema], prefix: str) -> Iterator[tuple[str, Schema]]:
-    inner = {}
+    subgroups = {}
     for name, schema in group["properties"].items():
-        if "$ref" in schema:
-            inner[f"{prefix}{name}"] = groups[schema["$ref"].rpartition("/")[2]] | schema
+        path, reference = _group_in(schema)
+        if reference:
+            subgroups[f"{prefix}{name}"] = (path, groups[reference.rpartition("/")[2]] | schema)
         else:
-            yield f"{prefix}{name}", schema
-    for key, schema in inner.items():
+            optional = {} if name in group.get("required", ()) else {"default": None}
+            yield f"{prefix}{name}", optional | schema
+    for key, (path, schema) in subgroups.items():
         yield key, schema
-        yield from _below(schema, groups, f"{key}.")
+        yield from _below(schema, groups, f"{key}{path}.")
+
+
+def _group_in(schema: Schema) -> tuple[str, str]:
+    """The path from a setting to a group of settings in it, and the group's reference; both empty if there is none."""
+    for name, placeholder in _PLACEHOLDERS.items():
+        if isinstance(schema.get(name), dict):
+            path, reference = _group_in(schema[name])
+            return f".{placeholder}{path}", reference
+    return "", schema.get("$ref", "")
 
 
 def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
     names = iter(location)
     for name in names:
-        if isinstance(name, int):  # a place in a list
+        if isinstance(name, int):  # an index in a list
             continue
         annotation = _fields(model)[name].annotation
         if typing.get_origin(annotation) is dict:

@@ -1,6 +1,6 @@
-"""Progress of anything longer than two seconds: a bar on a terminal, a few quiet lines on stderr everywhere else.
+"""Progress of anything longer than two seconds: a bar on a terminal, and a few lines on stderr elsewhere.
 
-Lines without a terminal read ``extract: 96/192 images, 31.2 images/s, 3 s left``, at most one in five seconds and one
+The lines read ``extract: 96/192 images, 31.2 images/s, 3 s left``, at most one per five seconds and one
 at the end. Only rich and the standard library are imported, so any module may use this.
 """
 
@@ -21,14 +21,14 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Advance(Protocol):
-    """What a progress block yields: call it as work gets done."""
+    """What a progress block yields, to be called as work gets done."""
 
     def __call__(self, n: int = 1, **fields: Any) -> None:
-        """Count ``n`` more units, and show ``fields`` (``loss=0.41``) beside the bar until they are given anew."""
+        """Count ``n`` more units, and show ``fields`` (``loss=0.41``) beside the bar until their next values."""
 
 
 Progress = Callable[..., AbstractContextManager[Callable[..., Any]]]
-"""What :func:`progress` is: ``with progress(description, total, unit="images") as advance: advance(n)``."""
+"""The type of :func:`progress`: ``with progress(description, total, unit="images") as advance: advance(n)``."""
 
 
 @functools.cache
@@ -41,11 +41,11 @@ def console() -> Console:
 
 @contextmanager
 def progress(description: str, total: int | None, unit: str = "steps") -> Iterator[Advance]:
-    """Show how far a block has come.
+    """Show the progress of a block.
 
     Args:
-        description: What is being done, a word or two (``extract``).
-        total: How many units there are; None when that is not known.
+        description: What is being done, in a word or two (``extract``).
+        total: How many units there are; None if that is not known.
         unit: Plural name of what is counted (``images``).
 
     Yields:
@@ -120,7 +120,7 @@ class _Lines:
 
 
 def _counts(done: int, total: int | None, unit: str, elapsed_s: float, fields: dict[str, Any]) -> str:
-    """``96/192 images, 31.2 images/s, 3 s left, loss 0.41``; the time taken, not left, once all is done."""
+    """``96/192 images, 31.2 images/s, 3 s left, loss 0.41``; at the end the time taken, not left."""
     parts = [f"{done}/{total} {unit}" if total is not None else f"{done} {unit}"]
     rate = done / elapsed_s if elapsed_s > 0 else 0.0
     if rate > 0:

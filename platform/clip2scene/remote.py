@@ -1,7 +1,7 @@
-"""An object store that speaks S3, through pyarrow: whole objects below one prefix of a bucket.
+"""An S3 object store, through pyarrow: whole objects below one prefix of a bucket.
 
-Credentials come from the environment of each process (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ... as every
-AWS tool reads them); an :class:`ObjectStore` holds none, so that it can be sent to workers and printed.
+Credentials come from the environment of each process (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ... as in all
+AWS tools). An :class:`ObjectStore` holds none, so it can be sent to workers and printed.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from clip2scene.config import Clip2sceneError, ConfigError
 _ALLOWED = "allowed: a folder, or s3://BUCKET/PREFIX[?endpoint_override=http://HOST:PORT&region=REGION]"
 _CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 _ATTEMPTS = 5
-"""Tries a request gets, with growing pauses: a server that restarts is waited for, one that is gone is not."""
+"""Attempts per request, with growing pauses: long enough for a server that restarts."""
 _CONNECT_TIMEOUT_S = 10
 _REQUEST_TIMEOUT_S = 60
 _HEADER_BYTES = 2**16
-"""Read at once when only the beginning of an object is wanted."""
+"""Read per request when only the beginning of an object is wanted."""
 _CHUNK_BYTES = 2**23
 _REFUSALS = ("ACCESS_DENIED", "SIGNATURE_DOES_NOT_MATCH", "INVALID_ACCESS_KEY_ID", "INVALID_CLIENT_TOKEN_ID")
 
 
 class StorageError(Clip2sceneError, RuntimeError):
-    """The storage cannot take what must be written, or give what was."""
+    """The storage cannot be written or read."""
 
 
 def is_remote(storage: str | Path) -> bool:
-    """Whether a job's ``storage`` is the URI of an object store; a folder otherwise."""
+    """Whether a job's ``storage`` is the URI of an object store, not a folder."""
     return "://" in str(storage)
 
 
@@ -48,15 +48,15 @@ class ObjectStore:
     prefix: str
     """Empty, or ending in a slash."""
     endpoint: str | None
-    """``http://HOST:PORT``; AWS's own when None."""
+    """``http://HOST:PORT``; None for AWS."""
     region: str | None
 
     @classmethod
     def of(cls, uri: str) -> ObjectStore:
-        """The store that a URI names, at the endpoint of its query or of ``AWS_ENDPOINT_URL``.
+        """The store of a URI, at the endpoint in its query or in ``AWS_ENDPOINT_URL``.
 
         Raises:
-            ConfigError: another kind of URI, or one that holds a user or a password (neither is repeated).
+            ConfigError: the URI is of another kind, or contains a user or a password (not repeated).
         """
         parts = urlsplit(uri)
         if parts.scheme != "s3":
@@ -67,7 +67,7 @@ class ObjectStore:
         if "@" in uri or ":" in parts.netloc or "@" in (endpoint or ""):
             raise ConfigError(f"storage: a URI with a user or a password in it; give {_CREDENTIALS} in the environment")
         if not parts.netloc or not set(query) <= {"endpoint_override", "scheme", "region"}:
-            raise ConfigError(f"storage: no bucket, or another option than those there are; {_ALLOWED}")
+            raise ConfigError(f"storage: no bucket, or an unknown option; {_ALLOWED}")
         if endpoint is not None and "://" not in endpoint:
             endpoint = f"{query.get('scheme', 'https')}://{endpoint}"
         prefix = parts.path.strip("/")
@@ -78,7 +78,7 @@ class ObjectStore:
 
     @property
     def filesystem(self) -> Any:
-        """pyarrow's, one a process, with the credentials of this process's environment."""
+        """pyarrow's file system, one per process, with the credentials in the process's environment."""
         return _filesystem(self.endpoint, self.region)
 
     def key(self, name: str) -> str:
@@ -86,7 +86,7 @@ class ObjectStore:
         return f"{self.bucket}/{self.prefix}{name}"
 
     def check(self) -> None:
-        """Ask for a listing, so that a mistake shows before any work is done.
+        """List the bucket, so that a mistake is found before any work is done.
 
         Raises:
             StorageError: the endpoint cannot be reached, refuses the credentials, or has no such bucket.
@@ -95,18 +95,18 @@ class ObjectStore:
             self._list("", must_exist=True)
 
     def put(self, file: Path, name: str) -> None:
-        """Copy a file there; the object appears whole or not at all.
+        """Upload a file; the object appears complete or not at all.
 
         Raises:
             StorageError: see :meth:`check`.
         """
-        # pyarrow's own copy_files takes no notice when the end of an upload fails, which of a small file is all of it.
-        with self._told(), file.open("rb") as source:
+        # pyarrow's own copy_files ignores a failure at the end of an upload, which is all there is of a small file.
+        with self._explained(), file.open("rb") as source:
             target = self.filesystem.open_output_stream(self.key(name))
             try:
                 shutil.copyfileobj(source, target, _CHUNK_BYTES)
             except BaseException:
-                # What was written becomes an object whenever the stream ends.
+                # Closing the stream turns what was written into an object.
                 with contextlib.suppress(OSError):
                     target.close()
                     self.filesystem.delete_file(self.key(name))
@@ -114,30 +114,30 @@ class ObjectStore:
             target.close()
 
     def get(self, name: str, file: Path) -> None:
-        """Copy an object to a file.
+        """Download an object to a file.
 
         Raises:
             FileNotFoundError: there is no such object.
             StorageError: see :meth:`check`.
         """
-        with self._told(), self.filesystem.open_input_file(self.key(name)) as source, file.open("wb") as target:
+        with self._explained(), self.filesystem.open_input_file(self.key(name)) as source, file.open("wb") as target:
             shutil.copyfileobj(source, target, _CHUNK_BYTES)
             if target.tell() != source.size():
                 raise StorageError(f"{self}: {name} was cut off after {target.tell()} of {source.size()} bytes")
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[Any]:
-        """An object as a stream of which only the beginning is wanted.
+        """Open an object as a stream, to read only its beginning.
 
         Raises:
             FileNotFoundError: there is no such object.
             StorageError: see :meth:`check`.
         """
-        with self._told(), self.filesystem.open_input_stream(self.key(name), buffer_size=_HEADER_BYTES) as stream:
+        with self._explained(), self.filesystem.open_input_stream(self.key(name), buffer_size=_HEADER_BYTES) as stream:
             yield stream
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of each object right below ``folder``, by the last part of its name.
+        """Size in bytes of each object directly below ``folder``, by the last part of its name.
 
         Raises:
             StorageError: see :meth:`check`.
@@ -150,20 +150,20 @@ class ObjectStore:
         Raises:
             StorageError: see :meth:`check`.
         """
-        with contextlib.suppress(FileNotFoundError), self._told():
+        with contextlib.suppress(FileNotFoundError), self._explained():
             self.filesystem.delete_file(self.key(name))
 
     def _list(self, folder: str, *, must_exist: bool) -> list[Any]:
         from pyarrow.fs import FileSelector
 
         selector = FileSelector(self.key(folder).rstrip("/"), allow_not_found=not must_exist)
-        with self._told():
+        with self._explained():
             infos: list[Any] = self.filesystem.get_file_info(selector)
         return infos
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """What pyarrow says of a failed request as one sentence; files of this machine keep their own errors."""
+    def _explained(self) -> Iterator[None]:
+        """Raise pyarrow's error for a failed request as one sentence; errors of local files pass unchanged."""
         try:
             yield
         except OSError as error:
@@ -176,11 +176,11 @@ class ObjectStore:
         found = re.search(r"AWS Error ([A-Z_]+)", text)
         code = found[1] if found else ""
         if code == "NETWORK_CONNECTION":
-            return f"{where} cannot be reached; the same command continues from what was stored"
+            return f"{where} cannot be reached; run the same command again to continue from what was stored"
         if code == "NO_SUCH_BUCKET":
             return f"no bucket {self.bucket!r} at {where}; make it first, or give another storage"
         if code in _REFUSALS:
-            return f"{where} refuses the credentials of the environment ({_CREDENTIALS}; {code})"
+            return f"{where} refuses the credentials in the environment ({_CREDENTIALS}; {code})"
         return " ".join(text.split())
 
 
@@ -196,6 +196,6 @@ def _filesystem(endpoint: str | None, region: str | None) -> Any:
         connect_timeout=_CONNECT_TIMEOUT_S,
         request_timeout=_REQUEST_TIMEOUT_S,
         retry_strategy=AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
-        # A small object is one request, and a folder needs none.
+        # So that a small object takes one request, and a folder none.
         allow_delayed_open=True,
     )

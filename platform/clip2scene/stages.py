@@ -1,7 +1,7 @@
 """The stages index -> extract -> distill -> evaluate -> finetune -> evaluate, each from artifacts to artifacts.
 
-A stage asks for what it needs, so running a later one runs the missing earlier ones; what is finished is found by its
-digest and not made again.
+A stage requests what it needs, so running a later stage runs the missing earlier ones; finished artifacts are found by
+their digest and not made again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from clip2scene.artifacts import Artifacts
-from clip2scene.config import TEXT_FREE, digest_of
+from clip2scene.config import TEXT_FREE, Job, digest_of
+from clip2scene.data.datasets import ego_radius_m
 from clip2scene.data.index import DataError, Frame
 from clip2scene.progress import progress
 from clip2scene.student.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -48,26 +49,33 @@ class Trained:
     digest: str
     checkpoint: Checkpoint
     cached: bool
-    """It was there already."""
+    """Whether it was there already."""
+
+
+def needs_teacher(job: Job) -> bool:
+    """Whether a job encodes images: fine-tuning from a given student, or from random weights alone, does not."""
+    if job.stage == "finetune":
+        return job.finetune.checkpoint is None and "pretrained" in job.finetune.initialisations
+    return job.stage != "index"
 
 
 class Stages(Artifacts):
-    """One job's students and scores, on top of what they are made from."""
+    """A job's students and scores, in addition to the artifacts that they are made from."""
 
     # --- training ---
 
     def distill(self, on_epoch: OnEpoch) -> Trained:
-        """Pre-train a student on the training split, or find it."""
+        """Pre-train a student on the training split, unless it is there already."""
         return self._train(self.distillation(), "distill", self.distill_digest, on_epoch)
 
     def check_images(self, *, scored: bool = False) -> None:
-        """Refuse to distil from a split without a single image: the student would learn nothing, and be kept.
+        """Refuse to distil from a split without any image: the student would learn nothing, and yet be stored.
 
         Args:
-            scored: without a label too, on the points that an image of the evaluation split shows.
+            scored: whether the student is then scored, which needs images of the evaluation split too.
 
         Raises:
-            DataError: no keyframe of a split has an image, and the method needs some.
+            DataError: no keyframe of a split has an image, and the method needs images.
         """
         if self.job.distill.method in TEXT_FREE:
             return
@@ -80,7 +88,7 @@ class Stages(Artifacts):
                 )
 
     def check_labels(self) -> None:
-        """Refuse a job whose scores or fine-tuning need labels that are not there.
+        """Refuse a job that lacks labels for its scores or its fine-tuning.
 
         Raises:
             DataError: a keyframe has no label file.
@@ -111,6 +119,7 @@ class Stages(Artifacts):
                 job.distill.sweep_choice,
                 job.distill.merge_sweeps,
                 self.superpixels() if job.distill.method == "slidr" else None,
+                ego_radius_m(job.dataset.kind),
             ),
             resources=job.resources,
             student=job.student,
@@ -124,11 +133,17 @@ class Stages(Artifacts):
         return all(frame.label_path is not None for frame in self.eval_frames)
 
     def validation(self, every_epochs: int, *, labels: bool) -> Validation:
-        """Scores of the student on the evaluation split while it learns, ``labels`` saying whether to read those."""
+        """Scores of the student on the evaluation split during training; ``labels``: whether its labels may be read."""
         job, words = self.job, self.vocabulary if labels else None
         return Validation(
             frames=self.eval_frames,
-            source=SampleSource(self.index.root, self.store, num_sweeps=SWEEPS, label_vocabulary=words),
+            source=SampleSource(
+                self.index.root,
+                self.store,
+                num_sweeps=SWEEPS,
+                ego_radius_m=ego_radius_m(job.dataset.kind),
+                label_vocabulary=words,
+            ),
             text_CD=self.text(self.vocabulary, job.prompts.templates),
             every_epochs=every_epochs,
             cached_frames=job.resources.cached_frames,
@@ -136,7 +151,7 @@ class Stages(Artifacts):
 
     @property
     def distill_digest(self) -> str:
-        """Address of the distilled student."""
+        """Digest of the distilled student."""
         job = self.job
         return digest_of(
             "distill",
@@ -148,6 +163,7 @@ class Stages(Artifacts):
             [frame.frame_id for frame in self.train_frames],
             job.student.digest(),
             job.distill.digest(),
+            ego_radius_m(job.dataset.kind),
             job.seed,
             job.resources.num_workers,
         )
@@ -158,7 +174,7 @@ class Stages(Artifacts):
         return choose_labelled(self.train_frames, self.job.finetune.protocol, self.job.finetune.label_fraction)
 
     def finetune(self, initialisation: str, on_epoch: OnEpoch) -> Trained:
-        """Train with the labels of :attr:`labelled_frames` from a ``pretrained`` or ``scratch`` student, or find it."""
+        """Train a ``pretrained`` or ``scratch`` student on :attr:`labelled_frames`, unless it is there already."""
         job = self.job
         start: Checkpoint | None = None
         origin = "scratch"
@@ -191,7 +207,7 @@ class Stages(Artifacts):
         return self._train(training, f"finetune-{initialisation}", digest, on_epoch)
 
     def pretrained(self, on_epoch: OnEpoch) -> Trained:
-        """The student that fine-tuning starts from: the job's checkpoint if it names one, else the distilled one."""
+        """The student that fine-tuning starts from: ``finetune.checkpoint`` if it is set, else the distilled one."""
         given = self.job.finetune.checkpoint
         if given is None:
             return self.distill(on_epoch)
@@ -199,8 +215,12 @@ class Stages(Artifacts):
         checkpoint = load_checkpoint(path, self.job.student)
         return Trained(path, str(checkpoint.about.get("digest")), checkpoint, cached=True)
 
+    def student_path(self, digest: str) -> Path:
+        """Where a trained student lies or will lie."""
+        return self.storage.path("students", f"{digest}.safetensors")
+
     def _train(self, training: Training, stage: str, digest: str, on_epoch: OnEpoch) -> Trained:
-        path = self.storage.path("students", f"{digest}.safetensors")
+        path = self.student_path(digest)
         cached = self.storage.fetch(path)
         if not cached:
             with progress(stage, training.steps, unit="steps") as advance:
@@ -224,7 +244,7 @@ class Stages(Artifacts):
     # --- scores ---
 
     def score_annotation_free(self, student: Trained) -> Scores:
-        """The annotation-free methods of the settings on the evaluation split."""
+        """Scores of the job's annotation-free methods on the evaluation split."""
         job = self.job
         text_CD = self.text(self.vocabulary, job.prompts.templates)
         weights = student.checkpoint.weights
@@ -241,7 +261,7 @@ class Stages(Artifacts):
         return self._score("annotation-free", methods, made_of)
 
     def score_finetuned(self, students: dict[str, Trained]) -> Scores:
-        """Fine-tuned students by initialisation, and the majority class of the labelled keyframes."""
+        """Scores of the fine-tuned students by initialisation, and of the majority class of the labelled keyframes."""
         num_classes = len(self.vocabulary.classes)
 
         def student(name: str) -> Method:
@@ -255,7 +275,7 @@ class Stages(Artifacts):
         return self._score("finetuned", methods, [trained.digest for trained in students.values()])
 
     def _score(self, kind: str, methods: Mapping[str, Callable[[], Method]], digests: list[str]) -> Scores:
-        """Counts of the methods, which are made only if these are not there yet."""
+        """Scores of the methods, which are built only if the scores are not there yet."""
         frames = self.eval_frames
         self.check_labels()
         ids = [frame.frame_id for frame in frames]

@@ -27,7 +27,7 @@ CACHE = "CLIP2SCENE_CACHE"
 """Environment variable with the folder below which object stores are cached; the same path on every machine."""
 _DEFAULT_CACHE = "~/.cache/clip2scene"
 LOCK = ".lock"
-"""File of a folder that whoever fills it holds."""
+"""File in a folder, locked by the process that fills the folder."""
 _SEEN_WITHIN_S = 5.0
 _log = logging.getLogger(__name__)
 
@@ -56,19 +56,20 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path, doing: str) -> Iterator[None]:
-    """Hold a folder's lock, which is free again if we are killed: a second command waits here, then finds all done.
+def locked(folder: Path, doing: str, *, name: str = LOCK) -> Iterator[None]:
+    """Hold a lock, which is released even if this process is killed: a second command waits, and then finds all done.
 
     Args:
-        folder: made when it is not there.
-        doing: what another run does that holds the lock (``fills this store``), for whoever waits.
+        folder: holds the lock's file; made if it is missing.
+        doing: what the run that holds the lock does (``fills this store``), for the message to the one that waits.
+        name: of the lock's file.
 
     Raises:
         StorageError: the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a")
+        lock = (folder / name).open("a")
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written ({error.strerror})") from error
     with lock:

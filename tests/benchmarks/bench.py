@@ -18,6 +18,7 @@ from harness import seconds
 from clip2scene.config import ExtractSettings, Job, StreetworldSettings, TeacherSettings
 from clip2scene.data.index import Index
 from clip2scene.jobfile import load_job
+from clip2scene.storage import Storage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _MEBIBYTE = 2**20
@@ -101,7 +102,15 @@ class Bench:
 
         path = self.folder / "features"
         with ray_here(self.cores):
-            extract(self.world, self.world.frames, self.teacher_settings, ExtractSettings(), path, silent)
+            extract(
+                self.world,
+                self.world.frames,
+                self.teacher_settings,
+                ExtractSettings(),
+                path,
+                silent,
+                storage=Storage(path),
+            )
         return path
 
 
@@ -125,9 +134,9 @@ def ray_here(num_cpus: int) -> Iterator[None]:
     """An embedded Ray for the length of a block."""
     import ray
 
-    from clip2scene.cluster.session import TRAIN_LOOKS
+    from clip2scene.cluster.session import TRAIN_POLLING
 
-    os.environ.setdefault(*TRAIN_LOOKS)
+    os.environ.setdefault(*TRAIN_POLLING)
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(
         address="local", num_cpus=max(num_cpus, 2), include_dashboard=False, log_to_driver=False, logging_level="ERROR"

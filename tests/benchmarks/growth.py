@@ -169,23 +169,24 @@ def _bytes_of_copy(sent: bytes) -> int:
 
 def _store(count: int, folder: Path) -> dict[str, float]:
     """Frames of the feature store."""
+    from clip2scene.storage import Storage
     from clip2scene.teacher import store
 
-    rng = np.random.default_rng(0)
+    storage, rng = Storage(folder), np.random.default_rng(0)
     features = {name: rng.standard_normal((*GRID, DIM)).astype(np.float16) for name in _CAMERAS}
     started = time.process_time()
     for number in range(STORED_FRAMES):
-        store.write_frame(folder, f"{number:032x}", features, {}, "0" * 16)
+        store.write_frame(folder, f"{number:032x}", features, {}, "0" * 16, storage)
     write_s = (time.process_time() - started) / STORED_FRAMES
     size = store.frame_file(folder, f"{0:032x}").stat().st_size
     started = time.process_time()
     for number in range(STORED_FRAMES):
-        store.read_entry(folder, f"{number:032x}")
+        store.read_entry(folder, f"{number:032x}", storage)
     entry_s = (time.process_time() - started) / STORED_FRAMES
     for number in range(STORED_FRAMES, count):
         store.frame_file(folder, f"{number:032x}").touch()
     started = time.process_time()
-    listed = store.stored_frames(folder)
+    listed = store.stored_frames(folder, storage)
     list_s = time.process_time() - started
     assert len(listed) == max(count, STORED_FRAMES)
     return {

@@ -1,4 +1,4 @@
-"""Seconds from a fault to work going on, median of three: prints the README's table of faults.
+"""Seconds from a fault to work going on, median of three: prints the table of faults in RESULTS.md.
 
 The tests are run three times; each says itself how long it took.
 """

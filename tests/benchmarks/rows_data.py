@@ -16,6 +16,7 @@ from clip2scene.data.clouds import read_cloud, resolve
 from clip2scene.data.index import Frame, Index
 from clip2scene.geometry.pairing import Pairs, pair
 from clip2scene.geometry.registration import choose_sweeps, register
+from clip2scene.storage import Storage
 from clip2scene.teacher import store
 from clip2scene.teacher.store import FeatureStore
 
@@ -107,12 +108,14 @@ def _store(bench: Bench) -> tuple[FeatureStore, list[str]]:
     ids = [f"frame-{number}" for number in range(bench.pick(20, 60))]
     for frame_id in ids:
         features = {name: rng.standard_normal((*GRID_HW, WIDTH)).astype(np.float16) for name in cameras}
-        store.write_frame(path, frame_id, features, {}, "random")
+        store.write_frame(path, frame_id, features, {}, "random", Storage(path))
         with store.frame_file(path, frame_id).open("rb") as file:
             os.fsync(file.fileno())
     about = {"index": "none", "teacher": "random", "grid": list(GRID_HW), "dim": WIDTH, "dtype": "float16"}
-    store.write_manifest(path, about | {"frames": len(ids), "images": len(ids) * len(cameras), "broken": []})
-    return FeatureStore.open(path), ids
+    store.write_manifest(
+        path, about | {"frames": len(ids), "images": len(ids) * len(cameras), "broken": []}, Storage(path)
+    )
+    return FeatureStore.open(path, Storage(path)), ids
 
 
 def _forget(files: list[Path]) -> None:

@@ -21,8 +21,10 @@ from clip2scene.geometry.interpolation import bilinear
 from clip2scene.geometry.pairing import pair
 from clip2scene.losses.scr import semantic_consistency
 from clip2scene.losses.stcr import grid_cells, spatial_temporal_consistency
+from clip2scene.segments import segment_mean
+from clip2scene.storage import Storage
 from clip2scene.student.network import Student
-from clip2scene.student.voxels import mean_of_points, rows_of_points, voxelise
+from clip2scene.student.voxels import rows_of_points, voxelise
 from clip2scene.teacher.store import FeatureStore
 from clip2scene.training.distill import Distillation
 from clip2scene.training.fit import Training
@@ -36,7 +38,7 @@ BATCH = 2
 
 def distillation(bench: Bench, **resources: Any) -> Distillation:
     """The demo's pre-training on :attr:`Bench.world`, with random class embeddings."""
-    features = FeatureStore.open(bench.store_path)
+    features = FeatureStore.open(bench.store_path, Storage(bench.store_path))
     text_CD = torch.randn(CLASSES, features.dim, generator=torch.Generator().manual_seed(0))
     job = bench.job
     return Distillation(
@@ -178,7 +180,7 @@ def _devoxelise(backbone: Any, voxels: Any, seen: list[Any], batch: Sample) -> l
     levels = backbone.layout.levels
     sparse = {id(module): given[0] for name, module, given in seen if name == "convolve"}
     meetings = []
-    for join_ in [j for j in backbone.layout.joins if j < levels]:
+    for join_ in [j for j in backbone.layout.fusions if j < levels]:
         meetings.append((sparse[id(backbone.decoders[join_])], 2 ** (levels - join_)))
     work: list[Callable[[], Any]] = []
     for x, stride in meetings:
@@ -187,7 +189,7 @@ def _devoxelise(backbone: Any, voxels: Any, seen: list[Any], batch: Sample) -> l
         work.append(functools.partial(_there_and_back, x.features.detach(), rows_N))
     first = next(given[0] for name, _, given in seen if name == "convolve")
     rows_N, num_voxels = voxels.voxel_of_point_N, len(voxels.coordinates_V4)
-    work.append(lambda: mean_of_points(batch.points_N4, rows_N, num_voxels))
+    work.append(lambda: segment_mean(batch.points_N4, rows_N, num_voxels))
     stem = backbone.stem[-1].norm.num_features
     work.append(functools.partial(_there_and_back, torch.randn(len(first.features), stem), rows_N))
     last_VF = torch.randn(num_voxels, backbone.width)
@@ -202,7 +204,7 @@ def _devoxelise(backbone: Any, voxels: Any, seen: list[Any], batch: Sample) -> l
 
 def _there_and_back(features_VD: Tensor, rows_N: Tensor) -> None:
     leaf_VD = features_VD.clone().requires_grad_()
-    _forward_backward(lambda: mean_of_points(leaf_VD.index_select(0, rows_N), rows_N, len(features_VD)))
+    _forward_backward(lambda: segment_mean(leaf_VD.index_select(0, rows_N), rows_N, len(features_VD)))
 
 
 @row(

@@ -15,6 +15,7 @@ from harness import Measured, Skipped, at_least, paired, row
 from clip2scene.config import ExtractSettings, TeacherSettings
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import Frame
+from clip2scene.storage import Storage
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import load_teacher
 
@@ -64,9 +65,9 @@ def _extract(bench: Bench, actors: int, name: str) -> list[float]:
     """Rates of an extraction with that many actors."""
     from clip2scene.teacher.extract import extract
 
-    settings = ExtractSettings(num_actors=actors)
-    extract(bench.world, _frames(bench), bench.teacher_settings, settings, bench.folder / name, silent)
-    return _rates(bench.folder / name)
+    settings, path = ExtractSettings(num_actors=actors), bench.folder / name
+    extract(bench.world, _frames(bench), bench.teacher_settings, settings, path, silent, storage=Storage(path))
+    return _rates(path)
 
 
 def _bare_loop(bench: Bench, name: str) -> list[float]:
@@ -77,7 +78,7 @@ def _bare_loop(bench: Bench, name: str) -> list[float]:
         images = [read_image(resolve(index.root, c.image_path), c.width, c.height) for c in frame.cameras]
         features = teacher(torch.stack([teacher.preprocess(image) for image in images])).numpy()
         named = dict(zip((camera.name for camera in frame.cameras), features, strict=True))
-        store.write_frame(bench.folder / name, frame.frame_id, named, {}, teacher.digest)
+        store.write_frame(bench.folder / name, frame.frame_id, named, {}, teacher.digest, Storage(bench.folder))
     return _rates(bench.folder / name)
 
 

@@ -1,4 +1,4 @@
-"""The documents below cluster/kuberay, as the tests of this folder read them."""
+"""The documents in cluster/kuberay, as the tests of this folder read them."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def of(*kinds: str) -> list[dict[str, Any]]:
 
 
 def one(kind: str, name: str) -> dict[str, Any]:
-    """The one document of this kind and name."""
+    """The only document of this kind and name."""
     [found] = [document for document in of(kind) if document["metadata"]["name"] == name]
     return found
 
 
 def ray_clusters() -> list[dict[str, Any]]:
-    """Specifications of the lasting cluster and of the job's own."""
+    """The specifications of the lasting cluster and of the job's own."""
     return [d["spec"] for d in of("RayCluster")] + [d["spec"]["rayClusterSpec"] for d in of("RayJob")]
 
 
@@ -51,7 +51,7 @@ PODS = list(_pods())
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a document that is no mapping or list, with the key that it is under."""
+    """Every value of a document that is neither a mapping nor a list, with its key."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from leaves(inner, name)

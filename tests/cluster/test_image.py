@@ -1,10 +1,12 @@
-"""The image of cluster/Dockerfile and the composition around it, as far as they can be read without building."""
+"""cluster/Dockerfile, compose.yaml and README.md, as far as they can be checked without building the image."""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -18,7 +20,7 @@ def _instructions() -> list[tuple[str, list[str]]]:
     return [(line.split()[0], shlex.split(line)[1:]) for line in lines if line.strip()]
 
 
-def test_the_image_copies_what_exists_and_its_ignore_file_lets_through():
+def test_the_image_copies_exactly_what_its_ignore_file_lets_through():
     ignore = (REPOSITORY / "cluster" / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     kept = {line[1:] for line in ignore if line.startswith("!")}
     assert "*" in ignore
@@ -54,7 +56,7 @@ def test_the_image_knows_its_revision():
     assert last[-1].endswith("/REVISION")
 
 
-def test_what_the_image_adds_for_the_server_is_declared_and_pinned():
+def test_the_servers_packages_are_declared_and_pinned():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pinned = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").lower()
     extra = project["optional-dependencies"]["server"]
@@ -88,9 +90,19 @@ def test_compose_opens_one_port_on_loopback_and_holds_no_password():
             assert volume.split(":")[0] in compose["volumes"]
 
 
+def test_the_readmes_command_names_the_registry_in_every_file_but_compose(tmp_path):
+    shutil.copytree(REPOSITORY / "cluster", tmp_path / "cluster")
+    text = (tmp_path / "cluster" / "README.md").read_text(encoding="utf-8")
+    [command] = [line for line in text.splitlines() if line.startswith("    sed ")]
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    files = {file: file.read_text(encoding="utf-8") for file in tmp_path.rglob("*.yaml")}
+    assert [file.name for file, text in files.items() if "image: clip2scene:" in text] == ["compose.yaml"]
+    assert sum(text.count("image: REGISTRY/clip2scene:0.1.0") for text in files.values()) == 7
+
+
 def test_the_readme_names_files_that_exist():
     text = (REPOSITORY / "cluster" / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"cluster/(?:[a-z]+/)?[\w.]*\w", text))
+    named = set(re.findall(r"\bcluster/(?:[a-z]+/)?[\w.]*\w", text))
     assert {"cluster/Dockerfile", "cluster/mlflow/compose.yaml", "cluster/launcher/onprem.yaml"} <= named
     for path in named - {"cluster/README.md"}:
         assert (REPOSITORY / path).exists(), path

@@ -1,4 +1,4 @@
-"""The manifests below cluster/kuberay and the image: fields that exist, names that meet, no secret, no open door."""
+"""The manifests in cluster/kuberay: fields exist, names match, no secret is in them, nothing is open to the outside."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_mistyped_field_is_found(path, value):
         _validate(spec, "RayCluster")
 
 
-def test_kustomization_lists_every_manifest_but_the_run():
+def test_kustomization_lists_every_manifest_but_the_job():
     kustomization = yaml.safe_load((KUBERAY / "kustomization.yaml").read_text(encoding="utf-8"))
     files = {file.name for file in KUBERAY.glob("*.yaml")} - {"kustomization.yaml", "rayjob.yaml"}
     assert sorted(kustomization["resources"]) == sorted(files)
@@ -70,7 +70,7 @@ def test_kustomization_lists_every_manifest_but_the_run():
     assert of("RayJob")[0]["metadata"]["namespace"] == NAMESPACE
 
 
-def _made_secrets() -> dict[str, dict[str, str]]:
+def _secrets() -> dict[str, dict[str, str]]:
     text = subprocess.run([KUBERAY / "secrets.sh"], check=True, capture_output=True, text=True).stdout
     documents = list(yaml.safe_load_all(text))
     assert documents[0] == one("Namespace", NAMESPACE)
@@ -79,7 +79,7 @@ def _made_secrets() -> dict[str, dict[str, str]]:
 
 
 def test_secrets_are_random_every_time():
-    first, second = _made_secrets(), _made_secrets()
+    first, second = _secrets(), _secrets()
     assert {name: set(keys) for name, keys in first.items()} == {name: set(keys) for name, keys in second.items()}
     for name, values in first.items():
         for key, value in values.items():
@@ -88,8 +88,8 @@ def test_secrets_are_random_every_time():
                 assert value != second[name][key]
 
 
-def test_every_secret_that_a_manifest_names_is_one_that_secrets_sh_makes():
-    secrets, used = _made_secrets(), set()
+def test_manifests_use_exactly_the_secrets_that_secrets_sh_makes():
+    secrets, used = _secrets(), set()
     for _, _, spec in PODS:
         for container in spec["containers"]:
             for variable in container.get("env", []):
@@ -139,7 +139,7 @@ def _check_mounts(spec: dict[str, Any], own: set[str]) -> None:
     assert mounted == volumes
 
 
-def test_selectors_meet_labels_and_ports():
+def test_selectors_match_labels_and_ports():
     for document in of("Deployment", "StatefulSet"):
         spec = document["spec"]
         assert spec["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
@@ -170,7 +170,7 @@ def test_no_pod_has_more_rights_than_it_needs():
     assert len(PODS) == 8
     for owner, _, spec in PODS:
         assert spec["automountServiceAccountToken"] is False, owner
-        assert spec["enableServiceLinks"] is False, owner  # MLFLOW_PORT=tcp://... would be read as a setting
+        assert spec["enableServiceLinks"] is False, owner  # else serve.sh takes MLFLOW_PORT=tcp://... for its own
         assert spec["securityContext"]["runAsNonRoot"] is True, owner
         assert spec["securityContext"]["runAsUser"] > 0, owner
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, owner
@@ -186,6 +186,24 @@ def test_no_pod_has_more_rights_than_it_needs():
             assert "memory" in container["resources"]["limits"], owner
             assert re.fullmatch(r"[\w/-]+:[\w.-]+", container["image"]), owner
             assert not container["image"].endswith(":latest"), owner
+
+
+def test_only_the_workers_see_gpus():
+    for owner, _, spec in PODS:
+        for container in spec["containers"]:
+            if container["image"].startswith("clip2scene:"):
+                gpus = "nvidia.com/gpu" in container["resources"]["limits"]
+                hidden = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in container["env"]
+                assert hidden is not gpus, (owner, container["name"])  # NVIDIA's base image says "all"
+    assert {cluster["headGroupSpec"]["rayStartParams"]["num-gpus"] for cluster in ray_clusters()} == {"0"}
+
+
+def test_a_worker_fits_a_node_of_64_gib():
+    for cluster in ray_clusters():
+        for group in cluster["workerGroupSpecs"]:
+            [container] = group["template"]["spec"]["containers"]
+            memory = container["resources"]["requests"]["memory"]
+            assert int(memory.removesuffix("Gi")) <= 56, memory  # the node's own processes need the rest
 
 
 def test_nothing_is_opened_to_the_outside():
@@ -205,15 +223,15 @@ def test_ray_asks_for_the_token_and_is_the_pinned_version():
         assert cluster["rayVersion"] == pinned[1]
         for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
             names = {v["name"] for c in group["template"]["spec"]["containers"] for v in c["env"]}
-            assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & names  # KubeRay would keep ours instead of setting its own
+            assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & names  # KubeRay does not replace them
 
 
-def test_the_job_runs_on_a_cluster_like_the_lasting_one():
+def test_the_jobs_cluster_equals_the_lasting_one():
     lasting, own = ray_clusters()
     assert own == lasting
 
 
-def test_the_jobs_command_is_one_that_clip2scene_takes():
+def test_clip2scene_accepts_the_jobs_command():
     import open_clip
 
     from clip2scene.jobfile import load_job

@@ -1,4 +1,4 @@
-"""The MLflow of a team, as cluster/mlflow/serve.sh starts it, on a real PostgreSQL: strangers out, secrets unseen."""
+"""A team's MLflow, as cluster/mlflow/serve.sh starts it, on a real PostgreSQL: who is let in, no secret is shown."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ import pytest
 MLFLOW = Path(__file__).resolve().parents[2] / "cluster" / "mlflow"
 VENV_BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 120.0
+NAME = "mlflow.lab"
+"""The server's name for browsers and clients elsewhere."""
 
 
 class Team(NamedTuple):
@@ -51,7 +53,7 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def _running(command: list[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends with the block, or with this process however it ends."""
+    """A process that ends with the block, or with this process, even if that is killed."""
     watched = [sys.executable, "-m", "clip2scene.tracking.watchdog", *command]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -75,7 +77,7 @@ def _wait(process: subprocess.Popen[bytes], log: Path, ready) -> None:
 
 @contextlib.contextmanager
 def _postgres(password: str, log: Path) -> Iterator[int]:
-    """PostgreSQL on loopback with a database and a role ``mlflow`` of that password: its port."""
+    """The port of a PostgreSQL on loopback with a database and a role ``mlflow`` with this password."""
     programs, port = _postgres_folder(), _free_port()
     data = Path(tempfile.mkdtemp(prefix="clip2scene-postgres-"))
     as_user: list[str] = []
@@ -95,7 +97,7 @@ def _postgres(password: str, log: Path) -> Iterator[int]:
         with _running(command, log, environment) as process:
             asked = [str(programs / "pg_isready"), "--quiet", *server]
             _wait(process, log, lambda: subprocess.run(asked).returncode == 0)
-            # As cluster/README.md does it: the password is in no argument.
+            # As in cluster/README.md: the password is in no argument.
             sql = f"CREATE ROLE mlflow LOGIN PASSWORD '{password}'; CREATE DATABASE mlflow OWNER mlflow;"
             command = [str(programs / "psql"), "--quiet", "--set=ON_ERROR_STOP=1", *server]
             subprocess.run(command, input=sql, text=True, check=True)
@@ -124,6 +126,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
             MLFLOW_SECRETS_FILE=str(secrets_file),
             MLFLOW_ARTIFACTS_DESTINATION=str(folder / "artifacts"),
             MLFLOW_PORT=str(port),
+            MLFLOW_SERVER_ALLOWED_HOSTS=f"127.0.0.1:{port}, {NAME}:{port}",
             MLFLOW_WORKERS="1",
             PGPORT=str(database_port),
         )
@@ -135,9 +138,14 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 
 
 def _status(
-    url: str, *, login: tuple[str, str] | None = None, host: str | None = None, body: object = None
+    url: str,
+    *,
+    login: tuple[str, str] | None = None,
+    host: str | None = None,
+    origin: str | None = None,
+    body: object = None,
 ) -> int | None:
-    """Status of a request (a POST when it has a body), None when nobody answers."""
+    """The status of a request (a POST if it has a body), None if nothing answers."""
     request = urllib.request.Request(url)
     if body is not None:
         request.data = json.dumps(body).encode()
@@ -146,6 +154,8 @@ def _status(
         request.add_header("Authorization", f"Basic {base64.b64encode(':'.join(login).encode()).decode()}")
     if host is not None:
         request.add_header("Host", host)
+    if origin is not None:
+        request.add_header("Origin", origin)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return int(answer.status)
@@ -153,6 +163,10 @@ def _status(
         return error.code
     except OSError:
         return None
+
+
+def _port(team: Team) -> int:
+    return int(team.uri.rpartition(":")[2])
 
 
 def _search(team: Team) -> str:
@@ -165,7 +179,7 @@ def _add_user(team: Team, **changes: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-def test_only_those_with_a_password_are_let_in(team):
+def test_only_users_with_a_password_are_let_in(team):
     admin = ("admin", team.secrets["MLFLOW_AUTH_ADMIN_PASSWORD"])
     assert _status(_search(team)) == 401
     assert _status(_search(team), login=("admin", "not-the-password")) == 401
@@ -177,7 +191,23 @@ def test_only_those_with_a_password_are_let_in(team):
 def test_a_host_name_that_is_not_allowed_is_refused(team):
     admin = ("admin", team.secrets["MLFLOW_AUTH_ADMIN_PASSWORD"])
     assert _status(_search(team), login=admin, host="rebound.example.org") == 403
-    assert _status(_search(team), login=admin, host="localhost:" + team.uri.rpartition(":")[2]) == 200
+    assert _status(_search(team), login=admin, host=f"{NAME}:{_port(team)}") == 200
+
+
+def test_pages_work_under_the_servers_name_and_from_no_other_site(team):
+    admin, host = ("admin", team.secrets["MLFLOW_AUTH_ADMIN_PASSWORD"]), f"{NAME}:{_port(team)}"
+    search = {"url": f"{team.uri}/ajax-api/2.0/mlflow/runs/search", "body": {"experiment_ids": ["0"]}}
+    for origin, status in ((f"http://{host}", 200), (f"https://{host}", 200), ("http://rebound.example.org", 403)):
+        assert _status(**search, login=admin, host=host, origin=origin) == status, origin
+
+
+def test_the_loopback_names_are_allowed_by_default(tmp_path):
+    mlflow = tmp_path / "mlflow"
+    mlflow.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    mlflow.chmod(0o755)
+    environment = _environment(**SECRETS, MLFLOW_PORT="5001") | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    words = subprocess.run([MLFLOW / "serve.sh"], env=environment, check=True, capture_output=True, text=True).stdout
+    assert "--allowed-hosts\nlocalhost:5001,127.0.0.1:5001\n" in words
 
 
 LOG_A_RUN = """
@@ -189,7 +219,7 @@ with connect(sys.argv[1], "shared").run("a run", params={"seed": 1}, system_metr
 """
 
 
-def test_clients_that_add_user_made_share_an_experiment(team, tmp_path):
+def test_users_of_add_user_share_an_experiment(team, tmp_path):
     password = team.secrets["MLFLOW_TRACKING_PASSWORD"]
     credentials = tmp_path / ".mlflow" / "credentials"  # what the launcher copies to its nodes
     credentials.parent.mkdir()
@@ -244,7 +274,7 @@ def test_no_secret_is_on_a_command_line_or_in_the_log(team):
 
 
 def test_the_server_listens_on_loopback_only(team):
-    port = int(team.uri.rpartition(":")[2])
+    port = _port(team)
     listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port]
     assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
 
@@ -268,19 +298,19 @@ SECRETS |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": "0123456789abcdef", "MLFLOW_ARTIFA
         ({"MLFLOW_SECRETS_FILE": "/nowhere/mlflow.env"}, "is not a readable file"),
     ],
 )
-def test_serve_refuses_what_is_not_safe(changes, sentence):
+def test_serve_refuses_unsafe_settings(changes, sentence):
     _refused(_environment(**(SECRETS | changes)), sentence)
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o666])
-def test_serve_refuses_a_file_of_secrets_that_others_may_read(tmp_path, mode):
+def test_serve_refuses_a_secrets_file_that_others_may_read(tmp_path, mode):
     file = tmp_path / "mlflow.env"
     file.write_text("".join(f"{name}={value}\n" for name, value in SECRETS.items()))
     file.chmod(mode)
     _refused(_environment(MLFLOW_SECRETS_FILE=str(file)), "others may read it")
 
 
-def test_serve_runs_no_code_from_its_file_of_secrets(tmp_path):
+def test_serve_runs_no_code_from_the_secrets_file(tmp_path):
     file, trace = tmp_path / "mlflow.env", tmp_path / "ran"
     file.write_text(f"PGPASSWORD=$(touch {trace})0123456789\nPATH=/nowhere\n")
     file.chmod(0o600)

@@ -1,4 +1,4 @@
-"""The network policies of cluster/kuberay: closed but for what is needed, by the rules of Kubernetes."""
+"""The network policies of cluster/kuberay, by the rules of Kubernetes: they allow only what is needed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from manifests import PODS, of
 
 
 def _peers(rule: dict[str, Any], side: str) -> list[dict[str, Any]]:
-    assert rule.get(side), "a rule without peers is open to everybody"
+    assert rule.get(side), "a rule without peers allows everybody"
     return rule[side]
 
 
 def _allowed(sender: dict[str, str], receiver: dict[str, str], port: int) -> bool:
-    """Whether the policies let a pod of the namespace with these labels reach another one's port."""
+    """Whether the policies let a pod of the namespace with these labels reach this port of another one."""
 
     def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
         return selector.get("matchLabels", {}).items() <= labels.items()
@@ -32,7 +32,7 @@ def _allowed(sender: dict[str, str], receiver: dict[str, str], port: int) -> boo
     return passes("to", "Egress", sender, receiver) and passes("from", "Ingress", receiver, sender)
 
 
-def test_the_network_is_closed_but_for_what_is_needed():
+def test_only_what_is_needed_is_allowed():
     [everything] = [
         d["spec"] for d in of("NetworkPolicy") if d["spec"]["podSelector"] == {} and "egress" not in d["spec"]
     ]
@@ -52,7 +52,7 @@ def test_the_network_is_closed_but_for_what_is_needed():
     assert seen == needed
 
 
-def test_only_kuberay_and_the_name_service_are_met_outside_the_namespace():
+def test_only_kuberay_and_the_name_service_are_allowed_outside_the_namespace():
     outside = []
     for document in of("NetworkPolicy"):
         for side, kind in (("from", "ingress"), ("to", "egress")):

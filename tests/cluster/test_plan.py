@@ -76,7 +76,7 @@ def test_what_the_storage_holds_is_done(streetworld_root, tmp_path):
     shape = (*stages.teacher.grid, stages.teacher.dim)
     for frame in frames[:-1]:
         features = {camera.name: np.zeros(shape, np.float16) for camera in frame.cameras}
-        store.write_frame(stages.store_path, frame.frame_id, features, {}, stages.teacher.digest)
+        store.write_frame(stages.store_path, frame.frame_id, features, {}, stages.teacher.digest, stages.storage)
     written = sorted(tmp_path.rglob("*"))
     some = works(planned(DEMO, *words))
     assert some["index"].done == len(stages.index.frames)
@@ -282,10 +282,10 @@ def test_memory_of_a_worker_is_near_what_is_measured(streetworld_root, tmp_path)
     frames = (*stages.train_frames, *stages.eval_frames)
     for frame in frames:
         features = {camera.name: rng.standard_normal(shape).astype(np.float16) for camera in frame.cameras}
-        store.write_frame(stages.store_path, frame.frame_id, features, {}, stages.teacher.digest)
+        store.write_frame(stages.store_path, frame.frame_id, features, {}, stages.teacher.digest, stages.storage)
     about = {"index": stages.index.digest, "teacher": stages.teacher.digest, "grid": list(shape[:2]), "dim": shape[2]}
     counts = {"frames": len(frames), "images": 6 * len(frames), "broken": [], "dtype": "float16"}
-    store.write_manifest(stages.store_path, about | counts)
+    store.write_manifest(stages.store_path, about | counts, stages.storage)
     estimate = plan_jobs(
         [stages.job.model_copy(update={"stage": "distill"})], "m", Planner(machine(), read_rates())
     ).memory

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 import clip2scene
 from clip2scene.cluster import session, submit
@@ -49,7 +50,7 @@ def test_tables_and_sweeps_are_submitted_too():
 def test_the_package_is_the_code_and_the_files():
     with submit.package(submit.read_submission(SPACE, (), DEMO)) as folder:
         inside = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        revision = git_revision(folder / "clip2scene")
+        revision = (folder / "clip2scene" / "REVISION").read_text()
     code = Path(clip2scene.__file__).parent
     sources = {f"clip2scene/{path.relative_to(code)}" for path in code.rglob("*.py")}
     weights = {f"clip2scene/streetworld/clip/{path.name}" for path in (code / "streetworld" / "clip").iterdir()}
@@ -59,7 +60,7 @@ def test_the_package_is_the_code_and_the_files():
         "files/0/temperatures.yaml",
         "files/1/demo.yaml",
     }
-    assert revision == git_revision()
+    assert revision == f"{git_revision()}\n"
     assert not folder.exists()
 
 
@@ -82,7 +83,7 @@ def test_the_packages_file_needs_none_of_those_that_it_is_based_on(name):
         (
             ["resources.gpus_per_worker=0.6"],
             [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 0.0, "GPU": 1.0}],
-            r"1 CPU and 0.6 GPUs each is wanted and there is room for 1; .* have: 4 CPUs and 1 GPUs, 0 CPUs and 1 GPUs",
+            r"1 CPU and 0.6 GPUs each is wanted and there is room for 1; .*here: 4 CPUs and 1 GPUs, 0 CPUs and 1 GPUs",
         ),
         (["resources.num_workers=4", "resources.gpus_per_worker=0.6"], [{"CPU": 8.0, "GPU": 3.0}], r"is room for 3; "),
         (["extract.gpus_per_actor=1"], [{"CPU": 8.0, "GPU": 1.0}], r"extract.num_actors=2 .*room for 1; "),
@@ -104,8 +105,8 @@ def test_a_job_that_trains_nothing_needs_no_gpu_for_training():
         job = load_job(NUSCENES, [*words, f"stage={stage}"])
         session._check_gpus(job, [])
         submit.check_fits(job, [{"CPU": 8.0}], "here")
-    with pytest.raises(ConfigError, match="needs 2 GPUs and Ray has 0"):
-        session._check_gpus(load_job(NUSCENES, [*words, "stage=distill"]), [0.0])
+    with pytest.raises(ConfigError, match=r"^resources\.num_workers=2 .* room for 0; .*Ray: 0 CPUs and 0 GPUs"):
+        session._check_gpus(load_job(NUSCENES, [*words, "stage=distill"]), [{"GPU": 0.0}])
 
 
 def test_relative_paths_are_for_this_machine(tmp_path, monkeypatch):
@@ -114,17 +115,47 @@ def test_relative_paths_are_for_this_machine(tmp_path, monkeypatch):
     words = ["dataset.root=world", "finetune.checkpoint=/other/student.safetensors", "storage=~/out"]
     words += ["teacher.model=ViT-B-16", "teacher.pretrained=teacher.safetensors"]
     job = submit.read_submission(DEMO, words)
-    assert submit.absolute_paths(job, here=True) == (
+    assert submit.with_absolute_paths(job, here=True).overrides == (
+        *words,
         f"dataset.root={tmp_path}/world",
         f"teacher.pretrained={tmp_path}/teacher.safetensors",
     )
     with pytest.raises(ConfigError, match=r"^dataset\.root=world: a relative path, and the cluster is not on this"):
-        submit.absolute_paths(job, here=False)
+        submit.with_absolute_paths(job, here=False)
     anywhere = submit.read_submission(DEMO, ["storage=s3://bucket/runs"])
-    assert submit.absolute_paths(anywhere, here=False) == ()
-    assert submit.absolute_paths(submit.read_submission(TABLE), here=True) == (f"storage={tmp_path}/tables-output",)
-    sweep = submit.read_submission(SPACE, (), DEMO)
-    assert submit.absolute_paths(sweep, here=True) == (f"job.storage={tmp_path}/demo-output",)
+    assert submit.with_absolute_paths(anywhere, here=False) == anywhere
+    table = submit.with_absolute_paths(submit.read_submission(TABLE), here=True)
+    assert table.overrides == (f"storage={tmp_path}/tables-output",)
+    sweep = submit.with_absolute_paths(submit.read_submission(SPACE, (), DEMO), here=True)
+    assert sweep.overrides == (f"job.storage={tmp_path}/demo-output",)
+    assert {job.storage for job in sweep.jobs} == {f"{tmp_path}/demo-output"}
+
+
+def test_a_relative_path_that_only_a_row_or_a_space_sets_is_refused(tmp_path):
+    row = {"group": "a", "name": "given", "set": {"finetune.checkpoint": "student.safetensors"}}
+    table = yaml.safe_load(Path(TABLE).read_text()) | {"reference": "plain", "storage": "/tables", "seeds": [1]}
+    table["jobs"] = {"streetworld": {"base": str(REPOSITORY / "jobs" / "streetworld.yaml")}}
+    table["rows"] = [{"group": "a", "name": "plain"}, row]
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(table))
+    submission = submit.read_submission(str(tmp_path / "table.yaml"))
+    assert [job.finetune.checkpoint for job in submission.jobs] == [None, "student.safetensors"]
+    with pytest.raises(
+        ConfigError, match=r"^finetune\.checkpoint=student\.safetensors: a relative path in a row"
+    ) as caught:
+        submit.with_absolute_paths(submission, here=True)
+    assert "\n" not in str(caught.value)
+    row["set"]["finetune.checkpoint"] = "/students/1.safetensors"
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(table))
+    absolute = submit.read_submission(str(tmp_path / "table.yaml"))
+    assert submit.with_absolute_paths(absolute, here=True) == absolute
+    space = [
+        "job.storage=/sweeps",
+        "parameters={teacher.model: {grid: ['local-dir:a', 'local-dir:/b']}}",
+        "num_trials=1",
+    ]
+    sweep = submit.read_submission(SPACE, [*space, "touches_features=true"], DEMO)
+    with pytest.raises(ConfigError, match=r"^teacher\.model=local-dir:a: a relative path in a search space"):
+        submit.with_absolute_paths(sweep, here=True)
 
 
 @pytest.mark.parametrize(

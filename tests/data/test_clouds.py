@@ -6,17 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from clip2scene.data.clouds import read_cloud, read_image, read_labels, resolve
-from clip2scene.data.index import DataError
 from clip2scene.data.vocabulary import vocabulary
 
 NUSCENES = vocabulary("nuscenes")
-
-
-def _refused(message: str) -> pytest.RaisesExc[DataError]:
-    """One sentence, on one line, that matches."""
-    return pytest.raises(DataError, match=rf"\A[^\n]*{message}[^\n]*\Z")
 
 
 @pytest.fixture
@@ -43,26 +38,26 @@ def test_the_suffix_says_how_many_columns_a_point_has(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read, cloud_N4)
     read += 1
     (tmp_path / "cloud.las").write_bytes(cloud_N4.tobytes())
-    with _refused(r"cloud.las: not a point cloud by its name; allowed: .pcd.bin, .bin, .ply"):
+    with refused(r"cloud.las: not a point cloud by its name; allowed: .pcd.bin, .bin, .ply"):
         read_cloud(tmp_path / "cloud.las")
 
 
 @pytest.mark.parametrize("keep", [999, 981, 4])
 def test_truncated_cloud(cloud: tuple[Path, np.ndarray], keep: int) -> None:
     cloud[0].write_bytes(cloud[0].read_bytes()[:keep])
-    with _refused(rf"cloud.pcd.bin: truncated point cloud: {keep} bytes is not a multiple of 20"):
+    with refused(rf"cloud.pcd.bin: truncated point cloud: {keep} bytes is not a multiple of 20"):
         read_cloud(cloud[0])
 
 
 def test_empty_and_missing_cloud(tmp_path: Path) -> None:
-    with _refused(r"nowhere.bin: missing point cloud"):
+    with refused(r"nowhere.bin: missing point cloud"):
         read_cloud(tmp_path / "nowhere.bin")
     folder = tmp_path / "folder.bin"
     folder.mkdir()
-    with _refused(r"cannot read the point cloud \(Is a directory\)"):
+    with refused(r"cannot read the point cloud \(Is a directory\)"):
         read_cloud(folder)
     (tmp_path / "empty.bin").touch()
-    with _refused(r"empty.bin: empty point cloud"):
+    with refused(r"empty.bin: empty point cloud"):
         read_cloud(tmp_path / "empty.bin")
 
 
@@ -71,7 +66,7 @@ def test_cloud_with_values_that_are_not_finite(cloud: tuple[Path, np.ndarray], v
     path, cloud_N5 = cloud
     cloud_N5[17, 2] = value
     path.write_bytes(cloud_N5.tobytes())
-    with _refused(r"point 17 of 50 is not finite"):
+    with refused(r"point 17 of 50 is not finite"):
         read_cloud(path)
 
 
@@ -88,7 +83,7 @@ def test_labels_are_mapped_to_the_vocabulary(tmp_path: Path) -> None:
 def test_label_file_of_the_wrong_length(tmp_path: Path, points: int) -> None:
     path = tmp_path / "labels.bin"
     path.write_bytes(bytes(6))
-    with _refused(rf"labels.bin: 6 labels for a cloud of {points} points"):
+    with refused(rf"labels.bin: 6 labels for a cloud of {points} points"):
         read_labels(path, points, NUSCENES)
 
 
@@ -105,9 +100,9 @@ def test_labels_of_uint32_have_the_class_below_and_the_instance_above(tmp_path: 
 def test_unknown_class_and_missing_label_file(tmp_path: Path) -> None:
     path = tmp_path / "labels.bin"
     path.write_bytes(bytes([1, 200, 32]))
-    with _refused(r"labels.bin: label ids \[32, 200\] are unknown to the vocabulary 'nuscenes' \(allowed: 0 to 31\)"):
+    with refused(r"labels.bin: label ids \[32, 200\] are unknown to the vocabulary 'nuscenes' \(allowed: 0 to 31\)"):
         read_labels(path, 3, NUSCENES)
-    with _refused(r"missing label file"):
+    with refused(r"missing label file"):
         read_labels(tmp_path / "nowhere.bin", 3, NUSCENES)
 
 
@@ -134,18 +129,18 @@ def test_truncated_jpeg(tmp_path: Path, lost: int | str) -> None:
     count = {"half": len(data) // 2, "all": len(data)}.get(lost, lost) if isinstance(lost, str) else lost
     path = tmp_path / "image.jpg"
     path.write_bytes(data[: len(data) - int(count)])
-    with _refused(r"image.jpg: truncated or damaged image"):
+    with refused(r"image.jpg: truncated or damaged image"):
         read_image(path, 40, 24)
 
 
 def test_missing_image_no_image_and_image_of_another_size(tmp_path: Path) -> None:
-    with _refused(r"nowhere.jpg: missing image"):
+    with refused(r"nowhere.jpg: missing image"):
         read_image(tmp_path / "nowhere.jpg", 40, 24)
     (tmp_path / "text.jpg").write_text("not an image")
-    with _refused(r"truncated or damaged image \(cannot identify"):
+    with refused(r"truncated or damaged image \(cannot identify"):
         read_image(tmp_path / "text.jpg", 40, 24)
     (tmp_path / "image.jpg").write_bytes(_jpeg())
-    with _refused(r"the image has 40 x 24 pixels, the index says 24 x 40"):
+    with refused(r"the image has 40 x 24 pixels, the index says 24 x 40"):
         read_image(tmp_path / "image.jpg", 24, 40)
 
 
@@ -160,8 +155,8 @@ def test_resolve_stays_below_the_root(tmp_path: Path) -> None:
     assert resolve(root, "samples/inside/a..bin") == root / "samples" / "a..bin"
     assert resolve(tmp_path / "alias", "samples/a.bin") == root / "samples" / "a.bin"
     for path in ("../secret", "samples/../../secret", str(tmp_path / "secret"), "samples/link", ".."):
-        with _refused(r"leaves the dataset's root"):
+        with refused(r"leaves the dataset's root"):
             resolve(root, path)
     for path in ("", "a\0b"):
-        with _refused(r"is not a path"):
+        with refused(r"is not a path"):
             resolve(root, path)

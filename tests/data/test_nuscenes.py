@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from clip2scene.config import digest_of
 from clip2scene.data.clouds import read_cloud, read_image, read_labels, resolve
@@ -282,7 +283,7 @@ BROKEN: dict[str, tuple[Callable[[Path, Index], object], str]] = {
     ),
     "NaN intrinsics": (
         _edit("calibrated_sensor", lambda r: [x.update(camera_intrinsic=np.full((3, 3), np.nan).tolist()) for x in r]),
-        r"is no pinhole camera",
+        r"is not a pinhole camera",
     ),
     "no width": (_edit("sample_data", lambda r: [x.update(width=0) for x in r]), r"width 0 is not a positive number"),
     "no time": (_set_lidar("timestamp", None), r"timestamp None is not a whole number"),
@@ -313,7 +314,7 @@ BROKEN: dict[str, tuple[Callable[[Path, Index], object], str]] = {
 def test_broken_dataset_is_refused_in_one_sentence(broken: Path, street_index: Index, case: str) -> None:
     breaker, message = BROKEN[case]
     breaker(broken / street_index.version, street_index)
-    with pytest.raises(DataError, match=rf"\A[^\n]*{message}[^\n]*\Z"):
+    with refused(message):
         build_index(broken, street_index.version)
 
 

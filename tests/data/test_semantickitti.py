@@ -8,19 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 from scipy.spatial import cKDTree
 
 from clip2scene.config import ConfigError
 from clip2scene.data.clouds import read_cloud, read_image, read_labels, resolve
 from clip2scene.data.datasets import build_index as build_any
 from clip2scene.data.datasets import fingerprint
-from clip2scene.data.index import DataError, Index, read_index, write_index
+from clip2scene.data.index import Index, read_index, write_index
 from clip2scene.data.semantickitti import build_index
 from clip2scene.data.splits import split_frames
 from clip2scene.data.vocabulary import vocabulary
-from clip2scene.geometry.inspect import inspect_frame
-from clip2scene.geometry.projection import project
+from clip2scene.geometry.pairing import pair
+from clip2scene.geometry.projection import image_from_lidar
 from clip2scene.geometry.registration import choose_sweeps, register
+from clip2scene.inspection import inspect_frame
 from clip2scene.teacher.store import frame_file
 
 WORDS = vocabulary("semantickitti")
@@ -72,11 +74,6 @@ def tiny(tmp_path: Path) -> Path:
                 ids = np.resize([10, 252, 40, 60, 81, 0], 30) + (np.arange(30) << 16)
                 (folder / "labels" / f"{n:06d}.label").write_bytes(ids.astype("<u4").tobytes())
     return tmp_path / "kitti"
-
-
-def _refused(message: str) -> pytest.RaisesExc[DataError]:
-    """One sentence, on one line, that matches."""
-    return pytest.raises(DataError, match=rf"\A[^\n]*{message}[^\n]*\Z")
 
 
 def _change(path: Path, old: str, new: str) -> None:
@@ -132,11 +129,14 @@ def test_depth_is_in_the_frame_of_camera_2(real_index: Index) -> None:
     )
     p2, tr = (np.array(rows[key].split(), dtype=float).reshape(3, 4) for key in ("P2", "Tr"))
     points = read_cloud(resolve(real_index.root, frame.cloud_path))[:, :3].astype(np.float64)
-    expected = p2 @ np.vstack((tr @ np.column_stack((points, np.ones(len(points)))).T, np.ones(len(points))))
-    visible, pixels, depth = project(points, frame.world_from_lidar, frame.cameras[0])
+    points_4N = np.vstack((points.T, np.ones(len(points))))
+    expected = p2 @ np.vstack((tr @ points_4N, np.ones(len(points))))
+    depth = (image_from_lidar(frame.cameras[0], frame.world_from_lidar) @ points_4N)[2]
     # The printed Tr is a rotation up to 1e-7; the index has the exact one.
     np.testing.assert_allclose(depth, expected[2], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(pixels[visible], (expected[:2] / expected[2]).T[visible], rtol=0, atol=1e-3)
+    pairs = pair(points, frame.world_from_lidar, frame.cameras)
+    assert len(pairs)
+    np.testing.assert_allclose(pairs.pixel_P2, (expected[:2] / expected[2]).T[pairs.point_P], rtol=0, atol=1e-3)
 
 
 def test_registered_scans_lie_on_each_other(real_index: Index) -> None:
@@ -215,13 +215,13 @@ def test_scan_whose_pose_is_not_finite_is_left_out_and_reported(
 def test_no_finite_pose_at_all(tiny: Path) -> None:
     for name in ("00", "11"):
         (tiny / "sequences" / name / "poses.txt").write_text(_text(np.full((5, 12), np.nan)))
-    with _refused(r"kitti: no scan with a finite pose; sequences/00/poses.txt: line 1 is not finite"):
+    with refused(r"kitti: no scan with a finite pose; sequences/00/poses.txt: line 1 is not finite"):
         build_index(tiny)
 
 
 def test_calibration_without_tr_says_so(tiny: Path) -> None:
     _change(tiny / "sequences/00/calib.txt", "Tr:", "Tr_cam_to_road:")
-    with _refused(r"sequences/00/calib.txt: has no Tr; .*from the LiDAR to camera 0"):
+    with refused(r"sequences/00/calib.txt: has no Tr; .*from the LiDAR to camera 0"):
         build_index(tiny)
 
 
@@ -231,12 +231,12 @@ def test_calibration_without_tr_says_so(tiny: Path) -> None:
         ("calib.txt", "P2:", "P4:", r"calib.txt: has no P2;"),
         ("calib.txt", "Tr: 0.000000000000e+00", "Tr:", r"calib.txt: Tr: has 11 numbers; exactly 12 are allowed"),
         ("calib.txt", "Tr: 0.000000000000e+00", "Tr: nan", r"calib.txt: Tr has values that are not finite"),
-        ("calib.txt", "Tr: 0.000000000000e+00", "Tr: 3", r"calib.txt: Tr, matrix 1 is no rigid transform"),
-        ("calib.txt", "P2: 5.0", "P2: -5.0", r"calib.txt: P2 .* is no pinhole camera"),
+        ("calib.txt", "Tr: 0.000000000000e+00", "Tr: 3", r"calib.txt: Tr, matrix 1 is not a rigid transform"),
+        ("calib.txt", "P2: 5.0", "P2: -5.0", r"calib.txt: P2 .* is not a pinhole camera"),
         ("poses.txt", "1.000000000000e+00", "one", r"poses.txt: line 1: 'one .*' are not numbers"),
         ("poses.txt", "1.000000000000e+00 ", "", r"poses.txt: line 1: has 11 numbers; exactly 12 are allowed"),
-        ("poses.txt", "1.000000000000e+00", "1.1", r"poses.txt: the pose of line 1 is no rigid transform"),
-        ("poses.txt", "1.000000000000e+00", "-1", r"poses.txt: the pose of line 1 is no rigid transform"),
+        ("poses.txt", "1.000000000000e+00", "1.1", r"poses.txt: the pose of line 1 is not a rigid transform"),
+        ("poses.txt", "1.000000000000e+00", "-1", r"poses.txt: the pose of line 1 is not a rigid transform"),
         ("times.txt", "4.000000e-01\n", "", r"times.txt: 4 times for the 5 poses of poses.txt"),
         ("times.txt", "1.000000e-01", "0", r"times.txt: line 2 \(0.0 s\) is no time after that of the line before"),
         ("times.txt", "4.000000e-01", "inf", r"times.txt: line 5 \(inf s\) is no time"),
@@ -244,7 +244,7 @@ def test_calibration_without_tr_says_so(tiny: Path) -> None:
 )
 def test_damaged_tables(tiny: Path, file: str, old: str, new: str, message: str) -> None:
     _change(tiny / "sequences/00" / file, old, new)
-    with _refused(message):
+    with refused(message):
         build_index(tiny)
 
 
@@ -252,10 +252,10 @@ def test_damaged_tables(tiny: Path, file: str, old: str, new: str, message: str)
 def test_missing_and_binary_tables(tiny: Path, file: str) -> None:
     path = tiny / "sequences/00" / file
     path.write_bytes(b"\xff\xfe")
-    with _refused(rf"{file}: damaged: not a text of numbers"):
+    with refused(rf"{file}: damaged: not a text of numbers"):
         build_index(tiny)
     path.unlink()
-    with _refused(rf"{file}: missing file; every sequence needs calib.txt, poses.txt, times.txt"):
+    with refused(rf"{file}: missing file; every sequence needs calib.txt, poses.txt, times.txt"):
         build_index(tiny)
 
 
@@ -263,14 +263,14 @@ def test_scan_beyond_the_poses(tiny: Path) -> None:
     folder = tiny / "sequences/00"
     for file in ("poses.txt", "times.txt"):
         (folder / file).write_text("".join((folder / file).read_text().splitlines(keepends=True)[:3]))
-    with _refused(r"poses.txt: 3 poses, none for scan 000003; line n is the pose of scan n, counted from 0"):
+    with refused(r"poses.txt: 3 poses, none for scan 000003; line n is the pose of scan n, counted from 0"):
         build_index(tiny)
 
 
 @pytest.mark.parametrize(("part", "suffix"), [("image_2", "png"), ("labels", "label")])
 def test_missing_image_and_label_file(tiny: Path, part: str, suffix: str) -> None:
     (tiny / "sequences/00" / part / f"000002.{suffix}").unlink()
-    with _refused(rf"scan 00_000002: file sequences/00/{part}/000002.{suffix} is missing"):
+    with refused(rf"scan 00_000002: file sequences/00/{part}/000002.{suffix} is missing"):
         build_index(tiny)
 
 
@@ -290,15 +290,15 @@ def test_sequence_without_its_folder_of_images_is_kept_without_cameras(tiny: Pat
 
 def test_image_that_is_no_png(tiny: Path) -> None:
     (tiny / "sequences/00/image_2/000001.png").write_bytes(b"\x89PNG")
-    with _refused(r"image_2/000001.png: damaged image: not a PNG"):
+    with refused(r"image_2/000001.png: damaged image: not a PNG"):
         build_index(tiny)
 
 
 def test_no_dataset_and_no_scans(tmp_path: Path) -> None:
-    with _refused(r"no SemanticKITTI there; allowed: a folder that holds sequences or dataset/sequences"):
+    with refused(r"no SemanticKITTI there; allowed: a folder that holds sequences or dataset/sequences"):
         build_index(tmp_path)
     (tmp_path / "sequences/00").mkdir(parents=True)
-    with _refused(r"no scan with a finite pose; allowed: files like sequences/00/velodyne/000000.bin"):
+    with refused(r"no scan with a finite pose; allowed: files like sequences/00/velodyne/000000.bin"):
         build_index(tmp_path)
 
 
@@ -307,15 +307,15 @@ def test_truncated_scan_and_damaged_labels(tiny: Path) -> None:
     assert frame.label_path is not None
     cloud, labels = tiny / frame.cloud_path, tiny / frame.label_path
     cloud.write_bytes(cloud.read_bytes()[:-3])
-    with _refused(r"000000.bin: truncated point cloud: 477 bytes is not a multiple of 16 \(4 float32 a point\)"):
+    with refused(r"000000.bin: truncated point cloud: 477 bytes is not a multiple of 16 \(4 float32 a point\)"):
         read_cloud(cloud)
-    with _refused(r"000000.label: 30 labels for a cloud of 29 points; exactly one a point is allowed"):
+    with refused(r"000000.label: 30 labels for a cloud of 29 points; exactly one a point is allowed"):
         read_labels(labels, 29, WORDS)
     labels.write_bytes(np.array([10, 2, 300 | 7 << 16], dtype="<u4").tobytes())
-    with _refused(r"label ids \[2, 300\] are unknown to the vocabulary 'semantickitti' \(allowed: 0 to 1, 10 to 11"):
+    with refused(r"label ids \[2, 300\] are unknown to the vocabulary 'semantickitti' \(allowed: 0 to 1, 10 to 11"):
         read_labels(labels, 3, WORDS)
     labels.write_bytes(labels.read_bytes()[:-1])
-    with _refused(r"000000.label: truncated label file: 11 bytes is not a multiple of 4"):
+    with refused(r"000000.label: truncated label file: 11 bytes is not a multiple of 4"):
         read_labels(labels, 3, WORDS)
 
 
@@ -324,7 +324,10 @@ def test_truncated_scan_and_damaged_labels(tiny: Path) -> None:
 
 def test_one_door_to_the_builders(tiny: Path) -> None:
     assert build_any("semantickitti", tiny, max_sweeps=1).digest == build_index(tiny, max_sweeps=1).digest
-    with pytest.raises(ConfigError, match=r"nuscenes: version must name its folder of tables"):
+    with pytest.raises(
+        ConfigError,
+        match=r"nuscenes: give the name of its folder of tables .* as --version \(in a job: dataset\.version\)",
+    ):
         build_any("nuscenes", tiny)
 
 

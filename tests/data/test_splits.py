@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from clip2scene.config import ConfigError
 from clip2scene.data.index import DataError, Frame, Index
@@ -86,14 +87,14 @@ def test_missing_and_damaged_list_of_scannet(tmp_path: Path) -> None:
     damaged = {b"scene1\n": "'scene1' is no scene", b"\n": "'nothing' is no scene", b"\xff": "cannot be read"}
     for data, message in damaged.items():
         path.write_bytes(data)
-        with pytest.raises(DataError, match=rf"\A[^\n]*scannetv2_val.txt: {message}[^\n]*\Z"):
+        with refused(f"scannetv2_val.txt: {message}"):
             split_frames(index, "val")
 
 
 def test_importing_splits_and_clouds_does_not_import_the_devkit() -> None:
     code = (
         "import sys, clip2scene.data.splits, clip2scene.data.clouds, clip2scene.data.nuscenes\n"
-        "import clip2scene.geometry.inspect\n"
+        "import clip2scene.inspection\n"
         "sys.exit(any(name.split('.')[0] in {'nuscenes', 'torch', 'matplotlib'} for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

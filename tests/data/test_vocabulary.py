@@ -112,8 +112,20 @@ def test_all_has_every_thing_once() -> None:
             assert every & set(prompts), title
 
 
+def test_official_names_are_the_benchmarks_one_name_per_class() -> None:
+    words = vocabulary("nuscenes", "official")
+    assert ("driveable surface",) in words.prompts
+    assert ("traffic cone",) in words.prompts
+    assert (words.classes, words.raw_to_label) == (vocabulary("nuscenes").classes, vocabulary("nuscenes").raw_to_label)
+    everything = vocabulary("all", "official")
+    streets = [vocabulary(name, "official") for name in ("nuscenes", "semantickitti", "cityscapes")]
+    assert {names for words in streets for names in words.prompts} == set(everything.prompts)
+    assert vocabulary_of("scannet", "official").prompts[-1] == ("other furniture",)
+
+
 def test_digests_tell_vocabularies_apart() -> None:
-    assert len({words.digest for words in VOCABULARIES.values()}) == len(VOCABULARIES)
+    every = [vocabulary(name, names) for name in VOCABULARIES for names in ("common", "official")]
+    assert len({words.digest for words in every}) == len(every)
 
 
 def test_vocabulary_of_a_data_set() -> None:

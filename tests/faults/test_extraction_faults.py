@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from servers import wait_until
 
+from clip2scene.storage import Storage
 from clip2scene.teacher.store import FeatureStore
 from commands import tell_recovery
 
@@ -32,6 +33,7 @@ sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 from test_extract import make_index, teacher_settings
 from clip2scene.config import ExtractSettings
 from clip2scene.data.index import DataError
+from clip2scene.storage import Storage
 from clip2scene.teacher.extract import extract
 
 root, store, model, name = (Path(word) for word in sys.argv[2:6])
@@ -57,7 +59,7 @@ index = make_index(root / f"data-{name}", int(sys.argv[6]))
 index = type(index)(index.dataset, root / "data-first", index.version, index.frames)
 settings = ExtractSettings(num_actors=1, frames_per_batch=1)
 try:
-    report = extract(index, index.frames, teacher_settings(model), settings, store, bar)
+    report = extract(index, index.frames, teacher_settings(model), settings, store, bar, storage=Storage(store))
 except DataError as error:
     sys.exit(f"clip2scene: {error}")
 print(json.dumps([report.images_encoded, report.images_cached]))
@@ -79,7 +81,7 @@ def test_two_jobs_that_want_the_same_at_once_encode_it_once(tiny_clip, tmp_path)
     assert reports == [[FRAMES * CAMERAS, 0], [0, FRAMES * CAMERAS]]
     with (store / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if anyone still holds it
-    assert len(FeatureStore.open(store).read("frame-0")) == CAMERAS
+    assert len(FeatureStore.open(store, Storage(store)).read("frame-0")) == CAMERAS
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from servers import MlflowServer, wait_until, write_metrics
 
 from clip2scene.jobfile import load_job
 from clip2scene.pipeline import Pipeline
-from clip2scene.tracking.errors import TrackingError
 from clip2scene.tracking.outbox import Outbox
-from clip2scene.tracking.sweep_record import read_sweep
-from clip2scene.tracking.sweep_runs import FORMAT, TrialRun, sweep_run
+from clip2scene.tracking.server import TrackingError
+from clip2scene.tracking.sweep.record import read_sweep
+from clip2scene.tracking.sweep.runs import FORMAT, TrialRun, sweep_run
 from clip2scene.tracking.tracker import Tracker, client_of, connect
 from commands import REPOSITORY, tell_recovery
 
@@ -276,15 +276,15 @@ def test_a_sweep_whose_server_is_away_at_its_end_waits_and_reads_all(server, tmp
         parent.log_dict({"format": FORMAT, "parameters": []}, "sweep.json")
         trial = TrialRun(tracker, parent, "away", 0, job, None)
         server.kill()
-        trial.log_epoch(1, {"loss": 2.0, "verifying/miou": 0.25})
+        trial.log_epoch(1, {"miou": 0.25}, {"loss": 2.0})
         trial.end("finished", {"miou": 0.25, "epochs": 1.0, "seconds": 3.0})
         impatient = dataclasses.replace(tracker, patience_s=0.0)
         sentence = "does not answer, so that we cannot read it; what is finished is kept, and the same command goes on"
-        with pytest.raises(TrackingError, match=sentence), impatient.told("read it"):
+        with pytest.raises(TrackingError, match=sentence), impatient.synced("read it"):
             pass
         back = threading.Timer(1.0, server.start)
         back.start()
-        with tracker.told("read the sweep"):
+        with tracker.synced("read the sweep"):
             record = read_sweep(server.uri, "away")
         back.join()
     assert [trial.finals for trial in record.trials] == [{"miou": 0.25, "epochs": 1.0, "seconds": 3.0}]

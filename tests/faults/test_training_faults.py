@@ -21,9 +21,9 @@ import torch
 from servers import wait_until
 
 from clip2scene.config import ResourceSettings
-from clip2scene.training.checkpoints import SEAL, newest_whole, seal
+from clip2scene.training.checkpoints import SEAL, newest_intact, seal
 from clip2scene.training.fit import fit
-from clip2scene.training.launch import crew
+from clip2scene.training.launch import worker_group
 from commands import tell_recovery
 
 pytestmark = pytest.mark.long
@@ -144,18 +144,18 @@ def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path, undisturbed, capsys
 
 @pytest.mark.parametrize("name", ["weights", "state", SEAL])
 @pytest.mark.parametrize("damage", [truncate, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[::-1])])
-def test_which_checkpoint_is_whole(tmp_path, name, damage):
+def test_which_checkpoint_is_intact(tmp_path, name, damage):
     folders, notes = [tmp_path / "checkpoint_000000", tmp_path / "checkpoint_000001"], []
     for folder in folders:
         folder.mkdir()
         (folder / "weights").write_bytes(bytes(range(100)))
         (folder / "state").write_text("{'step': 3}")
         seal(folder)
-    assert newest_whole(folders, notes.append) == folders[1]
+    assert newest_intact(folders, notes.append) == folders[1]
     damage(folders[1] / name)
-    assert newest_whole(folders, notes.append) == folders[0]
+    assert newest_intact(folders, notes.append) == folders[0]
     damage(folders[0] / name)
-    assert newest_whole(folders, notes.append) is None
+    assert newest_intact(folders, notes.append) is None
     assert len(notes) == 3
 
 
@@ -219,7 +219,7 @@ def test_a_worker_killed_in_its_second_work_does_not_repeat_the_first(tiny, tmp_
             train_workers()[0].send_signal(signal.SIGKILL)
 
     training = tiny.distillation(epochs=EPOCHS)
-    with crew(TWO):
+    with worker_group(TWO):
         first = run(training, tmp_path / "first", TWO, on_epoch=lambda epoch, _: heard.append(f"first {epoch}"))
         served_first = {worker.pid for worker in train_workers()}
         second = run(training, tmp_path / "second", TWO, on_epoch=kill_in_epoch_three)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clip2scene.geometry.depth_views import YAW_PITCH_DEG, Shown, render, show, view_from_cloud
+from clip2scene.geometry.depth_views import YAW_PITCH_DEG, Projected, project_into_views, render, view_from_cloud
 
 HEIGHT, WIDTH = 112, 208
 
@@ -32,52 +32,53 @@ def test_views_are_rotations_that_look_where_they_say():
 @pytest.mark.parametrize("view", range(6))
 def test_a_point_straight_ahead_falls_in_the_centre(view):
     yaw = np.deg2rad(YAW_PITCH_DEG[view][0])
-    shown = show(torch.tensor([[7 * np.cos(yaw), 7 * np.sin(yaw), 0]]).float(), HEIGHT, WIDTH)
-    row = shown.view_P.tolist().index(view)
-    np.testing.assert_allclose(shown.pixel_P2[row], [WIDTH / 2, HEIGHT / 2], atol=1e-3)
-    assert shown.depth_P[row] == pytest.approx(7)
+    projected = project_into_views(torch.tensor([[7 * np.cos(yaw), 7 * np.sin(yaw), 0]]).float(), HEIGHT, WIDTH)
+    row = projected.view_P.tolist().index(view)
+    np.testing.assert_allclose(projected.pixel_P2[row], [WIDTH / 2, HEIGHT / 2], atol=1e-3)
+    assert projected.depth_P[row] == pytest.approx(7)
 
 
 def test_up_and_left_are_up_and_left_in_the_image():
-    shown = show(torch.tensor([[5.0, 1.0, 0.5]]), HEIGHT, WIDTH)
-    u, v = shown.pixel_P2[shown.view_P == 0][0]
+    projected = project_into_views(torch.tensor([[5.0, 1.0, 0.5]]), HEIGHT, WIDTH)
+    u, v = projected.pixel_P2[projected.view_P == 0][0]
     assert u < WIDTH / 2
     assert v < HEIGHT / 2
 
 
 @pytest.mark.parametrize("size", [(112, 208), (64, 64), (32, 208)])
-def test_every_direction_is_asked_for_and_a_lidars_field_by_level_views_alone(size):
+def test_every_direction_is_read_back_and_a_lidars_field_from_level_views_alone(size):
     points = 5 * directions(20000)
-    shown = show(points, *size)
-    asked = torch.zeros(len(points), dtype=torch.bool)
-    asked[shown.point_P[shown.asked_P]] = True
-    assert asked.all()
+    projected = project_into_views(points, *size)
+    read_back = torch.zeros(len(points), dtype=torch.bool)
+    read_back[projected.point_P[projected.read_back_P]] = True
+    assert read_back.all()
     elevation = torch.rad2deg(torch.arcsin(points[:, 2] / 5))
-    by_tilted = shown.point_P[shown.asked_P & (shown.view_P >= 6)]
-    assert len(by_tilted)
-    assert elevation[by_tilted].abs().min() > 33
+    from_tilted = projected.point_P[projected.read_back_P & (projected.view_P >= 6)]
+    assert len(from_tilted)
+    assert elevation[from_tilted].abs().min() > 33
 
 
 def test_a_flat_cloud_needs_no_tilted_view():
     points = 9 * directions(2000) * torch.tensor([1, 1, 0.3])
     points = points[points[:, 2].abs() < 0.5 * points[:, :2].norm(dim=1)]
-    assert set(show(points, HEIGHT, WIDTH).view_P.tolist()) == set(range(6))
+    assert set(project_into_views(points, HEIGHT, WIDTH).view_P.tolist()) == set(range(6))
 
 
 def test_only_the_sensors_own_place_is_shown_by_no_view():
-    assert show(torch.tensor([[0.0, 0, 0], [0.1, 0.1, 0.1]]), HEIGHT, WIDTH).point_P.unique().tolist() == [1]
+    projected = project_into_views(torch.tensor([[0.0, 0, 0], [0.1, 0.1, 0.1]]), HEIGHT, WIDTH)
+    assert projected.point_P.unique().tolist() == [1]
 
 
 def test_back_projection_returns_each_points_own_pixel():
     points = 3 * directions(500)
-    shown = show(points, HEIGHT, WIDTH)
+    projected = project_into_views(points, HEIGHT, WIDTH)
     rotations = view_from_cloud()
     tangent = np.tan(np.deg2rad([55, 37.5]))
-    for at in range(0, len(shown.point_P), 37):
-        x, y, z = rotations[shown.view_P[at]] @ points[shown.point_P[at]].double().numpy()
+    for at in range(0, len(projected.point_P), 37):
+        x, y, z = rotations[projected.view_P[at]] @ points[projected.point_P[at]].double().numpy()
         expected = (np.array([x, y]) / z / tangent + 1) / 2 * [WIDTH, HEIGHT]
-        np.testing.assert_allclose(shown.pixel_P2[at], expected, atol=1e-3)
-    inside = (shown.pixel_P2 >= 0).all() & (shown.pixel_P2 < torch.tensor([WIDTH, HEIGHT])).all()
+        np.testing.assert_allclose(projected.pixel_P2[at], expected, atol=1e-3)
+    inside = (projected.pixel_P2 >= 0).all() & (projected.pixel_P2 < torch.tensor([WIDTH, HEIGHT])).all()
     assert inside
 
 
@@ -85,18 +86,18 @@ def test_the_nearer_point_wins_and_both_are_shown():
     # The nearest and the farthest point set the scale; the two between them share a pixel.
     points = torch.tensor([[1.0, 0, 0], [0, 4, 0], [0, 8, 0], [-64, 0, 0]])
     turned = points @ torch.from_numpy(view_from_cloud()[1]).float()  # some general direction
-    shown = show(turned, HEIGHT, WIDTH)
-    alone = show(turned[[0, 1, 3]], HEIGHT, WIDTH)
-    both = {tuple(pair) for pair in zip(shown.view_P.tolist(), shown.point_P.tolist(), strict=True)}
+    projected = project_into_views(turned, HEIGHT, WIDTH)
+    alone = project_into_views(turned[[0, 1, 3]], HEIGHT, WIDTH)
+    both = {tuple(pair) for pair in zip(projected.view_P.tolist(), projected.point_P.tolist(), strict=True)}
     assert {(view, 2) for view, point in both if point == 1} == {pair for pair in both if pair[1] == 2}
-    torch.testing.assert_close(render(shown, HEIGHT, WIDTH), render(alone, HEIGHT, WIDTH))
+    torch.testing.assert_close(render(projected, HEIGHT, WIDTH), render(alone, HEIGHT, WIDTH))
 
 
 def test_brightness_falls_with_depth_and_points_make_surfaces():
     depth = torch.tensor([1.0, 2, 4, 8, 16])
     pixel = torch.stack((torch.arange(5) * 40 + 20.5, torch.full((5,), 50.5)), dim=1)
-    shown = Shown(torch.zeros(5).long(), torch.arange(5), pixel, depth, torch.ones(5, dtype=torch.bool))
-    images = render(shown, HEIGHT, WIDTH)
+    projected = Projected(torch.zeros(5).long(), torch.arange(5), pixel, depth, torch.ones(5, dtype=torch.bool))
+    images = render(projected, HEIGHT, WIDTH)
     assert images.shape == (12, HEIGHT, WIDTH)
     # Every doubling of depth takes as much: the logarithm counts.
     torch.testing.assert_close(images[0, 50, pixel[:, 0].long()], torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2]))
@@ -107,4 +108,4 @@ def test_brightness_falls_with_depth_and_points_make_surfaces():
 
 
 def test_nothing_in_view_is_black():
-    assert (render(show(torch.zeros(3, 3), HEIGHT, WIDTH), HEIGHT, WIDTH) == 0).all()
+    assert (render(project_into_views(torch.zeros(3, 3), HEIGHT, WIDTH), HEIGHT, WIDTH) == 0).all()

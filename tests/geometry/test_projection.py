@@ -6,11 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from one_image import project
 
 from clip2scene.data.clouds import read_cloud, resolve
 from clip2scene.data.index import Camera, Index
-from clip2scene.geometry.projection import project
-from clip2scene.geometry.registration import inverse
+from clip2scene.data.poses import inverse
 
 
 def _camera_at_lidar_time(index: Index, name: str) -> Camera:

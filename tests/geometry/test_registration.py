@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip2scene.data.index import Frame, Sweep
-from clip2scene.geometry.registration import choose_sweeps, inverse, register, transform
+from clip2scene.data.poses import inverse
+from clip2scene.geometry.registration import choose_sweeps, register, transform
 
 
 def _random_pose(rng: np.random.Generator, distance_m: float) -> np.ndarray:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from one_image import project
 
 from clip2scene.data.clouds import read_cloud, read_depths, read_image, resolve
 from clip2scene.data.index import Camera, Frame, Index
 from clip2scene.data.scannet import build_index
 from clip2scene.data.vocabulary import vocabulary
-from clip2scene.geometry.inspect import inspect_frame
 from clip2scene.geometry.pairing import pair
-from clip2scene.geometry.projection import project
+from clip2scene.inspection import inspect_frame
 
 IN_VIEW = {"000000": 3770, "000060": 7400, "000120": 6622, "000180": 5731, "000240": 2630, "000290": 8392}
 

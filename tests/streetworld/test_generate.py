@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +62,26 @@ def test_a_finished_world_is_left_alone_and_counted_by_progress(tmp_path: Path) 
     generate(tmp_path / "world", TINY, seed=5, progress=finished.append)
     assert finished == [1, 1]
     assert (tmp_path / "world" / MANIFEST).stat().st_mtime_ns == before
-    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+    assert {path.name for path in tmp_path.iterdir()} == {"world", ".world.lock"}
+
+
+def test_of_two_runs_at_once_one_waits_and_finds_everything_done(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    finished: list[str] = []
+    second = threading.Thread(target=generate, args=(tmp_path / "world", TINY, 5), kwargs={"progress": finished.append})
+
+    def start_the_second(_: int) -> None:
+        finished.append("scene of the first")
+        if len(finished) == 1:
+            second.start()
+            while "another run generates world; waiting for it" not in caplog.text and second.is_alive():
+                time.sleep(0.01)
+
+    generate(tmp_path / "world", TINY, 5, progress=start_the_second)
+    second.join(timeout=60)
+    assert finished == ["scene of the first"] * 2
+    assert {path.name for path in tmp_path.iterdir()} == {"world", ".world.lock"}
 
 
 @pytest.mark.parametrize("held", ["notes.txt", MANIFEST])
@@ -71,13 +92,13 @@ def test_a_folder_that_holds_something_else_is_refused_and_kept(tmp_path: Path, 
     assert [path.name for path in tmp_path.iterdir()] == [held]
 
 
-def test_a_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_leaves_nothing_but_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "world", TINY, seed=3, progress=stop)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".world.lock"]
 
 
 def test_sweeps_before_the_first_keyframe_are_its_own(tmp_path: Path) -> None:

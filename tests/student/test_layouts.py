@@ -63,5 +63,5 @@ def test_channels_ask_for_a_smaller_spvcnn_with_one_block_a_level():
     assert layout.encoder == (48, 64, 96)
     assert layout.decoder == (64, 48, 32)
     assert layout.encoder_blocks == layout.decoder_blocks == (1, 1, 1)
-    assert layout.joins == (0, 3)
+    assert layout.fusions == (0, 3)
     assert layout_of(StudentSettings(channels=(8, 40, 16))).decoder == (40, 20)

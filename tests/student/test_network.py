@@ -9,7 +9,7 @@ from clip2scene.config import ConfigError, StudentSettings
 from clip2scene.data.index import DataError
 from clip2scene.student.checkpoint import load_checkpoint, save_checkpoint
 from clip2scene.student.network import Student
-from clip2scene.student.voxels import mean_of_points, rows_of_points, voxelise
+from clip2scene.student.voxels import rows_of_points, voxelise
 
 SMALL = StudentSettings(voxel_size_m=0.3, channels=(8, 12, 16))
 PUBLISHED = [
@@ -27,6 +27,18 @@ def cloud(seed: int, n: int = 2000) -> torch.Tensor:
 @pytest.mark.parametrize("voxel_size_m", [0.05, 0.3, 2.0])
 def test_every_point_gets_both_heads_and_gradients_reach_everything(voxel_size_m):
     check_heads_and_gradients(SMALL.model_copy(update={"voxel_size_m": voxel_size_m}), cloud(0))
+
+
+@pytest.mark.parametrize(("position", "intensity"), [(True, False), (False, True)])
+def test_a_network_reads_only_the_inputs_of_its_settings(position, intensity):
+    settings = SMALL.model_copy(update={"use_position": position, "use_intensity": intensity})
+    points, alone = cloud(0, 500), torch.zeros(500, dtype=torch.long)
+    points.requires_grad_()
+    Student(settings, embedding_dim=5)(points, alone)["scr"].sum().backward()
+    assert points.grad is not None
+    assert bool(points.grad[:, :3].any()) == position
+    assert bool(points.grad[:, 3].any()) == intensity
+    check_heads_and_gradients(settings, cloud(0))
 
 
 @pytest.mark.parametrize("settings", PUBLISHED, ids=lambda s: s.architecture)
@@ -160,12 +172,6 @@ def test_gpu_equals_cpu(settings):
         here = student(points, zeros)["classifier"]
         there = student.cuda()(points.cuda(), zeros.cuda())["classifier"].cpu()
     torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-4)
-
-
-def test_means_of_many_points_in_half_precision_do_not_overflow():
-    features = torch.full((8000, 2), 10.0, dtype=torch.float16)  # their sum is above 65504
-    means = mean_of_points(features, torch.zeros(8000, dtype=torch.long), 2)
-    torch.testing.assert_close(means, torch.tensor([[10.0, 10], [0, 0]], dtype=torch.float16))
 
 
 def test_more_cells_than_spconvs_hash_tells_apart_are_refused():

@@ -1,4 +1,4 @@
-"""What the driver makes of Tune's words: whose they are, how a sweep ends, and how much of it is left."""
+"""The driver's record of Tune's events: numbers of trials, how a sweep ends, and how much of it is left."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ import pickle
 from types import SimpleNamespace
 
 import pytest
-import yaml
 from rich.console import Console
 
-from clip2scene.sweeps import journal, watch
-from clip2scene.sweeps.journal import Clock, Journal, Relay
-from clip2scene.sweeps.space import load_sweep
-from clip2scene.sweeps.watch import Watch
+from clip2scene.sweeps import journal, progress
+from clip2scene.sweeps.journal import BudgetStopper, Journal, JournalCallback
+from clip2scene.sweeps.progress import SweepProgress
 
-JOB = {"name": "job", "dataset": {"kind": "streetworld"}, "teacher": {"model": "streetworld"}}
 TAU = "distill.scr.tau"
 
 
 class TrialRun:
-    """Stands for a trial's run in MLflow; what an earlier driver kept in one is in ``held``."""
+    """Replaces a trial's run in MLflow; ``held`` has the last epoch per trial that an earlier driver logged."""
 
     held: dict[int, int]
     ends: dict[int, tuple[str, dict[str, float]]]
@@ -29,7 +26,7 @@ class TrialRun:
     def __init__(self, tracker, parent, sweep, number, job, variant):
         self.number, self.tau, self.epoch = number, job.distill.scr.tau, self.held.get(number, 0)
 
-    def log_epoch(self, epoch, metrics):
+    def log_epoch(self, epoch, scores, metrics):
         self.epoch = max(self.epoch, epoch)
 
     def end(self, state, finals, reason):
@@ -37,34 +34,32 @@ class TrialRun:
 
 
 @pytest.fixture
-def told(monkeypatch):
-    """What a user reads."""
+def printed(monkeypatch):
+    """What the user sees."""
     text = io.StringIO()
-    monkeypatch.setattr(watch, "console", lambda: Console(file=text, width=200))
+    monkeypatch.setattr(progress, "console", lambda: Console(file=text, width=200))
     return text
 
 
 @pytest.fixture
-def begun(tmp_path, monkeypatch, told):
-    """Makes the journal of a sweep; its trials' runs are ``TrialRun``."""
+def begin(load, monkeypatch, printed):
+    """Make the journal of a sweep with ``TrialRun`` in place of MLflow's runs."""
     monkeypatch.setattr(journal, "TrialRun", TrialRun)
     monkeypatch.setattr(journal, "_current", [])
     TrialRun.held, TrialRun.ends = {}, {}
 
     def make(**space):
-        shared = {"sweep": "test", "parameters": {TAU: {"grid": [0.1, 0.2, 0.3, 0.4]}}, "budget": {"epochs": 6}}
-        for name, values in (("space", shared | space), ("job", JOB)):
-            (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
-        sweep = load_sweep(tmp_path / "space.yaml", tmp_path / "job.yaml")
-        made = Journal(sweep, None, None, Watch("test", "miou", len(sweep.trials), sweep.epochs), lambda: None)
-        Relay(made)
+        shared = {"parameters": {TAU: {"grid": [0.1, 0.2, 0.3, 0.4]}}, "budget": {"epochs": 6}}
+        sweep = load(**(shared | space))
+        made = Journal(sweep, None, None, SweepProgress("test", "miou", len(sweep.trials), sweep.epochs), lambda: None)
+        JournalCallback(made)
         return made
 
     return make
 
 
-def tunes(ended=False, **about):
-    """A trial as Tune hands it over."""
+def tune_trial(ended=False, **about):
+    """A trial as Tune passes it to callbacks."""
     error = RuntimeError("died")
     return SimpleNamespace(is_finished=lambda: ended, get_pickled_error=lambda: error, **about)
 
@@ -73,59 +68,59 @@ def result(epoch, miou=0.5):
     return {"epoch": epoch, "objective": miou, "metrics": {"verifying/miou": miou}, "time_total_s": 2.0 * epoch}
 
 
-def test_a_trial_keeps_its_number_in_whatever_order_tune_holds_them(begun):
-    made = begun()
-    trials = [tunes(config={"trial": number}) for number in (2, 0, 3, 1)]  # restored
-    relay = pickle.loads(pickle.dumps(Relay()))
+def test_a_trial_keeps_its_number_whatever_order_tune_holds_trials_in(begin):
+    made = begin()
+    trials = [tune_trial(config={"trial": number}) for number in (2, 0, 3, 1)]  # restored
+    callback = pickle.loads(pickle.dumps(JournalCallback()))
     for trial in trials:
-        relay.on_trial_start(0, trials, trial)
-        relay.on_trial_result(0, trials, trial, result(6, miou=trial.config["trial"] / 10))
+        callback.on_trial_start(0, trials, trial)
+        callback.on_trial_result(0, trials, trial, result(6, miou=trial.config["trial"] / 10))
     assert {number: run.tau for number, run in made._runs.items()} == {2: 0.3, 0: 0.1, 3: 0.4, 1: 0.2}
-    relay.on_trial_error(0, trials, trials[2])
+    callback.on_trial_error(0, trials, trials[2])
     for trial in trials[:2] + trials[3:]:
-        relay.on_trial_complete(0, trials, trial)
+        callback.on_trial_complete(0, trials, trial)
     assert TrialRun.ends.pop(3)[0] == "failed"
     assert {state for state, _ in TrialRun.ends.values()} == {"finished"}
     assert {number: finals["miou"] for number, (_, finals) in TrialRun.ends.items()} == {2: 0.2, 0: 0.0, 1: 0.1}
 
 
-def test_a_searchers_trial_has_the_number_that_it_was_asked_for_as(begun):
-    made = begun(parameters={TAU: {"uniform": [0.1, 1.0]}}, searcher="tpe", num_trials=3)
-    asked = {"3_tau=0.7": 0.7, "1_tau=0.2": 0.2}
-    trials = [tunes(config={TAU: tau}, experiment_tag=tag) for tag, tau in asked.items()]
+def test_a_searchers_trials_are_numbered_as_they_were_suggested(begin):
+    made = begin(parameters={TAU: {"uniform": [0.1, 1.0]}}, searcher="tpe", num_trials=3)
+    suggested = {"3_tau=0.7": 0.7, "1_tau=0.2": 0.2}
+    trials = [tune_trial(config={TAU: tau}, experiment_tag=tag) for tag, tau in suggested.items()]
     for trial in trials:
-        Relay().on_trial_start(0, trials, trial)
+        JournalCallback().on_trial_start(0, trials, trial)
     assert {number: run.tau for number, run in made._runs.items()} == {2: 0.7, 0: 0.2}
 
 
-def test_what_the_clock_stops_keeps_its_scores(begun):
-    made = begun(budget={"epochs": 6, "hours": 1e-9})
-    trials = [tunes(config={"trial": 0}), tunes(config={"trial": 1})]
+def test_trials_that_the_budget_stops_keep_their_scores(begin):
+    made = begin(budget={"epochs": 6, "hours": 1e-9})
+    trials = [tune_trial(config={"trial": 0}), tune_trial(config={"trial": 1})]
     for trial, epochs in zip(trials, (6, 2), strict=True):
-        Relay().on_trial_start(0, trials, trial)
-        Relay().on_trial_result(0, trials, trial, result(epochs))
-    assert pickle.loads(pickle.dumps(Clock())).stop_all()
-    made.finish()  # Tune tells of no end then
+        JournalCallback().on_trial_start(0, trials, trial)
+        JournalCallback().on_trial_result(0, trials, trial, result(epochs))
+    assert pickle.loads(pickle.dumps(BudgetStopper())).stop_all()
+    made.finish()  # Tune reports no end of these
     assert TrialRun.ends == {
         0: ("finished", {"epochs": 6, "seconds": 12.0, "miou": 0.5}),
         1: ("stopped", {"epochs": 2, "seconds": 4.0, "miou": 0.5}),
     }
 
 
-def test_hours_are_counted_from_this_drivers_start(begun):
-    begun(budget={"epochs": 6, "hours": 1})
-    assert not Clock().stop_all()
-    begun()
+def test_hours_are_counted_from_this_drivers_start(begin):
+    begin(budget={"epochs": 6, "hours": 1})
+    assert not BudgetStopper().stop_all()
+    begin()
     assert journal._current[0]._until_s == math.inf
 
 
-def test_what_a_resumed_sweep_tells_again_is_no_work_and_what_ended_before_is_not_left(begun, told):
+def test_after_a_resume_old_epochs_are_not_shown_again_and_old_trials_are_not_left_to_do(begin, printed):
     TrialRun.held = {3: 5}
-    begun()
-    trials = [tunes(ended=place > 0, config={"trial": 3 - place}) for place in range(4)]
-    Relay().on_trial_start(0, trials, trials[0])
+    begin()
+    trials = [tune_trial(ended=place > 0, config={"trial": 3 - place}) for place in range(4)]
+    JournalCallback().on_trial_start(0, trials, trials[0])
     for epoch in range(1, 6):
-        Relay().on_trial_result(0, trials, trials[0], result(epoch))
-    assert told.getvalue().splitlines() == ["test: trial 03: starts: tau 0.4"]
-    Relay().on_trial_result(0, trials, trials[0], result(6))
-    assert told.getvalue().splitlines()[1].endswith("epoch 6/6, miou 50.0, at most 0.0 s left")
+        JournalCallback().on_trial_result(0, trials, trials[0], result(epoch))
+    assert printed.getvalue().splitlines() == ["test: trial 03: starts: tau 0.4"]
+    JournalCallback().on_trial_result(0, trials, trials[0], result(6))
+    assert printed.getvalue().splitlines()[1].endswith("epoch 6/6, miou 50.0, at most 0.0 s left")

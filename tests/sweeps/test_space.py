@@ -1,55 +1,40 @@
-"""Search spaces: what they may vary, which trials they mean, how they are kept, and what a mistake is told."""
+"""Search spaces: what they may vary, their trials, and the messages for mistakes."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import json
 import math
 import pickle
-import weakref
-from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from clip2scene.config import ConfigError
-from clip2scene.sweeps import trial as trials
-from clip2scene.sweeps.runner import recall, remember
-from clip2scene.sweeps.scheduler import scheduler_of
-from clip2scene.sweeps.slots import trial_slots
-from clip2scene.sweeps.space import TrialResources, load_sweep
-from clip2scene.tracking import sweep_runs
-from clip2scene.tracking.tracker import Tracker
+from clip2scene.sweeps.space import TrialResources
+from clip2scene.sweeps.sweep import load_sweep
 from commands import REPOSITORY
 
-JOB = {"name": "job", "seed": 5, "dataset": {"kind": "streetworld"}, "teacher": {"model": "streetworld"}}
 TAU, LAMBDA, GRID = "distill.scr.tau", "distill.stcr.lambda", "distill.stcr.grid_size_m"
-
-
-@pytest.fixture
-def load(tmp_path):
-    """A sweep of a space given as keys."""
-
-    def made(*overrides: str, job=JOB, **space):
-        for name, values in (("space", {"sweep": "test", **space}), ("job", job)):
-            (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
-        return load_sweep(tmp_path / "space.yaml", tmp_path / "job.yaml", overrides)
-
-    return made
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("job", ["demo", "nuscenes"])
-def test_every_space_of_the_repository_fits_the_jobs(path, job):
+def test_every_space_in_the_repository_fits_the_jobs(path, job):
     overrides = ["job.dataset.root=/data/nuscenes"] if job == "nuscenes" else []
     sweep = load_sweep(path, REPOSITORY / "jobs" / f"{job}.yaml", overrides)
     assert sweep.space.sweep == path.stem
     assert len({sweep.job_of(trial).digest() for trial in sweep.trials}) == (
         1 if sweep.space.searcher == "tpe" else len(sweep.trials)
     )
+
+
+def test_trials_of_a_job_on_gpus_train_on_gpus(load):
+    resources = {"num_workers": 2, "gpus_per_worker": 1, "threads_per_worker": 4, "cached_frames": 8}
+    parameters = {TAU: {"grid": [0.3]}}
+    made = load(parameters=parameters, job={"resources": resources})
+    assert made.job_of(made.trials[0]).resources == made.base.resources
+    given = load(parameters=parameters, job={"resources": resources}, resources={"threads_per_worker": 3})
+    assert (given.space.resources.num_workers, given.space.resources.gpus_per_worker) == (0, 0)
+    on_cpus = load(parameters=parameters, job={"resources": {"num_workers": 2, "threads_per_worker": 4}})
+    assert on_cpus.space.resources == TrialResources()
 
 
 def test_draws_are_in_bounds_and_the_same_every_time(load):
@@ -82,14 +67,14 @@ def test_a_grid_is_crossed_with_draws_variants_and_seeds(load):
     assert len(configurations) == 12  # the seeds of a configuration share its draw
 
 
-def test_a_trial_is_the_job_with_its_settings_on_scenes_of_the_training_split(load):
+def test_a_trial_is_the_job_with_its_settings_on_training_scenes(load):
     sweep = load(
         parameters={TAU: {"grid": [0.3]}},
         set={"distill.batch_size": 2},
         seeds=[7],
         budget={"epochs": 3},
         resources={"num_workers": 2},
-        job=JOB | {"distill": {"stcr": {"lambda": 2.0}}},
+        job={"distill": {"stcr": {"lambda": 2.0}}},
     )
     job = sweep.job_of(sweep.trials[0])
     assert (job.distill.scr.tau, job.distill.stcr.lambda_, job.distill.batch_size, job.distill.epochs) == (
@@ -103,17 +88,17 @@ def test_a_trial_is_the_job_with_its_settings_on_scenes_of_the_training_split(lo
     assert job.world_seed == 5  # other seeds train in the same world, so its images are encoded once
 
 
-def test_the_digest_is_of_what_decides_the_trials(load):
+def test_the_digest_depends_only_on_what_decides_the_trials(load):
     space = {"parameters": {TAU: {"uniform": [0.1, 1.0]}}, "num_trials": 3}
     digest = load(**space).digest
     assert load(**space, title="other", budget={"hours": 1}).digest == digest
-    assert load(**space, job=JOB | {"storage": "elsewhere"}).digest == digest
+    assert load(**space, job={"storage": "elsewhere"}).digest == digest
     for changed in ({"seed": 1}, {"metric": "label_free"}, {"budget": {"epochs": 4}}, {"num_trials": 4}):
         assert load(**(space | changed)).digest != digest
-    assert load(**space, job=JOB | {"seed": 6}).digest != digest
+    assert load(**space, job={"seed": 6}).digest != digest
 
 
-def test_trials_are_drawn_once_and_are_no_part_of_what_a_sweep_is(load):
+def test_trials_are_drawn_once_and_do_not_affect_equality_or_pickling(load):
     keys = {TAU: {"uniform": [0.1, 1.0]}}
     sweep, other = (load(parameters=keys, num_trials=3) for _ in range(2))
     assert sweep.trials is sweep.trials
@@ -122,112 +107,13 @@ def test_trials_are_drawn_once_and_are_no_part_of_what_a_sweep_is(load):
     assert pickle.loads(pickle.dumps(sweep)).trials == other.trials
 
 
-PATHS = JOB | {
-    "storage": "store",
-    "dataset": {"kind": "streetworld", "root": "world"},
-    "teacher": {"model": "ViT-B-16", "pretrained": "clip.pt"},
-}
-
-
-def test_a_kept_sweep_goes_on_from_any_folder(load, tmp_path, monkeypatch):
-    space = {"parameters": {TAU: {"uniform": [0.1, 1.0]}, LAMBDA: {"uniform": [0.1, 1.0]}}, "num_trials": 3}
-    monkeypatch.chdir(tmp_path)
-    Path("clip.pt").touch()
-    begun, folder = remember(load(**space, job=PATHS), "the command")
-    again, _ = remember(load(**space, job=PATHS, title="other"), "")
-    assert (again.digest, again.space.title) == (begun.digest, "other")
-    # Numbers of trials hang on the order of the keys, which is not that of the file any more.
-    turned = {"parameters": dict(reversed(space["parameters"].items())), "num_trials": 3, "budget": {"hours": 2}}
-    again, _ = remember(load(**turned, job=PATHS), "")
-    assert (again.trials, again.space.budget.hours) == (begun.trials, 2)
-    monkeypatch.chdir(tmp_path.parent)
-    held, command = recall(folder)
-    assert (held, held.digest, command) == (begun, begun.digest, "the command")
-    assert (held.base.storage, held.base.dataset.root) == (str(tmp_path / "store"), str(tmp_path / "world"))
-    assert (held.base.teacher.model, held.base.teacher.pretrained) == ("ViT-B-16", str(tmp_path / "clip.pt"))
-    with pytest.raises(ConfigError, match="another sweep of this name"):
-        remember(load(**space, seed=1, job=PATHS | {"storage": held.base.storage}), "")
-
-
-def test_a_sweep_kept_by_an_earlier_revision_keeps_its_digest(load, tmp_path, monkeypatch):
-    space = {"parameters": {TAU: {"uniform": [0.1, 1.0]}}}
-    monkeypatch.chdir(tmp_path)
-    Path("clip.pt").touch()
-    sweep = load(**space, job=PATHS)
-    folder = tmp_path / "store" / "sweeps" / "test"
-    folder.mkdir(parents=True)
-    (folder / "sweep.json").write_text(json.dumps({"space": {"sweep": "test", **space}, "job": PATHS, "command": ""}))
-    held, _ = recall(folder)
-    assert (held.digest, held.base.storage) == (sweep.digest, str(tmp_path / "store"))
-    assert remember(sweep, "")[0] == held
-
-
-def test_absolute_paths_change_nothing_else(load, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    sweep = load(
-        variants={"paper": {"variant": "paper"}, "as it is": {}},
-        touches_features=True,
-        job=PATHS | {"variant": "released"},
-    )
-    before = copy.deepcopy(sweep.job)
-    kept, _ = remember(sweep, "")
-    assert sweep.job == before
-    normalised = {trial.variant: kept.job_of(trial).teacher.clip_normalisation for trial in kept.trials}
-    assert normalised == {"paper": True, "as it is": False}
-
-
-def test_a_trial_lets_go_of_the_teacher_before_it_trains(load, tmp_path, monkeypatch):
-    @dataclass
-    class Distillation:
-        validation: object = None
-
-    class Stages:
-        def __init__(self, job):
-            held.append(weakref.ref(self))
-
-        def validation(self, every_epochs, *, labels):
-            return "validation"
-
-        def distillation(self):
-            return Distillation()
-
-    def fit(training, **about):
-        fitted.append((training.validation, held[0]()))
-
-    held, fitted = [], []
-    monkeypatch.setattr(trials, "Stages", Stages)
-    monkeypatch.setattr(trials, "fit", fit)
-    work = trials.TrialWork(load(parameters={TAU: {"grid": [0.5]}}), tmp_path, labels=True)
-    monkeypatch.setattr(trials.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "0"))
-    trials.run_trial({"trial": 0}, work)
-    assert fitted == [("validation", None)]
-
-
-@pytest.mark.parametrize("answers", [False, True])
-def test_an_error_is_told_where_mlflow_is_away_at_the_end(answers, monkeypatch):
-    from mlflow.exceptions import MlflowException
-
-    def search_runs(*_, **__):
-        raise MlflowException("away")
-
-    tracker = Tracker("http://127.0.0.1:1", "0")
-    monkeypatch.setattr(Tracker, "find_run", lambda self, tags: None)
-    monkeypatch.setattr(Tracker, "run", lambda self, name, **_: contextlib.nullcontext(SimpleNamespace(run_id="1")))
-    monkeypatch.setattr("clip2scene.tracking.tracker.healthy", lambda uri: answers)
-    monkeypatch.setattr("clip2scene.tracking.tracker.client_of", lambda uri: SimpleNamespace(search_runs=search_runs))
-    with pytest.raises(ValueError, match="first"), sweep_runs.sweep_run(tracker, "test", "digest", {}):
-        raise ValueError("first")
-    with sweep_runs.sweep_run(tracker, "test", "digest", {}):
-        pass
-
-
 @pytest.mark.parametrize(
     ("space", "sentence"),
     [
         ({}, "parameters: empty"),
         ({"parameters": {TAU: {"uniform": [1.0, 1.0]}}}, r"uniform=\[1.0, 1.0\]: empty"),
         ({"parameters": {TAU: {"loguniform": [0.0, 1.0]}}}, "both numbers must be above 0"),
-        ({"parameters": {TAU: {"grid": [0.5, 0.5]}}}, "a value is there twice"),
+        ({"parameters": {TAU: {"grid": [0.5, 0.5]}}}, "a value is given twice"),
         ({"parameters": {TAU: {"grid": [0.5], "choice": [0.5]}}}, "exactly one of grid, choice"),
         ({"parameters": {TAU: {"normal": [0, 1]}}}, "normal: unknown key; allowed here: choice, grid"),
         ({"parameters": {"distill.scr.taau": {"grid": [1]}}}, "distill.scr.taau: unknown key; allowed here: form, tau"),
@@ -235,9 +121,9 @@ def test_an_error_is_told_where_mlflow_is_away_at_the_end(answers, monkeypatch):
         ({"parameters": {TAU: {"uniform": [-1.0, 1.0]}}}, "distill.scr.tau=-1.0: input should be greater than 0"),
         ({"parameters": {"finetune.epochs": {"grid": [1]}}}, "changes nothing that a sweep measures"),
         ({"parameters": {"distill.epochs": {"grid": [1]}}}, "give budget.epochs"),
-        ({"parameters": {"dataset.eval_split": {"grid": ["val"]}}}, "compares on verifying, always"),
-        ({"parameters": {"teacher.precision": {"grid": ["bf16"]}}}, "say touches_features: true"),
-        ({"variants": {"old": {"variant": "released"}}}, "say touches_features: true"),
+        ({"parameters": {"dataset.eval_split": {"grid": ["val"]}}}, "trains on parametrizing and compares on"),
+        ({"parameters": {"teacher.precision": {"grid": ["bf16"]}}}, "set touches_features: true"),
+        ({"variants": {"old": {"variant": "released"}}}, "set touches_features: true"),
         (
             {"parameters": {"teacher.image_height_px": {"randint": [32, 64]}}, "touches_features": True},
             "only grid and choice are allowed",
@@ -253,7 +139,7 @@ def test_an_error_is_told_where_mlflow_is_away_at_the_end(answers, monkeypatch):
         ),
         ({"parameters": {TAU: {"grid": [1.0]}}, "set": {"distill.max_steps": 5}}, "give budget.epochs instead"),
         ({"parameters": {TAU: {"grid": [1.0]}}, "num_trials": 5}, "a grid is run once"),
-        ({"parameters": {TAU: {"grid": [1.0]}}, "searcher": "tpe"}, "no grid, no variants and one seed"),
+        ({"parameters": {TAU: {"grid": [1.0]}}, "searcher": "tpe"}, "no grid and no variants, and at most one seed"),
         ({"parameters": {TAU: {"grid": [1.0]}}, "set": {TAU: 1.0}}, "both in parameters and in set"),
         ({"parameters": {TAU: {"grid": [1.0]}}, "labels": False}, "metric=miou reads labels"),
         (
@@ -265,7 +151,7 @@ def test_an_error_is_told_where_mlflow_is_away_at_the_end(answers, monkeypatch):
         ({"variants": {"bad": {"distill.scr": 1}}}, "distill.scr=1"),
     ],
 )
-def test_a_mistake_gets_one_sentence(load, space, sentence):
+def test_a_mistake_is_one_sentence(load, space, sentence):
     with pytest.raises(ConfigError, match=sentence) as caught:
         load(**space)
     assert "\n" not in str(caught.value)
@@ -287,15 +173,15 @@ def test_a_mistake_gets_one_sentence(load, space, sentence):
 )
 def test_a_parameter_that_nothing_reads_is_refused(load, key, values, distill, reason):
     space = {"parameters": {key: {"grid": values}}}
-    load(**space, job=JOB | {"distill": {"method": "ppkt" if "contrast" in key else "clip2scene"}})
+    load(**space, job={"distill": {"method": "ppkt" if "contrast" in key else "clip2scene"}})
     with pytest.raises(ConfigError, match=rf"{key} changes nothing with {reason}; leave it out"):
-        load(**space, job=JOB | {"distill": distill})
+        load(**space, job={"distill": distill})
 
 
-def test_a_parameter_that_some_trials_read_is_none_of_these(load):
+def test_a_parameter_that_some_trials_read_is_allowed(load):
     grid = {"distill.stcr.grid": {"grid": ["metres", "voxel"]}, GRID: {"grid": [0.5, 1.0]}}
     assert len(load(parameters=grid).trials) == 4
-    load(parameters={TAU: {"grid": [0.1, 1.0]}}, job=JOB | {"distill": {"method": "kl"}})
+    load(parameters={TAU: {"grid": [0.1, 1.0]}}, job={"distill": {"method": "kl"}})
 
 
 def test_overrides_go_to_the_space_or_to_the_job(load):
@@ -304,61 +190,3 @@ def test_overrides_go_to_the_space_or_to_the_job(load):
     assert sweep.job_of(sweep.trials[0]).distill.batch_size == 8
     with pytest.raises(ConfigError, match="num_trails: unknown key"):
         load("num_trails=4", parameters={TAU: {"uniform": [0.1, 1.0]}})
-
-
-@pytest.mark.parametrize(
-    ("nodes", "resources", "slots"),
-    [
-        ([{"CPU": 4}], {}, 4),
-        ([{"CPU": 4}], {"threads_per_worker": 3}, 1),
-        ([{"CPU": 3}, {"CPU": 3}], {"threads_per_worker": 2}, 2),
-        ([{"CPU": 4}], {"num_workers": 2}, 2),
-        ([{"CPU": 3}, {"CPU": 2}], {"num_workers": 2}, 2),
-        ([{"CPU": 8, "GPU": 2}], {"num_workers": 1, "gpus_per_worker": 1}, 2),
-        ([{"CPU": 8, "GPU": 2}], {"num_workers": 1, "gpus_per_worker": 0.5}, 4),
-        ([{"CPU": 8, "GPU": 1}], {"num_workers": 1, "gpus_per_worker": 0.4}, 2),  # not 2.5: a worker sits on one GPU
-        ([{"CPU": 3, "GPU": 2}], {"num_workers": 1, "gpus_per_worker": 0.25}, 3),
-        ([{"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": 1}], {"num_workers": 2, "gpus_per_worker": 1}, 1),
-    ],
-)
-def test_slots_are_what_the_workers_of_trials_fit_into(nodes, resources, slots):
-    assert trial_slots(nodes, TrialResources(**resources)) == slots
-
-
-@pytest.mark.parametrize(
-    "resources", [{"threads_per_worker": 5}, {"num_workers": 5}, {"num_workers": 1, "gpus_per_worker": 1}]
-)
-def test_a_trial_that_fits_nowhere_is_refused(resources):
-    with pytest.raises(ConfigError, match="Ray has 4 CPUs and 0 GPUs on 2 nodes"):
-        trial_slots([{"CPU": 2}, {"CPU": 2}], TrialResources(**resources))
-
-
-def test_a_scheduler_knows_after_a_kill_what_it_was_told_before(load, tmp_path):
-    from ray.tune.schedulers import TrialScheduler
-
-    stop, go_on = TrialScheduler.STOP, TrialScheduler.CONTINUE
-    storage = SimpleNamespace(experiment_fs_path=str(tmp_path))
-    trials = [SimpleNamespace(trial_id=str(number), storage=storage) for number in range(4)]
-    results = [{"epoch": 1, "objective": objective} for objective in (0.9, 0.8, 0.1, 0.85)]
-
-    def scheduler():
-        asha = {"kind": "asha", "grace_epochs": 1, "reduction_factor": 2}
-        keys = {TAU: {"uniform": [0.1, 2.0]}}
-        made = scheduler_of(load(parameters=keys, num_trials=4, budget={"epochs": 3}, scheduler=asha))
-        made.set_search_properties("objective", "max")
-        for trial in trials:
-            made.on_trial_add(None, trial)
-        return made
-
-    def tell(to, *numbers):
-        return [to.on_trial_result(None, trials[number], results[number]) for number in numbers]
-
-    undisturbed = tell(scheduler(), 0, 1, 2, 3)
-    assert undisturbed[0] == go_on
-    assert undisturbed[2] == stop
-    (tmp_path / "told.jsonl").unlink()
-    assert tell(scheduler(), 0, 1, 2) == undisturbed[:3]
-    # Another driver: trials come again to where they were, and one goes where only others have been.
-    resumed = scheduler()
-    assert tell(resumed, 2, 1, 0) == undisturbed[2::-1]
-    assert tell(resumed, 3) == undisturbed[3:]

@@ -23,7 +23,7 @@ WORLD = (
     "lidar_azimuth_steps: 180}"
 )
 IMAGES = 9 * 2 * 6
-"""Of the training scenes: those of ``val`` have no part in a sweep."""
+"""Images of the training scenes; a sweep does not use those of ``val``."""
 JOB = {
     "name": "tiny",
     "dataset": {"kind": "streetworld", "streetworld": yaml.safe_load(WORLD)},
@@ -39,7 +39,7 @@ SPACE = {
     "seed": 3,
     "scheduler": {"grace_epochs": 1},
     "budget": {"epochs": 3},
-    # All cores: one trial after another, so that what the scheduler sees is the same every time.
+    # All cores per trial, so that trials run one after another and the scheduler always sees the same reports.
     "resources": {"threads_per_worker": os.cpu_count()},
 }
 
@@ -60,12 +60,12 @@ class Run:
 
     @property
     def doubled(self) -> dict[tuple[str, int], list[float]]:
-        """What it has several values of at one step."""
+        """Metrics with several values at one step."""
         return {place: values for place, values in self.metrics.items() if len(values) > 1}
 
 
 def runs_of(storage: Path) -> tuple[Run, list[Run]]:
-    """The sweep's run and its trials', by number."""
+    """The sweep's run, and its trials' runs by number."""
     with sqlite3.connect(storage / "mlflow" / "mlflow.db") as database:
         runs = []
         for run_id, name, status in database.execute("select run_uuid, name, status from runs").fetchall():
@@ -81,7 +81,7 @@ def runs_of(storage: Path) -> tuple[Run, list[Run]]:
 
 
 def written(folder: Path, **space: object) -> list[object]:
-    """Words of a command on a space and a job that are written there."""
+    """Write a space and a job into a folder, and return the words of the command that sweeps them."""
     for name, values in (("space", SPACE | space), ("job", JOB | {"storage": str(folder / "storage")})):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
     return ["sweep", folder / "space.yaml", "--job", folder / "job.yaml"]
@@ -102,7 +102,7 @@ def wait_for(text: str, log: Path, process: subprocess.Popen[bytes], timeout_s: 
 
 
 def take_inputs(source: Path, storage: Path) -> None:
-    """What trials read, from another sweep's storage."""
+    """Copy the trials' inputs from another sweep's storage."""
     for name in ("streetworld", "indexes", "texts", "features"):
         shutil.copytree(source / name, storage / name)
 
@@ -162,7 +162,7 @@ def test_a_finished_sweep_is_not_run_again_and_another_of_its_name_is_refused(un
 def test_a_driver_killed_with_sigkill_is_resumed_to_the_same_end(undisturbed, tmp_path):
     storage = tmp_path / "storage"
     take_inputs(undisturbed[0] / "storage", storage)
-    # Tune keeps its state at once, and so brings its trials back in another order: that of their last words.
+    # Tune saves its state after every event, so it restores its trials in another order: that of their last reports.
     driver = begin(written(tmp_path), log := tmp_path / "log", TUNE_GLOBAL_CHECKPOINT_S="0")
     wait_for("trial 02: epoch 1/3", log, driver)
     driver.kill()
@@ -171,7 +171,7 @@ def test_a_driver_killed_with_sigkill_is_resumed_to_the_same_end(undisturbed, tm
     (_, expected), (parent, trials) = runs_of(undisturbed[0] / "storage"), runs_of(storage)
     assert parent.metrics["images_encoded", 0] == [0]
     assert [trial.tags["trial"] for trial in trials] == ["0", "1", "2", "3"]
-    # One value a metric and step, and the same to the last bit: one thread order, one seed, a checkpoint every epoch.
+    # One value per metric and step, equal to the last bit: one thread order, one seed, a checkpoint every epoch.
     assert [run.doubled for run in (parent, *trials)] == [{}] * 5
     for trial, other in zip(trials, expected, strict=True):
         assert trial.final("epochs") == other.final("epochs")

@@ -23,7 +23,7 @@ from PIL import Image
 from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
 from clip2scene.data.index import Camera, DataError, Frame, Index
 from clip2scene.progress import progress
-from clip2scene.storage import locked
+from clip2scene.storage import Storage, locked
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import load_teacher
 from clip2scene.teacher.encoder import Encoder, frame_row
@@ -57,7 +57,7 @@ def teacher_settings(folder: Path, **changes: Any) -> TeacherSettings:
 
 def written(path: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of every frame's file: a file that is written again has others."""
-    stats = {id_: store.frame_file(path, id_).stat() for id_ in store.stored_frames(path)}
+    stats = {id_: store.frame_file(path, id_).stat() for id_ in store.stored_frames(path, Storage(path))}
     return {id_: (stat.st_ino, stat.st_mtime_ns) for id_, stat in stats.items()}
 
 
@@ -78,7 +78,9 @@ class Run:
 
     def extract(self, **changes: Any) -> ExtractReport:
         settings = self.settings.model_copy(update=changes)
-        return extract(self.index, self.index.frames, self.teacher, settings, self.path, progress)
+        return extract(
+            self.index, self.index.frames, self.teacher, settings, self.path, progress, storage=Storage(self.path)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def test_every_image_is_encoded_by_the_teacher(run: Run) -> None:
     assert run.report.images_encoded == 7
     assert run.report.images_cached == 0
     teacher = load_teacher(run.teacher)
-    opened = FeatureStore.open(run.path, teacher_digest=teacher.digest)
+    opened = FeatureStore.open(run.path, Storage(run.path), teacher_digest=teacher.digest)
     for frame in run.index.frames:
         features = opened.read(frame.frame_id)
         images = {c.name: np.array(Image.open(run.root / c.image_path)) for c in frame.cameras if c.name in features}
@@ -131,15 +133,15 @@ def test_too_many_broken_images_end_the_run_after_the_manifest(run: Run) -> None
 def test_store_of_another_teacher_is_left_alone(run: Run) -> None:
     other = run.teacher.model_copy(update={"keep_last_mlp": True})
     with pytest.raises(DataError, match="store from another teacher"):
-        extract(run.index, run.index.frames, other, run.settings, run.path, progress)
+        extract(run.index, run.index.frames, other, run.settings, run.path, progress, storage=Storage(run.path))
     assert written(run.path) == run.written
-    assert FeatureStore.open(run.path).read("frame-0")
+    assert FeatureStore.open(run.path, Storage(run.path)).read("frame-0")
 
 
 def test_more_gpus_than_there_are(run: Run, tmp_path: Path) -> None:
     settings = ExtractSettings(gpus_per_actor=8)
-    with pytest.raises(ConfigError, match=r"extract.gpus_per_actor=8 .* needs 16 GPUs and Ray has"):
-        extract(run.index, run.index.frames, run.teacher, settings, tmp_path, progress)
+    with pytest.raises(ConfigError, match=r"extract.gpus_per_actor=8: 8 GPUs each is wanted and there is room for 0"):
+        extract(run.index, run.index.frames, run.teacher, settings, tmp_path, progress, storage=Storage(tmp_path))
 
 
 def test_a_second_run_at_once_waits_and_finds_everything_done(run: Run, caplog: pytest.LogCaptureFixture) -> None:
@@ -166,7 +168,7 @@ def test_a_second_run_at_once_waits_and_finds_everything_done(run: Run, caplog: 
 
 
 def test_an_actor_with_other_weights_reports_it(run: Run) -> None:
-    encoder = Encoder(run.teacher, run.settings, run.root, run.path, digest="other")
+    encoder = Encoder(run.teacher, run.settings, run.root, run.path, "other", Storage(run.path))
     row = {key: np.array([value]) for key, value in frame_row(run.index.frames[0]).items()}
     result = encoder(row)
     assert result["frame_id"] == ["frame-0"]
@@ -176,7 +178,8 @@ def test_an_actor_with_other_weights_reports_it(run: Run) -> None:
 def test_an_actor_that_does_not_see_the_store_reports_it(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("clip2scene.storage._SEEN_WITHIN_S", 0.0)
     elsewhere = tmp_path / "store"  # as on a machine that does not share the folder
-    encoder = Encoder(run.teacher, run.settings, run.root, elsewhere, digest=load_teacher(run.teacher).digest)
+    digest = load_teacher(run.teacher).digest
+    encoder = Encoder(run.teacher, run.settings, run.root, elsewhere, digest, Storage(tmp_path))
     result = encoder({key: np.array([value]) for key, value in frame_row(run.index.frames[0]).items()})
     assert "does not see this folder of the driver's" in json.loads(result["status"][0])["error"]
     assert not elsewhere.exists()
@@ -205,11 +208,11 @@ def test_a_frame_of_many_images_is_encoded_in_parts(run: Run, tmp_path: Path, mo
     monkeypatch.setattr("clip2scene.teacher.encoder._IMAGES_AT_ONCE", 1)
     digest = load_teacher(run.teacher).digest
     with locked(tmp_path / "store", "fills this store"):
-        encoder = Encoder(run.teacher, run.settings, run.root, tmp_path / "store", digest)
+        encoder = Encoder(run.teacher, run.settings, run.root, tmp_path / "store", digest, Storage(tmp_path))
     frame = run.index.frames[1]
     result = encoder({key: np.array([value]) for key, value in frame_row(frame).items()})
     assert "error" not in json.loads(result["status"][0])
-    finished = FeatureStore.open(run.path)
+    finished = FeatureStore.open(run.path, Storage(run.path))
     whole = finished.read(frame.frame_id)
     parts = replace(finished, path=tmp_path / "store").read(frame.frame_id)
     assert whole.keys() == parts.keys()
@@ -235,6 +238,7 @@ import ray
 sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 from test_extract import NUM_FRAMES, make_index, teacher_settings
 from clip2scene.config import ExtractSettings
+from clip2scene.storage import Storage
 from clip2scene.teacher.encoder import Encoder, frame_row
 from clip2scene.teacher.extract import extract
 
@@ -253,7 +257,8 @@ index = make_index(root, NUM_FRAMES)
 (root / "CAM_LEFT-0.jpg").rename(root / "away.jpg")
 settings = ExtractSettings(num_actors=1, frames_per_batch=1)
 teacher = teacher_settings(Path(sys.argv[3]))
-extract(index, index.frames, teacher, settings, root / "store", kill_ourselves_after_three_frames)
+storage = Storage(root)
+extract(index, index.frames, teacher, settings, root / "store", kill_ourselves_after_three_frames, storage=storage)
 """
 NUM_FRAMES = 40
 
@@ -267,10 +272,10 @@ def test_killed_driver_and_killed_actor(ray_cluster: None, tiny_clip: TinyClip, 
     assert killed.returncode == -signal.SIGKILL
     path = tmp_path / "store"
     with pytest.raises(DataError, match="no finished feature store"):
-        FeatureStore.open(path)
+        FeatureStore.open(path, Storage(path))
     before = written(path)
     assert 3 <= len(before) < NUM_FRAMES
-    assert list(store.read_entry(path, "frame-0").broken) == ["CAM_LEFT"]
+    assert list(store.read_entry(path, "frame-0", Storage(path)).broken) == ["CAM_LEFT"]
 
     # Since then one image was repaired and one stored frame was damaged; the second run loses its only actor.
     (tmp_path / "away.jpg").rename(tmp_path / "CAM_LEFT-0.jpg")
@@ -301,12 +306,12 @@ def test_killed_driver_and_killed_actor(ray_cluster: None, tiny_clip: TinyClip, 
     index = Index(index.dataset, tmp_path, index.version, index.frames)
     settings = ExtractSettings(num_actors=1, frames_per_batch=1)
     teacher = teacher_settings(tiny_clip("token"))
-    report = extract(index, index.frames, teacher, settings, path, kill_actor_at_first_frame)
+    report = extract(index, index.frames, teacher, settings, path, kill_actor_at_first_frame, storage=Storage(path))
     assert len(victims) == 1
     missing = NUM_FRAMES - len(before) + 2
     assert (report.images_encoded, report.images_cached, report.broken) == (2 * missing, 2 * (len(before) - 2), ())
     assert totals == [("check store", len(before)), ("extract", 2 * missing)]
     after = written(path)
     assert {id_ for id_ in before if after[id_] == before[id_]} == set(before) - {"frame-0", "frame-1"}
-    opened = FeatureStore.open(path)
+    opened = FeatureStore.open(path, Storage(path))
     assert all(len(opened.read(frame.frame_id)) == 2 for frame in index.frames)

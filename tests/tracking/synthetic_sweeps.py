@@ -1,4 +1,4 @@
-"""Sweeps that were never run: what the engine would have written to MLflow of them, through the same calls."""
+"""Synthetic sweeps: what a sweep writes to MLflow, through the same calls, without running it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from clip2scene.config import Job
-from clip2scene.tracking.sweep_runs import FORMAT, TrialRun, sweep_run
+from clip2scene.tracking.sweep.runs import FORMAT, TrialRun, sweep_run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TAU, LAMBDA = "distill.scr.tau", "distill.stcr.lambda"
@@ -24,7 +24,7 @@ def listed(key, kind, *values):
 
 
 def curve(final, epochs):
-    """Scores of all epochs up to the final ones, which they rise to."""
+    """Scores of all epochs, which rise to the final ones."""
     return [{name: value * (1 - 0.4 / (epoch + 1)) for name, value in final.items()} for epoch in range(1, epochs)] + [
         final
     ]
@@ -84,8 +84,7 @@ def write_trial(tracker, parent, about, number, values, state, scores, epochs, s
         node[last] = value
     run = TrialRun(tracker, parent, about["sweep"], number, Job.model_validate(settings), variant)
     for epoch, found in enumerate(curve(scores, epochs), start=1):
-        verified = {f"verifying/{name}": value for name, value in found.items()}
-        run.log_epoch(epoch, {"loss": 2.0 / epoch, **verified})
+        run.log_epoch(epoch, found, {"loss": 2.0 / epoch})
     if state == "running":
         run.abandon()
     elif state == "failed" or state == "diverged":

@@ -1,4 +1,4 @@
-"""MLflow's compare page of a sweep, opened in headless Chromium: what a user gets who follows the report's link."""
+"""MLflow's compare page of a sweep in headless Chromium, as a user sees it who follows the link of the report."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from html.parser import HTMLParser
 import pytest
 from synthetic_sweeps import LAMBDA, TAU, interval, write_sweep
 
-from clip2scene.tracking.server import embedded_server
-from clip2scene.tracking.sweep_record import read_sweep
-from clip2scene.tracking.sweep_report import compare_url
+from clip2scene.tracking.sweep.record import read_sweep
+from clip2scene.tracking.sweep.text import compare_url
 from clip2scene.tracking.tracker import connect
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -28,11 +27,11 @@ FLAGS = (
     "--window-size=1500,1600",
 )
 VIRTUAL_MS = 15_000
-"""How far the page's clock runs; it stands still while an answer is awaited."""
+"""Virtual time for the page's scripts; it stops while a request is pending."""
 
 
 class Drawn(HTMLParser):
-    """A page as it stood when its scripts were done: classes of all elements, and the text in each."""
+    """A page after its scripts have run: the classes of its elements, and their texts."""
 
     def __init__(self, dom):
         super().__init__()
@@ -53,7 +52,7 @@ class Drawn(HTMLParser):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-def test_the_compare_page_shows_all_trials_and_their_parallel_coordinates(tmp_path):
+def test_the_compare_page_shows_all_trials_and_their_parallel_coordinates(uri, tmp_path):
     trials = [
         {
             "values": {TAU: 0.1 * (number + 1), LAMBDA: 2.0 / (number + 1)},
@@ -64,11 +63,10 @@ def test_the_compare_page_shows_all_trials_and_their_parallel_coordinates(tmp_pa
         for number in range(6)
     ]
     parameters = [interval(TAU, "uniform", 0.1, 1.0), interval(LAMBDA, "uniform", 0.1, 10.0)]
-    with embedded_server(tmp_path / "mlflow") as uri:
-        write_sweep(connect(uri, "compared"), "small", parameters, trials, epochs=2)
-        address = compare_url(read_sweep(uri, "small"))
-        command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"--virtual-time-budget={VIRTUAL_MS}"]
-        done = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=300)
+    write_sweep(connect(uri, "compared"), "small", parameters, trials, epochs=2)
+    address = compare_url(read_sweep(uri, "small"))
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"--virtual-time-budget={VIRTUAL_MS}"]
+    done = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=300)
     page = Drawn(done.stdout)
     assert "Comparing 6 Runs from 1 Experiment" in page.texts, done.stderr[-2000:]
     assert "parcoords" in page.classes  # Plotly's name for parallel coordinates

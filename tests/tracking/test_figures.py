@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from clip2scene.data.index import DataError
 from clip2scene.data.nuscenes import build_index
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.jobfile import load_job
-from clip2scene.pipeline import Pipeline
-from clip2scene.tracking import figures
-from clip2scene.tracking.overview import frame_figure
+from clip2scene.run_log import RunLog
+from clip2scene.stages import Stages
+from clip2scene.tracking.figures import charts
+from clip2scene.tracking.figures.keyframe import frame_figure
+from clip2scene.tracking.figures.labels import birds_eye, frame_overview
 from clip2scene.training.evaluate import Scores
 
 DEMO = Path(__file__).parents[2] / "jobs" / "demo.yaml"
@@ -58,11 +61,11 @@ def grid():
     return np.stack([u.ravel(), v.ravel()], axis=1).astype(np.float32)
 
 
-def test_projected_labels_are_drawn_where_they_fall(grid):
+def test_labels_are_drawn_where_they_fall(grid):
     image = np.full((224, 400, 3), 128, np.uint8)
     labels = np.where(grid[:, 0] < 200, ROAD, CAR)
     labels[grid[:, 1] > 190] = 0
-    drawn = pixels(figures.projected_labels(image, grid, labels, NUSCENES, "CAM_FRONT"))
+    drawn = pixels(frame_overview({"CAM_FRONT": image}, {"CAM_FRONT": grid}, {"CAM_FRONT": labels}, NUSCENES))
     left, right = np.array_split(drawn[: drawn.shape[0] * 3 // 4], 2, axis=1)
     assert area(left, colour(ROAD)) > 10 * max(area(right, colour(ROAD)), 1)
     assert area(right, colour(CAR)) > 10 * max(area(left, colour(CAR)), 1)
@@ -71,30 +74,29 @@ def test_projected_labels_are_drawn_where_they_fall(grid):
 
 def test_the_legend_names_only_what_occurs(grid):
     image = np.zeros((224, 400, 3), np.uint8)
-    figure = figures.projected_labels(image, grid, np.full(len(grid), CAR), NUSCENES, "a title")
-    assert {"car", "a title"} <= set(texts(figure))
+    labels = np.full(len(grid), CAR)
+    figure = frame_overview({"CAM_FRONT": image}, {"CAM_FRONT": grid}, {"CAM_FRONT": labels}, NUSCENES)
+    assert "car" in texts(figure)
     assert not {"none", "driveable surface", "bus"} & set(texts(figure))
 
 
-@pytest.mark.parametrize("colouring", ["labels", "depths", "neither"])
-def test_frame_overview_has_a_panel_a_camera(grid, colouring):
+@pytest.mark.parametrize("labelled", [True, False])
+def test_frame_overview_has_one_panel_per_camera(grid, labelled):
     names = ["CAM_BACK", "CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK_RIGHT"]
     images = dict.fromkeys(names, np.full((224, 400, 3), 60, np.uint8))
-    labels = dict.fromkeys(names, np.full(len(grid), ROAD)) if colouring == "labels" else None
-    depths = dict.fromkeys(names, np.linspace(1, 60, len(grid))) if colouring == "depths" else None
-    figure = figures.frame_overview(images, dict.fromkeys(names, grid), labels, NUSCENES, depths_m=depths)
+    labels = dict.fromkeys(names, np.full(len(grid), ROAD)) if labelled else None
+    figure = frame_overview(images, dict.fromkeys(names, grid), labels, NUSCENES)
     titles = [axes.get_title() for axes in figure.axes[:6]]
     assert titles[0] == f"CAM_FRONT_LEFT: {len(grid):,} points"
     assert [title.split(":")[0] for title in titles[3:]] == ["CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"]
-    assert ("driveable surface" in texts(figure)) == (colouring == "labels")
-    assert ("depth (m)" in texts(figure)) == (colouring == "depths")
+    assert ("driveable surface" in texts(figure)) == labelled
     assert pixels(figure).shape[1] == 1650
 
 
 def test_frame_overview_of_other_cameras_and_no_points():
     images = {"left": np.zeros((100, 200, 3), np.uint8), "right": np.zeros((100, 200, 3), np.uint8)}
     none = dict.fromkeys(images, np.zeros((0, 2), np.float32))
-    figure = figures.frame_overview(images, none, dict.fromkeys(images, np.zeros(0, np.uint8)), NUSCENES)
+    figure = frame_overview(images, none, dict.fromkeys(images, np.zeros(0, np.uint8)), NUSCENES)
     assert [axes.get_title() for axes in figure.axes] == ["left: 0 points", "right: 0 points"]
     assert pixels(figure).size
 
@@ -116,7 +118,7 @@ def broken(index, cameras):
 def test_a_keyframe_is_drawn_on_the_images_that_can_be_read(world, caplog):
     frame = world.frames[0]
     broken(world, frame.cameras[1:2])
-    with caplog.at_level(logging.WARNING, "clip2scene.tracking.overview"):
+    with caplog.at_level(logging.WARNING, "clip2scene.tracking.figures.keyframe"):
         figure = frame_figure(world, frame, NUSCENES)
     drawn = {axes.get_title().split(":")[0] for axes in figure.axes} - {""}
     assert drawn == {camera.name for camera in frame.cameras} - {frame.cameras[1].name}
@@ -129,20 +131,21 @@ def test_a_keyframe_is_drawn_on_the_images_that_can_be_read(world, caplog):
 
 def test_an_evaluation_goes_on_without_images_to_show(world, tmp_path):
     words = ["dataset.kind=nuscenes", f"dataset.root={world.root}", f"dataset.version={world.version}"]
-    pipeline = Pipeline(load_job(DEMO, [*words, f"storage={tmp_path / 'storage'}"]))
-    stages, logged = pipeline.stages, []
+    stages, logged = Stages(load_job(DEMO, [*words, f"storage={tmp_path / 'storage'}"])), []
     frame = stages.eval_frames[0]
     labels_N = np.zeros((world.root / frame.cloud_path).stat().st_size // 20, np.uint8)
     scores = Scores({"student_3d": {}}, {"truth": labels_N, "student_3d": labels_N})
 
     class Recorded:
+        run_id = "1"
+
         def log_figure(self, figure, path):
             logged.append((path, sum(bool(axes.get_title()) for axes in figure.axes)))
 
     def overview(*, cameras):
         logged.clear()
         vars(stages)["eval_frames"] = (replace(frame, cameras=cameras),)
-        pipeline._log_overview(Recorded(), scores)
+        RunLog(None, Recorded(), stages).overview(Recorded(), scores)
         return logged
 
     broken(world, frame.cameras[:2])
@@ -159,7 +162,7 @@ def test_birds_eye_shows_truth_predictions_and_errors():
     truth[points[:, 1] > 20] = 0  # not scored
     wrong = np.where(points[:, 0] > 0, SIDEWALK, ROAD)
     wrong[points[:, 1] < -20] = 0  # no prediction
-    figure = figures.birds_eye(points, {"2D-only": wrong, "3D-only": truth}, truth, NUSCENES)
+    figure = birds_eye(points, {"2D-only": wrong, "3D-only": truth}, truth, NUSCENES)
     assert {"ground truth", "2D-only", "3D-only", "errors of 3D-only: 100% right"} <= set(texts(figure))
     right_share = (wrong == truth)[truth > 0].mean()
     assert f"errors of 2D-only: {right_share:.0%} right" in texts(figure)
@@ -179,7 +182,7 @@ def test_birds_eye_shows_truth_predictions_and_errors():
 def test_birds_eye_without_any_label():
     points = np.random.default_rng(0).uniform(-50, 50, (500, 3))
     nothing = np.zeros(500, np.uint8)
-    figure = figures.birds_eye(points, {"3D-only": nothing}, nothing, NUSCENES)
+    figure = birds_eye(points, {"3D-only": nothing}, nothing, NUSCENES)
     assert "errors of 3D-only: no point is scored" in texts(figure)
     assert pixels(figure).size
 
@@ -188,7 +191,7 @@ def test_confusion_matrix_is_normalised_by_row():
     counts = np.zeros((16, 16), np.int64)
     counts[CAR - 1, CAR - 1], counts[CAR - 1, ROAD - 1] = 3000, 1000
     counts[ROAD - 1, ROAD - 1] = 2_500_000
-    figure = figures.confusion_matrix(counts, NUSCENES, "student")
+    figure = charts.confusion_matrix(counts, NUSCENES, "student")
     shown = texts(figure)
     assert {"75", "25", "100", "car  (4.0k)", "driveable surface  (2.5M)", "bus  (0)", "student"} <= set(shown)
     axes = figure.axes[0]
@@ -200,7 +203,7 @@ def test_confusion_matrix_is_normalised_by_row():
 def test_loss_curves():
     history = [{"epoch": e, "loss": 1 / e, "loss_scr": 0.5 / e, "learning_rate": 0.1} for e in range(3, 7)]
     history[1].pop("loss_scr")
-    figure = figures.loss_curves(history, "distill")
+    figure = charts.loss_curves(history, "distill")
     together, rate = figure.axes
     loss, scr = together.lines
     assert loss.get_xdata().tolist() == [3, 4, 5, 6]
@@ -208,13 +211,13 @@ def test_loss_curves():
     assert math.isnan(scr.get_ydata()[1])
     assert rate.get_title() == "learning rate"
     assert pixels(figure).size
-    assert pixels(figures.loss_curves([{"loss": 1.0}])).size
-    assert pixels(figures.loss_curves([])).size
+    assert pixels(charts.loss_curves([{"loss": 1.0}])).size
+    assert pixels(charts.loss_curves([])).size
 
 
 def test_class_bars():
     scores = {"2D-only": {"car": 0.5, "bus": math.nan}, "3D-only": {"car": 0.75, "bus": None}}
-    figure = figures.class_bars(scores, "IoU")
+    figure = charts.class_bars(scores, "IoU")
     assert {"2D-only (mean 50.0)", "3D-only (mean 75.0)", "50", "75", "absent"} <= set(texts(figure))
     assert [bar.get_height() for bar in figure.axes[0].patches] == [50, 75]
     assert pixels(figure).size
@@ -222,13 +225,14 @@ def test_class_bars():
 
 def test_figures_need_no_main_thread_and_no_pyplot():
     code = (
-        "import sys; from clip2scene.tracking.figures import loss_curves; "
+        "import sys; from clip2scene.tracking.figures.charts import loss_curves; "
         "loss_curves([{'loss': 1.0}]).savefig(sys.stdout.buffer); assert 'matplotlib.pyplot' not in sys.modules"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env={"MPLBACKEND": "TkAgg"})
+    environment = {**os.environ, "MPLBACKEND": "TkAgg"}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment)
     assert shown.stdout.startswith(b"\x89PNG")
     made = []
-    thread = threading.Thread(target=lambda: made.append(pixels(figures.loss_curves([{"loss": 1.0}]))))
+    thread = threading.Thread(target=lambda: made.append(pixels(charts.loss_curves([{"loss": 1.0}]))))
     thread.start()
     thread.join()
     assert len(made) == 1

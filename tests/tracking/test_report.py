@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from clip2scene.tracking.report import percent, summary_table, summary_text
+from clip2scene.tracking.report import percent, summary_text
 
 REPORT = {
     "seed": 1,
@@ -59,15 +59,6 @@ def test_a_pipeline_that_stopped_early_has_a_table_too():
     shown = rows(summary_text({"seed": 0, "teacher_2d_miou": 0.25, "seconds": {"extract": 3.0}}))
     assert shown["2D-only: the teacher's labels on the points"] == ["25.0"]
     assert "class" not in shown
-
-
-def test_it_prints_on_a_terminal():
-    from rich.console import Console
-
-    console = Console(force_terminal=True, width=80)
-    with console.capture() as captured:
-        console.print(summary_table(REPORT))
-    assert "42.6" in captured.get()
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.41151, "41.2"), (0.0, "0.0"), (None, "–"), (math.nan, "–")])

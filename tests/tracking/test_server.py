@@ -5,13 +5,13 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 
 from clip2scene.config import ConfigError
-from clip2scene.tracking.errors import TrackingError
-from clip2scene.tracking.server import embedded_server, healthy, serve_ui
+from clip2scene.tracking.server import TrackingError, embedded_server, healthy, serve_ui
 from clip2scene.tracking.tracker import connect
 
 OWNER = """
@@ -70,6 +70,21 @@ def test_a_busy_port_is_one_sentence(tmp_path):
         with pytest.raises(ConfigError, match=rf"^port {port} on 127\.0\.0\.1 is busy; [^\n]*$"):
             embedded_server(tmp_path / "runs", port).__enter__()
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_speaks_no_http_is_no_server():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(b"\x00\x00\x12\x04\x00\x00")  # as gRPC does, which Ray has on many ports
+
+        with ThreadPoolExecutor(1) as pool:
+            answered = pool.submit(answer)
+            assert not healthy(f"http://127.0.0.1:{other.getsockname()[1]}", timeout_s=5)
+            answered.result(timeout=5)
 
 
 def test_an_impossible_port(tmp_path):

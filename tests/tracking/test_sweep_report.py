@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,16 +14,17 @@ from synthetic_sweeps import JOB, LAMBDA, TAU, interval, listed, write_sweep
 
 from clip2scene.config import ConfigError, Job
 from clip2scene.jobfile import load_job
-from clip2scene.tracking.errors import TrackingError
-from clip2scene.tracking.server import embedded_server
-from clip2scene.tracking.sweep_axes import axes_of
-from clip2scene.tracking.sweep_best import best_job, best_yaml
-from clip2scene.tracking.sweep_charts import Point, surface
-from clip2scene.tracking.sweep_figures import importances, sweep_figures
-from clip2scene.tracking.sweep_html import sweep_html
-from clip2scene.tracking.sweep_record import read_sweep, read_sweep_run
-from clip2scene.tracking.sweep_report import compare_url, keep_sweep, short_names, sweep_text
-from clip2scene.tracking.sweep_runs import TrialRun, sweep_run
+from clip2scene.tracking.server import TrackingError
+from clip2scene.tracking.sweep.axes import axes_of
+from clip2scene.tracking.sweep.best import best_job, best_yaml
+from clip2scene.tracking.sweep.charts import Point, surface
+from clip2scene.tracking.sweep.figures import importances, sweep_figures
+from clip2scene.tracking.sweep.keep import keep_sweep
+from clip2scene.tracking.sweep.names import short_names
+from clip2scene.tracking.sweep.page import sweep_html
+from clip2scene.tracking.sweep.record import read_sweep, read_sweep_run
+from clip2scene.tracking.sweep.runs import TrialRun, sweep_run
+from clip2scene.tracking.sweep.text import compare_url, sweep_text
 from clip2scene.tracking.tracker import Run, client_of, connect
 
 COUNTS = {
@@ -68,7 +68,7 @@ def temperatures():
 
 
 def seeded():
-    """A grid of six configurations, two seeds each; the last has lost one seed, whose sister is best of all."""
+    """A grid of six configurations with two seeds each; the last has lost one seed, and the other scores best."""
     trials = []
     for place, (size, grid) in enumerate((s, g) for s in (0.25, 0.5, 1) for g in ("metres", "voxel")):
         for seed in (0, 1):
@@ -90,9 +90,8 @@ def variants():
 
 
 @pytest.fixture(scope="module")
-def tracker(tmp_path_factory):
-    with embedded_server(tmp_path_factory.mktemp("storage") / "mlflow") as uri:
-        yield connect(uri, "sweeps")
+def tracker(uri):
+    return connect(uri, "sweeps")
 
 
 @pytest.fixture(scope="module")
@@ -379,25 +378,8 @@ def test_names_are_as_short_as_they_can_be():
     assert short_names(keys) == dict(zip(keys, ("tau", "scr.weight", "stcr.weight"), strict=True))
 
 
-class Page(HTMLParser):
-    """What a page refers to, and the text of its table cells."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.sources, self.links, self.tags = [], [], []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        self.tags.append(tag)
-        if "src" in values:
-            self.sources.append(values["src"])
-        if tag == "a":
-            self.links.append(values["href"])
-
-
-def test_the_page_needs_nothing_else(record, drawn):
-    page = Page(sweep_html(record, figures=drawn))
+def test_the_page_needs_nothing_else(record, drawn, parsed):
+    page = parsed(sweep_html(record, figures=drawn))
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert len(page.sources) == 7
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
@@ -407,8 +389,8 @@ def test_the_page_needs_nothing_else(record, drawn):
     assert record.run_id in own
 
 
-def test_links_can_go_to_the_ui(grid):
-    page = Page(sweep_html(grid, "http://127.0.0.1:5000", figures=()))
+def test_links_can_go_to_the_ui(grid, parsed):
+    page = parsed(sweep_html(grid, "http://127.0.0.1:5000", figures=()))
     assert {link.split("/#")[0] for link in page.links} == {"http://127.0.0.1:5000"}
 
 

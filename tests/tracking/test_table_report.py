@@ -7,28 +7,26 @@ import math
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from clip2scene.config import ConfigError
 from clip2scene.data.vocabulary import vocabulary
-from clip2scene.tracking.server import embedded_server
-from clip2scene.tracking.table_figures import class_panels, scene_row
-from clip2scene.tracking.table_html import table_figures, table_html
-from clip2scene.tracking.table_record import (
+from clip2scene.tracking.records import mean_and_deviation
+from clip2scene.tracking.table.figures import class_panels, scene_row
+from clip2scene.tracking.table.page import table_figures, table_html
+from clip2scene.tracking.table.record import (
     FORMAT,
     TableCell,
     difference,
     direction,
     finished_jobs,
-    mean_and_deviation,
     read_table,
     read_table_run,
     table_run,
 )
-from clip2scene.tracking.table_report import paper_number, table_text
+from clip2scene.tracking.table.text import paper_number, table_text
 from clip2scene.tracking.tracker import connect
 
 # Row: group, metric, paper, score by seed (None: the job failed).
@@ -47,17 +45,6 @@ def example(seed):
     points = generator.uniform(-30, 30, (500, 3)).astype(np.float32)
     truth = generator.integers(0, 17, 500).astype(np.uint8)
     return {"points": points, "truth": truth, "student_3d": truth, "teacher_2d": np.zeros_like(truth)}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("storage")
-
-
-@pytest.fixture(scope="module")
-def uri(folder):
-    with embedded_server(folder / "mlflow") as uri:
-        yield uri
 
 
 @pytest.fixture(scope="module")
@@ -169,33 +156,10 @@ def test_the_papers_numbers_are_printed_as_it_does(value, text):
     assert paper_number(value) == text
 
 
-class Page(HTMLParser):
-    """What a page refers to, and the text of its table cells."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.sources, self.links, self.cells, self.tags, self._cell = [], [], [], [], False
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        self.tags.append(tag)
-        if "src" in values:
-            self.sources.append(values["src"])
-        if tag == "a":
-            self.links.append(values["href"])
-        self._cell = tag == "td"
-
-    def handle_data(self, data):
-        if self._cell:
-            self.cells.append(data)
-        self._cell = False
-
-
-def test_the_page_needs_nothing_else(record):
-    page = Page(table_html(record))
+def test_the_page_needs_nothing_else(record, parsed):
+    page = parsed(table_html(record))
     assert not {"script", "link", "iframe"} & set(page.tags)
-    # Scores per class, and a scan for every row with runs of its own: "repeat" shows those of "full".
+    # Scores per class, and a scan for every row that has its own runs: "repeat" shows those of "full".
     assert len(page.sources) == 1 + 4
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert "<baseline> & co" in page.cells
@@ -205,8 +169,8 @@ def test_the_page_needs_nothing_else(record):
     assert {link.split("/runs/")[1].split("?")[0] for link in page.links} == runs
 
 
-def test_links_can_go_to_the_ui(record):
-    page = Page(table_html(record, "http://127.0.0.1:5000"))
+def test_links_can_go_to_the_ui(record, parsed):
+    page = parsed(table_html(record, "http://127.0.0.1:5000"))
     assert {link.split("/#")[0] for link in page.links} == {"http://127.0.0.1:5000"}
 
 

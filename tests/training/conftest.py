@@ -23,6 +23,7 @@ from clip2scene.config import (
 from clip2scene.data.index import Index
 from clip2scene.data.nuscenes import build_index
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.storage import Storage
 from clip2scene.teacher import store
 from clip2scene.teacher.store import FeatureStore
 from clip2scene.teacher.superpixels import SuperpixelStore, segment_images
@@ -81,12 +82,12 @@ def tiny(streetworld_root: tuple[Path, str], tmp_path_factory: pytest.TempPathFa
     folder, rng = tmp_path_factory.mktemp("features"), np.random.default_rng(0)
     for frame in index.frames:
         features = {c.name: rng.standard_normal((4, 7, 12)).astype(np.float16) for c in frame.cameras}
-        store.write_frame(folder, frame.frame_id, features, {}, "random")
+        store.write_frame(folder, frame.frame_id, features, {}, "random", Storage(folder))
     images = sum(len(frame.cameras) for frame in index.frames)
     about = {"index": index.digest, "teacher": "random", "grid": [4, 7], "dim": 12, "dtype": "float16"}
-    store.write_manifest(folder, about | {"frames": len(index.frames), "images": images, "broken": []})
+    store.write_manifest(folder, about | {"frames": len(index.frames), "images": images, "broken": []}, Storage(folder))
     text_CD = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((16, 12)).astype(np.float32)), dim=1)
-    return Tiny(index, FeatureStore.open(folder), text_CD)
+    return Tiny(index, FeatureStore.open(folder, Storage(folder)), text_CD)
 
 
 @contextmanager
@@ -98,8 +99,8 @@ def silent(description, total, unit):
 def distillation(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Distillation]:
     """``distillation(method)`` of two keyframes, with superpixels where the method needs them."""
     folder, frames = tmp_path_factory.mktemp("superpixels"), tiny.index.frames[:2]
-    segment_images(tiny.index, frames, CONTRAST, 56, 104, folder, 0, silent)
-    superpixels = SuperpixelStore.open(folder)
+    segment_images(tiny.index, frames, CONTRAST, 56, 104, folder, 0, silent, storage=Storage(folder))
+    superpixels = SuperpixelStore.open(folder, Storage(folder))
 
     def make(method="clip2scene", settings=None, root=tiny.index.root, **changes):
         settings = settings or DistillSettings(method=method, contrast=CONTRAST)

@@ -16,7 +16,7 @@ from clip2scene.data.vocabulary import vocabulary
 from clip2scene.training.evaluate import ConstantMethod, StudentMethod, TeacherMethod, evaluate, label_counts
 from clip2scene.training.finetune import choose_labelled
 from clip2scene.training.fit import _data_parallel, fit
-from clip2scene.training.launch import TrainingError, crew, launch
+from clip2scene.training.launch import TrainingError, launch, worker_group
 from clip2scene.training.samples import SampleSource
 
 HERE = ResourceSettings(num_workers=0)
@@ -178,7 +178,7 @@ def test_two_workers_train_and_count_like_one(tiny, tmp_path, ray_cluster, metho
     heard = []
     source = SampleSource(tiny.index.root, tiny.store, label_vocabulary=vocabulary("nuscenes"))
     frames = tiny.index.frames
-    with crew(two):
+    with worker_group(two):
         fitted = run(tiny.distillation(epochs=2), tmp_path / "two", two, on_epoch=lambda e, m: heard.append((e, m)))
         scores = [
             evaluate(frames, source, methods, num_classes=16, name="evaluate", folder=tmp_path, resources=resources)
@@ -206,17 +206,17 @@ def test_a_damaged_cloud_stops_the_workers_with_its_sentence_and_the_next_work_g
     (root / tiny.index.frames[1].cloud_path).write_bytes(b"123")
     broken = tiny.distillation(source=SampleSource(root, tiny.store))
     two = ResourceSettings(num_workers=2, max_failures=0)
-    with crew(two):
+    with worker_group(two):
         with pytest.raises(TrainingError, match=r"LIDAR_TOP.*bytes") as caught:
             run(broken, tmp_path / "broken", two)
         assert "\n" not in str(caught.value)
         assert len(run(tiny.distillation(epochs=1), tmp_path / "whole", two).history) == 1
-    assert not list(tmp_path.glob(".crew*"))
+    assert not list(tmp_path.glob(".workers*"))
 
 
 def test_workers_that_do_not_see_the_folder_say_so_before_they_train(tiny, tmp_path, ray_cluster):
     def unmark():
-        while not (marks := list(tmp_path.glob(".crew-*/mark"))):
+        while not (marks := list(tmp_path.glob(".workers-*/mark"))):
             time.sleep(0.01)
         marks[0].unlink()  # as on a machine that does not share the folder
 

@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from clip2scene.config import AugmentSettings, DistillSettings
+from clip2scene.data.clouds import read_cloud
+from clip2scene.data.datasets import ego_radius_m
 from clip2scene.data.index import DataError
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.geometry.interpolation import bilinear
+from clip2scene.geometry.registration import choose_sweeps
 from clip2scene.training.launch import Worker
 from clip2scene.training.methods import UNSEEN, TeacherMethod, seen
-from clip2scene.training.samples import SampleCache, SampleSource, augment, join, made_ahead, num_clouds
+from clip2scene.training.samples import SampleCache, SampleSource, augment, join, num_clouds, prefetched
 
 
 @pytest.fixture
@@ -35,6 +38,20 @@ def test_sweeps_are_clouds_of_their_own_and_paired_with_the_same_images(tiny, la
     torch.testing.assert_close(three.pair_xyz_P3, three.points_N4[three.pair_point_P, :3])
     assert three.pair_position_P2.min() > 0
     assert three.pair_position_P2.max() < 1
+
+
+def test_an_earlier_sweep_loses_what_is_near_its_own_sensor(tiny, later):
+    source = SampleSource(tiny.index.root, tiny.store, num_sweeps=3)
+    whole, cut = source.read(later), replace(source, ego_radius_m=8.0).read(later)
+    clouds = [read_cloud(tiny.index.root / sweep.path) for sweep in choose_sweeps(later, 3, 0.5)]
+    far = [int((np.abs(cloud_N4[:, :2]).max(axis=1) >= 8).sum()) for cloud_N4 in clouds]
+    assert cut.cloud_N.bincount().tolist() == [int((whole.cloud_N == 0).sum()), *far]
+    assert all(kept < len(cloud_N4) for kept, cloud_N4 in zip(far, clouds, strict=True))
+    assert len(cut.pair_point_P) < len(whole.pair_point_P)
+    torch.testing.assert_close(cut.pair_xyz_P3, cut.points_N4[cut.pair_point_P, :3])
+    # A street world's car is not hit.
+    nuscenes = replace(source, ego_radius_m=ego_radius_m("streetworld")).read(later)
+    assert torch.equal(nuscenes.points_N4, whole.points_N4)
 
 
 def test_augmentation_moves_points_and_nothing_else(tiny, later):
@@ -77,7 +94,7 @@ def test_a_quarantined_image_gives_no_pairs(tiny, later, tmp_path):
 
     kept = dict(list(tiny.store.read(later.frame_id).items())[1:])
     lost = next(c.name for c in later.cameras if c.name not in kept)
-    stores.write_frame(tmp_path, later.frame_id, kept, {lost: "truncated"}, "random")
+    stores.write_frame(tmp_path, later.frame_id, kept, {lost: "truncated"}, "random", tiny.store.storage)
     sample = SampleSource(tiny.index.root, replace(tiny.store, path=tmp_path)).read(later)
     whole = SampleSource(tiny.index.root, tiny.store).read(later)
     camera = [c.name for c in later.cameras].index(lost)
@@ -89,7 +106,9 @@ def test_a_quarantined_image_gives_no_pairs(tiny, later, tmp_path):
 def test_a_keyframe_without_any_image_has_no_pairs_and_teaches_nothing(tiny, later, tmp_path):
     from clip2scene.teacher import store as stores
 
-    stores.write_frame(tmp_path, later.frame_id, {}, {c.name: "truncated" for c in later.cameras}, "random")
+    stores.write_frame(
+        tmp_path, later.frame_id, {}, {c.name: "truncated" for c in later.cameras}, "random", tiny.store.storage
+    )
     sample = SampleSource(tiny.index.root, replace(tiny.store, path=tmp_path)).read(later)
     assert len(sample.points_N4) > 0 == len(sample.pair_point_P)
     other = SampleSource(tiny.index.root, tiny.store).read(tiny.index.frames[0])
@@ -113,13 +132,13 @@ def test_a_scene_without_cameras_is_read_and_has_no_pairs(tiny, later):
     assert not seen(sample).any()
 
 
-def test_batches_made_ahead_are_the_same_and_so_is_what_goes_wrong(tiny):
+def test_prefetched_batches_are_the_same_and_so_is_what_goes_wrong(tiny):
     source = SampleSource(tiny.index.root)
-    assert [*made_ahead(map(source.read, tiny.index.frames[:3]), lambda s: len(s.points_N4))] == [
+    assert [*prefetched(map(source.read, tiny.index.frames[:3]), lambda s: len(s.points_N4))] == [
         len(source.read(frame).points_N4) for frame in tiny.index.frames[:3]
     ]
     broken = replace(tiny.index.frames[1], cloud_path="nowhere.pcd.bin")
-    batches = made_ahead(map(source.read, (tiny.index.frames[0], broken)), lambda sample: sample)
+    batches = prefetched(map(source.read, (tiny.index.frames[0], broken)), lambda sample: sample)
     next(batches)
     with pytest.raises(DataError, match="nowhere"):
         next(batches)
@@ -137,9 +156,9 @@ def test_clouds_are_counted_as_they_are_read(tiny, changes):
 def test_batches_read_by_several_threads_are_the_same(tiny):
     training, worker = tiny.distillation(batch_size=4), Worker(Path("unused"), lambda kind, value: None)
 
-    def batches(mapped):
+    def batches(read_map):
         cache = SampleCache(training.source, training.frames, size=3)
-        return [batch for epoch in range(2) for batch in training._batches(cache, worker, epoch, mapped)]
+        return [batch for epoch in range(2) for batch in training._batches(cache, worker, epoch, read_map)]
 
     with ThreadPoolExecutor(4) as readers:
         for one, several in zip(batches(map), batches(readers.map), strict=True):

@@ -84,7 +84,7 @@ def _index(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from clip2scene.data.index import read_index
     from clip2scene.data.vocabulary import vocabulary, vocabulary_of
-    from clip2scene.geometry.inspect import format_table, inspect_frame
+    from clip2scene.inspection import format_table, inspect_frame
     from clip2scene.progress import progress
 
     index = read_index(options.index, options.root)
@@ -101,7 +101,7 @@ def _inspect(options: argparse.Namespace) -> int:
     print(json.dumps({"frames": rows}, indent=2) if options.json else format_table(rows))
     if options.figure:
         from clip2scene.storage import writing
-        from clip2scene.tracking.overview import frame_figure
+        from clip2scene.tracking.figures.keyframe import frame_figure
 
         with writing(Path(options.figure)) as aside:
             frame_figure(index, frames[0], words).savefig(aside, format="png", dpi=100)

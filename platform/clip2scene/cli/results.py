@@ -85,6 +85,7 @@ def _report_from_mlflow(options: argparse.Namespace) -> int:
     if (options.storage is not None and options.tracking_uri is not None) or not (options.storage or given_uri):
         raise ConfigError(f"report {options.name}: give either --storage FOLDER or --tracking-uri URL")
     from clip2scene.storage import writing
+    from clip2scene.tracking.records import reading
     from clip2scene.tracking.server import UI_PAGES, embedded_server
 
     with contextlib.ExitStack() as stack:
@@ -92,6 +93,7 @@ def _report_from_mlflow(options: argparse.Namespace) -> int:
             uri = stack.enter_context(embedded_server(_folder_of_runs(options.storage)))
         else:
             uri = given_uri
+        stack.enter_context(reading(uri))
         text, page = _text_and_page(uri, options.name, UI_PAGES if options.storage is not None else None)
         if options.html:
             with writing(Path(options.html)) as aside:
@@ -104,18 +106,18 @@ def _report_from_mlflow(options: argparse.Namespace) -> int:
 
 def _text_and_page(uri: str, name: str, pages_at: str | None) -> tuple[str, Callable[[], str]]:
     """A table or a sweep as text, and a function that makes its HTML page."""
-    from clip2scene.tracking.sweep_runs import is_sweep
+    from clip2scene.tracking.sweep.runs import is_sweep
 
     if is_sweep(uri, name):
-        from clip2scene.tracking.sweep_html import sweep_html
-        from clip2scene.tracking.sweep_record import read_sweep
-        from clip2scene.tracking.sweep_report import sweep_text
+        from clip2scene.tracking.sweep.page import sweep_html
+        from clip2scene.tracking.sweep.record import read_sweep
+        from clip2scene.tracking.sweep.text import sweep_text
 
         sweep = read_sweep(uri, name)
         return sweep_text(sweep), lambda: sweep_html(sweep, pages_at)
-    from clip2scene.tracking.table_html import table_html
-    from clip2scene.tracking.table_record import read_table
-    from clip2scene.tracking.table_report import table_text
+    from clip2scene.tracking.table.page import table_html
+    from clip2scene.tracking.table.record import read_table
+    from clip2scene.tracking.table.text import table_text
 
     table = read_table(uri, name)
     return table_text(table), lambda: table_html(table, pages_at)

@@ -59,7 +59,7 @@ def _run_table(options: argparse.Namespace) -> int:
     from clip2scene.storage import Storage
     from clip2scene.tables.runner import run_table
     from clip2scene.tracking.server import UI_PAGES
-    from clip2scene.tracking.table_report import failures, table_text
+    from clip2scene.tracking.table.text import failures, table_text
 
     command = shlex.join(["clip2scene", "run", options.file, *options.overrides])
     root, job = Storage(table.storage).root, expand(table, options.file)[0].job

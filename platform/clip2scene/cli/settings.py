@@ -1,4 +1,4 @@
-"""``clip2scene settings``: what can be set in a job."""
+"""``clip2scene settings``: what can be set in a job, a search space or a table."""
 
 from __future__ import annotations
 
@@ -7,15 +7,28 @@ import shutil
 import textwrap
 from typing import Any
 
+from pydantic import BaseModel
+
 from clip2scene.config import ConfigError, Job
 from clip2scene.jobfile import Schema, did_you_mean, settings_of
 
-_INTRODUCTION = (
-    "Settings of a job with what is allowed and [default]; key=value after the job file changes one, as in "
-    "`clip2scene run jobs/demo.yaml distill.scr.tau=0.7`. A job file may also have `base: FILE`: another one "
-    "beside it, from which it takes all others."
-)
-_TYPES = {"boolean": "true or false", "integer": "integer", "number": "number", "string": "text"}
+_INTRODUCTIONS = {
+    "job": "Settings of a job with what is allowed and [default]; key=value after the job file changes one, as in "
+    "`clip2scene run jobs/demo.yaml distill.scr.tau=0.7`. A job file may also have `base: FILE`: the path of another "
+    "one, from which it takes all settings that it does not give itself.",
+    "sweep": "Settings of a search space with what is allowed and [default]; key=value after the file changes one, as "
+    "in `clip2scene sweep search_spaces/joint.yaml --job jobs/demo.yaml num_trials=8`. KEY is a setting of the job, "
+    "such as distill.scr.tau; `clip2scene settings` lists those.",
+    "table": "Settings of a table with what is allowed and [default]; key=value after the file changes one, as in "
+    "`clip2scene run jobs/table3_ablation.yaml seeds=[0]`. KEY is a data set, N an index in the list.",
+}
+_TYPES = {
+    "boolean": "true or false",
+    "integer": "integer",
+    "number": "number",
+    "object": "group of keys",
+    "string": "text",
+}
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 
 
@@ -23,15 +36,21 @@ def register(verbs: Any) -> None:
     """Add the verb."""
     settings = verbs.add_parser("settings", help="every setting of a job: what it means, what is allowed, its default")
     settings.add_argument("key", nargs="?", metavar="KEY", help="only this setting or group, such as distill.stcr")
-    settings.set_defaults(verb=_settings)
+    kinds = settings.add_mutually_exclusive_group()
+    for kind, name in (("sweep", "search space"), ("table", "table")):
+        words = f"settings of a {name} instead of a job"
+        kinds.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind, help=words)
+    settings.set_defaults(verb=_settings, kind="job")
 
 
 def _settings(options: argparse.Namespace) -> int:
-    known, key = settings_of(Job), options.key
+    model, key = _model(options.kind), options.key
+    known = settings_of(model)
     wanted = {name: known[name] for name in known if key is None or name == key or name.startswith(f"{key}.")}
     if not wanted:
-        raise ConfigError(f"settings {key}: unknown key; `clip2scene settings` lists all{did_you_mean(key, known)}")
-    lines = [] if key else [_wrapped(_INTRODUCTION), "", _wrapped(Job.__doc__ or "")]
+        command = "settings" if options.kind == "job" else f"settings --{options.kind}"
+        raise ConfigError(f"{command} {key}: unknown key; `clip2scene {command}` lists all{did_you_mean(key, known)}")
+    lines = [] if key else [_wrapped(_INTRODUCTIONS[options.kind]), "", _wrapped(model.__doc__ or "")]
     for name, schema in wanted.items():
         meaning = schema.get("description", "")
         if "properties" in schema:
@@ -43,6 +62,18 @@ def _settings(options: argparse.Namespace) -> int:
     return 0
 
 
+def _model(kind: str) -> type[BaseModel]:
+    if kind == "sweep":
+        from clip2scene.sweeps.space import Space
+
+        return Space
+    if kind == "table":
+        from clip2scene.tables.spec import Table
+
+        return Table
+    return Job
+
+
 def _allowed(schema: Schema) -> str:
     """The values that can be chosen from, or type and bounds."""
     if "anyOf" in schema:  # or not given
@@ -50,17 +81,19 @@ def _allowed(schema: Schema) -> str:
     if "enum" in schema:
         *others, last = schema["enum"]
         return f"{', '.join(others)} or {last}" if others else last
+    if "type" not in schema:
+        return "value"
     if schema["type"] == "array":
-        of = _allowed(schema["items"])
+        items = schema.get("items") or schema.get("prefixItems", [{}])[0]
         bounds = _bounds({"minimum": schema.get("minItems"), "maximum": schema.get("maxItems")})
-        return f"list of {of}{'' if 'enum' in schema['items'] else 's'}" + (f", {bounds} of them" if bounds else "")
+        return f"list of {_allowed(items)}{'' if 'enum' in items else 's'}" + (f", {bounds} of them" if bounds else "")
     return ", ".join(filter(None, (_TYPES[schema["type"]], _bounds(schema))))
 
 
 def _bounds(schema: Schema) -> str:
     given = {name: schema[name] for name in _BOUNDS if schema.get(name) is not None}
     if given.keys() == {"minimum", "maximum"}:
-        return f"{given['minimum']} to {given['maximum']}"
+        return " to ".join(str(bound) for bound in dict.fromkeys(given.values()))
     return ", ".join(f"{_BOUNDS[name]} {bound}" for name, bound in given.items())
 
 
@@ -70,9 +103,9 @@ def _default(schema: Schema) -> str:
     default = schema["default"]
     if isinstance(default, bool):
         return str(default).lower()
-    if isinstance(default, list):
-        return ", ".join(map(str, default))
-    return "not given" if default is None else str(default)
+    if default in (None, "", []):
+        return "not given"
+    return ", ".join(map(str, default)) if isinstance(default, list) else str(default)
 
 
 def _wrapped(text: str, indent: str = "") -> str:

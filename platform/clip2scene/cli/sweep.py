@@ -34,7 +34,7 @@ def register(commands: Commands) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from clip2scene.sweeps.space import load_sweep
+    from clip2scene.sweeps.sweep import load_sweep
 
     if options.resume is not None:
         if options.space is not None or options.job is not None:
@@ -57,7 +57,7 @@ def _sweep(options: argparse.Namespace) -> int:
         sweep, folder = remember(sweep, command)
     from clip2scene.sweeps.runner import run_sweep
     from clip2scene.tracking.server import UI_PAGES
-    from clip2scene.tracking.sweep_report import sweep_text
+    from clip2scene.tracking.sweep.text import sweep_text
 
     storage = folder.parents[1]
     job = sweep.job_of(sweep.trials[0])

@@ -1,4 +1,4 @@
-"""Secrets: kept in files that only their owner reads, and handed to Ray by the environment, never by an argument."""
+"""Secrets: kept in files that only their owner can read, and passed to Ray in the environment, never as an argument."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SECRET_BYTES = 32
 
 
 def secret_file(path: Path) -> str:
-    """The secret kept in a file of mode 600; a random one is made when the file is missing.
+    """The secret in a file of mode 600; if the file is missing, it is made with a random secret.
 
     Raises:
-        ConfigError: the file is empty, cannot be read, or others may read it.
+        ConfigError: the file is empty, cannot be read, or can be read by others.
         StorageError: it cannot be written.
     """
     if not path.exists():
@@ -29,7 +29,7 @@ def secret_file(path: Path) -> str:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner reads, and at no moment anybody else.
+    """Write a file that only its owner can read, at any moment.
 
     Raises:
         StorageError: it cannot be written.
@@ -41,10 +41,10 @@ def write_private(path: Path, text: str) -> None:
 
 
 def read_private(path: Path) -> str:
-    """The text of a file that only its owner may read, without white space around it.
+    """The text of a file that only its owner can read, without surrounding white space.
 
     Raises:
-        ConfigError: it is empty, cannot be read, or others may read it.
+        ConfigError: it is empty, cannot be read, or can be read by others.
     """
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -60,12 +60,12 @@ def read_private(path: Path) -> str:
 
 
 def use_token() -> None:
-    """Let Ray's clients in this process send the token that the environment or Ray's own file names.
+    """Make Ray's clients in this process send the token that the environment or Ray's own file names.
 
-    Ray sends none unless ``RAY_AUTH_MODE`` says so. Call it before ray is imported, which reads the mode once.
+    Ray sends it only if ``RAY_AUTH_MODE`` is set. Call this before importing ray, which reads the mode once.
 
     Raises:
-        ConfigError: ``RAY_AUTH_TOKEN_PATH`` names a file that cannot be read or that others may read.
+        ConfigError: ``RAY_AUTH_TOKEN_PATH`` names a file that cannot be read, or that others can read.
     """
     named = os.environ.get(AUTH_TOKEN_PATH)
     if os.environ.get(AUTH_TOKEN):

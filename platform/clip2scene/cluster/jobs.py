@@ -1,4 +1,4 @@
-"""Jobs of a Ray cluster, from outside of it: the one door to Ray's Jobs API, and errors in a sentence."""
+"""Jobs of a Ray cluster from outside: the one user of Ray's Jobs API, with errors of one sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clip2scene.config import Clip2sceneError, ConfigError
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 API_ADDRESS, RAY_ADDRESS = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
 DETACHED = 130
-"""Exit status of a command that stopped following a job which goes on."""
+"""Exit status of a command that stops following a job while the job goes on."""
 _POLL_S = 0.5
 _CHATTY = (
     "ray.dashboard.modules.job.sdk",
@@ -27,7 +27,7 @@ _CHATTY = (
 
 
 class ClusterError(Clip2sceneError, RuntimeError):
-    """A cluster that does not answer, or does not let us in."""
+    """The cluster does not answer, or refuses a request."""
 
 
 class Jobs:
@@ -37,32 +37,32 @@ class Jobs:
         address: ``http://HOST:8265``; ``RAY_API_SERVER_ADDRESS``, ``RAY_ADDRESS`` or 127.0.0.1 when not given.
 
     Raises:
-        ConfigError: the address is no dashboard's, or the token's file is open to others.
-        ClusterError: nothing answers there, or it wants another token.
+        ConfigError: the address is not a dashboard's, or others can read the file of the token.
+        ClusterError: nothing answers there, or it requires another token.
     """
 
     def __init__(self, address: str | None = None):
         self.address = _dashboard(address)
         use_token()
-        os.environ[API_ADDRESS] = self.address  # which Ray prefers to the address that it is given
+        os.environ[API_ADDRESS] = self.address  # Ray prefers it to the argument
         from ray.job_submission import JobSubmissionClient
 
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
-        with self._in_a_sentence():
+        with self._one_sentence():
             self.client = JobSubmissionClient(self.address)
 
     def all(self) -> list[Any]:
-        """Every job that was submitted to the cluster, oldest first, as Ray's ``JobDetails``."""
-        with self._in_a_sentence():
+        """All jobs that were submitted to the cluster, oldest first, as Ray's ``JobDetails``."""
+        with self._one_sentence():
             jobs = [job for job in self.client.list_jobs() if job.submission_id is not None]
         return sorted(jobs, key=lambda job: job.start_time or 0)
 
     def one(self, job_id: str) -> Any:
-        """A job.
+        """The job with that id.
 
         Raises:
-            ConfigError: there is none of that name.
+            ConfigError: there is none.
         """
         found = {job.submission_id: job for job in self.all()}
         if job_id not in found:
@@ -71,27 +71,27 @@ class Jobs:
         return found[job_id]
 
     def submit(self, **words: Any) -> None:
-        """Send a job, with the words of Ray's ``submit_job``."""
-        with self._in_a_sentence():
+        """Submit a job, with the arguments of Ray's ``submit_job``."""
+        with self._one_sentence():
             self.client.submit_job(**words)
 
     def stop(self, job_id: str) -> bool:
-        """End a job with SIGTERM, and wait until it has ended: whether it was running."""
+        """End a job with SIGTERM and wait until it has ended; returns whether it was running."""
         if self.one(job_id).status.is_terminal():
             return False
-        with self._in_a_sentence():
+        with self._one_sentence():
             self.client.stop_job(job_id)
         self._ended(job_id)
         return True
 
     def log(self, job_id: str) -> str:
-        """What a job has printed so far."""
+        """The output of a job so far."""
         self.one(job_id)
-        with self._in_a_sentence():
+        with self._one_sentence():
             return str(self.client.get_job_logs(job_id))
 
     def follow(self, job_id: str) -> int:
-        """Print what a job prints until it ends, and return its exit status; Ctrl-C leaves it running.
+        """Print a job's output until it ends, and return its exit status; Ctrl-C leaves the job running.
 
         Raises:
             ClusterError: the connection broke; the job goes on.
@@ -103,14 +103,14 @@ class Jobs:
             print(f"\n{job_id} goes on; {self.come_back(job_id)}")
             return DETACHED
         except BrokenPipeError:
-            raise  # of stdout: what breaks between here and the cluster is a ClusterError already
+            raise  # of stdout; the connection's own errors are ClusterErrors already
         except (ClusterError, OSError) as error:
             raise ClusterError(
                 f"lost {self.address} while following {job_id}, which may well go on; {self.come_back(job_id)}"
             ) from error
 
     def come_back(self, job_id: str) -> str:
-        """How to see and end a job that is not followed."""
+        """How to follow and end a job, as a sentence."""
         words = f"{job_id} --dashboard {self.address}"
         return f"follow it with `clip2scene logs --follow {words}`, end it with `clip2scene stop {words}`"
 
@@ -118,13 +118,13 @@ class Jobs:
         """The living nodes, as Ray's ``NodeState``."""
         from ray.util.state import list_nodes
 
-        with self._in_a_sentence():
+        with self._one_sentence():
             return [node for node in list_nodes(address=self.address) if node.state == "ALIVE"]
 
     async def _print(self, job_id: str) -> None:
         chunks = self.client.tail_job_logs(job_id)
         while True:
-            with self._in_a_sentence():
+            with self._one_sentence():
                 lines = await anext(chunks, None)
             if lines is None:
                 return
@@ -136,7 +136,7 @@ class Jobs:
         return job
 
     @contextmanager
-    def _in_a_sentence(self) -> Iterator[None]:
+    def _one_sentence(self) -> Iterator[None]:
         import aiohttp
         from ray.exceptions import AuthenticationError
         from ray.util.state.exception import RayStateApiException
@@ -157,7 +157,7 @@ class Jobs:
 
 
 def exit_status(job: Any) -> int:
-    """Of a command that waited for a job: 0 when it succeeded, else the job's own or 1."""
+    """Exit status of a command that waited for a job: 0 if it succeeded, else the job's own or 1."""
     if job.status == "SUCCEEDED":
         return 0
     return int(job.driver_exit_code or 1)

@@ -1,7 +1,7 @@
 """Several Ray nodes on this machine, listening on 127.0.0.1 only: ``python -m clip2scene.cluster.nodes``.
 
 :mod:`clip2scene.cluster.up` runs it under the watchdog, with the token and the users' passwords in its environment. It
-prints one line of JSON when all nodes are there, and lives until SIGTERM.
+prints one line of JSON when all nodes are up, and runs until SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from typing import Any, NoReturn
 
 HOST = "127.0.0.1"
 ONLY_THIS_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Ray's switch for laptops, against questions of their firewalls: a node's address is 127.0.0.1, and with that Ray's
-servers listen nowhere else. Without it they listen on every interface, whatever address they are given."""
+"""Ray's switch for laptops with firewalls: a node's address is 127.0.0.1, and Ray's servers listen only there. Without
+it they listen on every interface, whatever address they are given."""
 NO_METRICS_PORTS = {
     "RAY_enable_metrics_collection": "0",
     "AUTOSCALER_METRIC_PORT": "-1",
     "DASHBOARD_METRIC_PORT": "-1",
 }
-"""Closes what Prometheus would read, which answers everybody. The autoscaler's and the dashboard's have no switch: with
-a port that does not exist, each notes an error in its log and goes on without."""
+"""Closes the metrics ports, which answer without a token. The autoscaler's and the dashboard's have no switch: with an
+invalid port, each logs an error and goes on without."""
 _OBJECT_STORE_SHARE = 0.3
-_BURIAL_S = 1.0
+_REAP_EVERY_S = 1.0
 _PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Start the nodes, say so, and wait."""
+    """Start the nodes, print their address, and wait."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--cpus-per-node", type=int, required=True)
@@ -44,31 +44,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", required=True)
     options = parser.parse_args(arguments)
     os.environ |= ONLY_THIS_MACHINE | NO_METRICS_PORTS
-    os.environ["RAY_TMPDIR"] = options.folder  # where Cluster notes its address, for nobody but its own jobs
+    os.environ["RAY_TMPDIR"] = options.folder  # where Cluster writes its address, for its own jobs only
     (Path(options.folder) / "ray").mkdir(exist_ok=True)
     _start(options)
-    # Jobs have sessions of their own and outlive their node; now they become children of this process when it dies.
+    # Jobs have their own sessions and outlive their node; as subreaper, this process becomes their parent when it dies.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # Ray's own would wait for jobs to end
     try:
-        _bury_orphans()
+        _reap_orphans()
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _end_everything()
-        shutil.rmtree(options.folder, ignore_errors=True)  # whoever made it may have been killed
+        shutil.rmtree(options.folder, ignore_errors=True)  # the process that made it may have been killed
     return 0
 
 
-def _bury_orphans() -> NoReturn:
-    """Wait for those who become children of this process; who started them is gone. Ray waits for its own."""
+def _reap_orphans() -> NoReturn:
+    """Wait for processes that become children of this one because their parent has died; Ray waits for its own."""
     import psutil
 
     this = psutil.Process()
     own = set(this.children())
     while True:
-        time.sleep(_BURIAL_S)
+        time.sleep(_REAP_EVERY_S)
         for process in set(this.children()) - own:
-            # A worker whose raylet is gone ends when init becomes its parent, which this process is in init's stead.
+            # A worker without its raylet would end when init becomes its parent, but here this process does.
             with contextlib.suppress(psutil.Error):
                 if process.name().startswith("ray::"):
                     process.kill()
@@ -103,17 +103,17 @@ def _start(options: argparse.Namespace) -> None:
         head_node_args={
             **node,
             "temp_dir": folders[0],
-            "num_gpus": torch.cuda.device_count(),  # a GPU can be on one node only, or Ray would lend it twice
+            "num_gpus": torch.cuda.device_count(),  # on one node only, or Ray would lend each GPU twice
             "include_dashboard": True,
             "dashboard_host": HOST,
             "dashboard_port": options.dashboard_port,
-            "dashboard_agent_listen_port": None,  # any, or a second cluster here could not start jobs
+            "dashboard_agent_listen_port": None,  # any free one, so that a second cluster can start jobs
         },
     )
     for folder in folders[1:]:
-        cluster.add_node(**node, temp_dir=folder)  # nodes that share a folder delete the code of each other's jobs
+        cluster.add_node(**node, temp_dir=folder)  # in a shared folder, nodes delete the code of each other's jobs
     for folder in folders:
-        write_ray_address(cluster.address, folder)  # else a job is sent to whichever Ray runs on this machine
+        write_ray_address(cluster.address, folder)  # else a job connects to any Ray on this machine
     print(json.dumps({"address": cluster.address, "dashboard": f"http://{cluster.webui_url}"}), flush=True)
 
 

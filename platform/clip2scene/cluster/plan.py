@@ -1,4 +1,4 @@
-"""``clip2scene plan``: what a job, a table or a sweep would do, take, want and cost; nothing is made."""
+"""``clip2scene plan``: the work, time, resources and cost of a job, a table or a sweep; nothing is made."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from typing import Any
 
 from clip2scene.cluster.plan_machine import Machine, free_bytes
 from clip2scene.cluster.plan_stages import Planner
-from clip2scene.cluster.plan_work import Plan, Work, needs_teacher, seconds_of, source_of
+from clip2scene.cluster.plan_work import Plan, Work, seconds_of, source_of
 from clip2scene.cluster.rates import RatedStage, Rates
 from clip2scene.cluster.session import trains
 from clip2scene.cluster.submit import check_fits
 from clip2scene.config import STAGES, ConfigError, Job
 from clip2scene.jobfile import kind_with_job, load_job, read_values
+from clip2scene.stages import needs_teacher
 from clip2scene.storage import folder_of, is_remote
 from clip2scene.sweeps.slots import trial_slots
-from clip2scene.sweeps.space import Scheduler, Sweep, load_sweep
+from clip2scene.sweeps.space import Scheduler
+from clip2scene.sweeps.sweep import Sweep, load_sweep, split_overrides
 from clip2scene.tables.spec import expand, jobs_of, load_table
 from clip2scene.training.validation import SWEEPS
 
 NO_ROOT = "not-given"
-"""Stands for the data set's folder where a job names none."""
+"""Stands for the data set's folder if a job names none."""
 _ORDER = (
     "start", "streetworld_clip", "streetworld", "index", "extract", "superpixels", "distill", "verify", "evaluate",
     "finetune",
 )  # fmt: skip
 _OF_A_JOB = ("distill", "evaluate", "finetune")
-_IN_PROCESS_MEMORY = 0.9
+_MEMORY_SHARE = 0.9
 """Share of a machine's memory above which a plan warns."""
 
 
@@ -40,14 +42,14 @@ def plan(
     rates: Rates,
     num_frames: int | None = None,
 ) -> Plan:
-    """Plan what a file asks for.
+    """Plan a job, a table or a sweep.
 
     Args:
-        path: a job, a table or (with ``job_path``) a search space.
-        overrides: ``key=value`` words, as with the verb that would run it.
+        path: of a job, a table or (with ``job_path``) a search space.
+        overrides: ``key=value`` words, as for the verb that would run it.
         job_path: of the job that a search space varies.
         machine: where it would run.
-        rates: what was measured.
+        rates: measured speeds and sizes.
         num_frames: training keyframes of a data set that is not there.
 
     Raises:
@@ -58,8 +60,7 @@ def plan(
     planner = Planner(machine, rates, num_frames)
     words = list(overrides)
     if job_path is not None:
-        of_job = [word.removeprefix("job.") for word in words if word.startswith("job.")]
-        values = read_values(job_path, of_job, "job")
+        values = read_values(job_path, split_overrides(words)[1], "job")
         return plan_sweep(load_sweep(path, job_path, [*words, *_no_root(values, "job.")]), planner)
     if kind == "table":
         values = read_values(path, words, "table")
@@ -72,31 +73,31 @@ def plan(
 
 
 def plan_jobs(jobs: Sequence[Job], name: str, planner: Planner) -> Plan:
-    """Plan one job, or those of a table, which share what they can."""
+    """Plan one job, or the jobs of a table, which share artifacts."""
     machine = planner.machine
     if jobs[0].stage == "streetworld_clip":
         return _plan_clip(jobs[0], planner)
     works: dict[str, Work] = {}
     trainings = 0
     for job in jobs:
-        folder_of(job.storage)  # refuses what is none
+        folder_of(job.storage)  # refuses a URI that is no storage
         for work in planner.works(job):
             works[work.stage] = works[work.stage].plus(work) if work.stage in works else work
             trainings += work.stage == "distill"
     if len(jobs) > 1 and all(not job.resources.num_workers and not job.resources.gpus_per_worker for job in jobs):
-        # One process for all jobs with the same pre-training, as many as there are cores at a time.
+        # Jobs with the same pre-training run in one process; there are as many processes at a time as cores.
         side_by_side = max(min(int(machine.cpus), trainings), 1)
         for stage in [stage for stage in works if stage in _OF_A_JOB]:
             seconds = works[stage].seconds
             works[stage] = replace(works[stage], seconds=None if seconds is None else seconds / side_by_side)
     facts = {"jobs": len(jobs), "pretrainings": trainings} if len(jobs) > 1 else {}
-    return _whole(jobs, name, planner, works, _unfit(jobs, machine), facts)
+    return _complete(jobs, name, planner, works, _unfit(jobs, machine), facts)
 
 
 def plan_sweep(sweep: Sweep, planner: Planner) -> Plan:
-    """Plan a sweep: its distinct inputs once each, then as many trials at a time as fit."""
+    """Plan a sweep: each distinct set of inputs once, then as many trials at a time as fit."""
     space, machine = sweep.space, planner.machine
-    # What TPE will choose is not known; its trials count as the job's own settings.
+    # What TPE will choose is not known; its trials count with the job's own settings.
     jobs = [sweep.job_of(trial) for trial in sweep.trials]
     first = jobs[0]
     problems, slots = [], 1
@@ -141,26 +142,26 @@ def plan_sweep(sweep: Sweep, planner: Planner) -> Plan:
     if space.budget.hours is not None:
         planner.note(f"budget.hours={space.budget.hours:g} stops what still runs then")
     problems += _unfit([first.model_copy(update={"stage": "extract"})], machine)
-    return _whole(jobs, space.sweep, planner, works, problems, facts)
+    return _complete(jobs, space.sweep, planner, works, problems, facts)
 
 
 def asha_shares(scheduler: Scheduler, epochs: int) -> tuple[float, float]:
-    """Share of all epochs that are trained at least, and that are expected.
+    """Share of all epochs that are trained at least, and the share that is expected.
 
-    At least: every trial as long as none can be stopped. Expected: of the trials at a rung one in ``reduction_factor``
-    goes on; as ASHA decides before all are there, early ones go on more often than that.
+    At least: every trial runs until it can first be stopped. Expected: one in ``reduction_factor`` of the trials at a
+    rung goes on; early ones go on more often than that, as ASHA decides before all have arrived.
     """
     if scheduler.kind == "none":
         return 1.0, 1.0
-    reached, part, total = min(scheduler.grace_epochs, epochs), 1.0, 0.0
-    total += reached
+    reached, part = min(scheduler.grace_epochs, epochs), 1.0
+    total = float(reached)
     while reached < epochs:
         following, part = min(reached * scheduler.reduction_factor, epochs), part / scheduler.reduction_factor
         total, reached = total + part * (following - reached), following
     return min(scheduler.grace_epochs, epochs) / epochs, total / epochs
 
 
-def _whole(
+def _complete(
     jobs: Sequence[Job],
     name: str,
     planner: Planner,
@@ -207,7 +208,7 @@ def _warn(planner: Planner, job: Job, result: Plan, at_a_time: int) -> None:
     machine, resources = planner.machine, job.resources
     workers = max(resources.num_workers, 1)
     if is_remote(job.storage):
-        planner.note(f"storage={job.storage}: what is there already is not looked at; everything counts as to do")
+        planner.note(f"storage={job.storage}: what the object store holds is not looked at and counts as to do")
     if trains(job) and not resources.gpus_per_worker and workers * resources.threads_per_worker > machine.cpus:
         planner.note(f"{workers} training workers share {machine.cpus:g} CPUs")
     if machine.gpus > result.gpus and result.gpus:
@@ -218,7 +219,7 @@ def _warn(planner: Planner, job: Job, result: Plan, at_a_time: int) -> None:
     node = machine.memory_bytes
     if result.memory is not None and node is not None:
         together = at_a_time * workers * sum(result.memory.values())
-        if together > _IN_PROCESS_MEMORY * node:
+        if together > _MEMORY_SHARE * node:
             planner.note(
                 f"memory: the training workers may want {together / 1e9:.1f} GB together and {machine.name} has "
                 f"{node / 1e9:.1f}; resources.cached_frames={resources.cached_frames} or fewer workers take less"
@@ -226,7 +227,7 @@ def _warn(planner: Planner, job: Job, result: Plan, at_a_time: int) -> None:
 
 
 def _plan_clip(job: Job, planner: Planner) -> Plan:
-    """The job that rebuilds the small CLIP; it has no data set of its own."""
+    """The job that trains the small CLIP; it has no data set."""
     steps = job.streetworld_clip.steps
     rate = planner.rates.find("streetworld_clip", "cpu", job)
     work = Work("streetworld_clip", steps, "steps", seconds=seconds_of(rate, steps, 1), sources=source_of(rate, 0, 1))
@@ -255,7 +256,7 @@ def _unfit(jobs: Sequence[Job], machine: Machine) -> list[str]:
 
 
 def _different(jobs: Sequence[Job]) -> list[Job]:
-    """One job for all that differ in nothing that decides memory."""
+    """One job of each group with equal memory."""
     return list(
         {
             (job.student, job.distill.num_sweeps, job.stage, job.dataset, job.finetune.label_fraction): job
@@ -265,7 +266,7 @@ def _different(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _no_root(values: Any, prefix: str = "") -> list[str]:
-    """An override for a job that names no folder of its data set: official counts are used then."""
+    """An override for a job without the folder of its data set, for which official counts are used."""
     dataset = values.get("dataset") if isinstance(values, dict) else None
     if not isinstance(dataset, dict) or dataset.get("kind") == "streetworld" or dataset.get("root") is not None:
         return []

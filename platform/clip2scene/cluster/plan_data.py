@@ -1,8 +1,8 @@
-"""How much a job reads, found without making any of it.
+"""How much a job reads, counted without making any of it.
 
-In this order: the index that the storage holds; for a street world its settings, which say exactly how many keyframes
-it will have; the data set's folder, whose index is built in memory and not kept; the published counts of the official
-splits. ``--frames`` scales the counts to a data set that is not there.
+The first of these that is there: the index in the storage; for a street world its settings, which determine the number
+of keyframes; the data set's folder, indexed in memory; the published counts of the official splits. ``--frames`` scales
+the counts to a data set that is not there.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clip2scene.config import ConfigError, DatasetSettings, Job, digest_of
-from clip2scene.data.datasets import build_index, fingerprint
+from clip2scene.artifacts import make_index, world_path
+from clip2scene.config import ConfigError, DatasetSettings, Job
 from clip2scene.data.index import DataError, Frame, Index
 from clip2scene.data.splits import scenes_of_split, split_frames, split_scenes
 from clip2scene.stages import Stages
-from clip2scene.storage import Storage
-from clip2scene.streetworld.generate import world_digest
+from clip2scene.storage import folder_of, is_remote
 from clip2scene.streetworld.tables import scene_names
 from clip2scene.training.finetune import choose_labelled
 
@@ -44,12 +43,12 @@ _SEMANTICKITTI = dict(
 )
 """Scans of the sequences (Behley et al., ICCV 2019: 23,201 and 20,351)."""
 _SCANNET = {"train": 1201, "val": 312, "test": 100}
-"""Scans of the official lists, each a frame."""
+"""Scans of the official lists, one frame each."""
 _CAMERAS = {"streetworld": 6, "nuscenes": 6, "semantickitti": 1}
 _POINTS = {"nuscenes": 34_688, "semantickitti": 104_452}
-"""Points a sweep: 32 beams x 1,084 steps, as in a real keyframe; 4,549 million points in 43,552 scans."""
+"""Points per sweep: 32 beams x 1,084 steps, as in a real keyframe; 4,549 million points in 43,552 scans."""
 _RETURNS = 0.9
-"""Share of a street world's rays that hit something, in the worlds of jobs/table3_ablation.yaml."""
+"""Share of a street world's rays that hit something, measured in the worlds of jobs/table3_ablation.yaml."""
 
 
 @dataclass(frozen=True)
@@ -61,28 +60,28 @@ class Data:
     train_frames: int
     eval_frames: int
     labelled_frames: int
-    """Of ``train_frames``, whose labels fine-tuning reads."""
+    """Those of ``train_frames`` with the labels that fine-tuning reads."""
     images: int
     """Of both splits."""
     train_images: int
     points: int | None
-    """Of one sweep; None where nothing says so."""
+    """Of one sweep; None if unknown."""
     source: str
     world_is_there: bool = False
     index_is_there: bool = False
     stages: Stages | None = None
-    """The job's, where its index is in the storage: what is finished can be looked up."""
+    """The job's, if its index is in the storage, so that finished artifacts can be looked up."""
 
 
-def look(job: Job, num_frames: int | None = None) -> Data:
+def count_data(job: Job, num_frames: int | None = None) -> Data:
     """Count what a job reads.
 
     Args:
-        job: nothing of it is made.
-        num_frames: keyframes of the training split of a data set that is not there; the others in proportion.
+        job: what would be run.
+        num_frames: keyframes in the training split of a data set that is not there; other counts are scaled with it.
 
     Raises:
-        ConfigError: an unknown split, or a data set whose size nothing says.
+        ConfigError: an unknown split, or a data set of unknown size.
         DataError: the data set's folder is damaged.
     """
     if num_frames is not None:
@@ -95,35 +94,18 @@ def look(job: Job, num_frames: int | None = None) -> Data:
             index_is_there=True,
             stages=stages,
         )
-    dataset = job.dataset
-    root = Path(dataset.root or "").expanduser().resolve()
+    dataset, root = job.dataset, world_path(job)
     if dataset.kind == "streetworld" or not root.is_dir():
-        return replace(_counted(job), world_is_there=_world(job).is_dir())
-    index = build_index(
-        dataset.kind,
-        root,
-        version=dataset.version,
-        max_sweeps=dataset.max_sweeps,
-        images_per_scene=dataset.images_per_scene,
-    )
-    return _of_index(job, index, f"dataset.root={dataset.root}, indexed for this plan and not kept")
+        return replace(_counted(job), world_is_there=root.is_dir())
+    return _of_index(job, make_index(job), f"dataset.root={dataset.root}, indexed for this plan and not kept")
 
 
 def _stages(job: Job) -> Stages | None:
-    """The job's stages where world and index are there already, so that asking for them makes nothing."""
-    dataset, root = job.dataset, _world(job)
-    if "://" in job.storage or not Path(job.storage).expanduser().is_dir() or not root.is_dir():
+    """The job's stages if world and index are there already, so that reading them makes nothing."""
+    if is_remote(job.storage) or not folder_of(job.storage).is_dir() or not world_path(job).is_dir():
         return None
-    key = digest_of(fingerprint(dataset.kind, root, dataset.version), dataset.max_sweeps, dataset.images_per_scene)
-    return Stages(job) if Storage(job.storage).path("indexes", f"{key}.parquet").is_file() else None
-
-
-def _world(job: Job) -> Path:
-    """The data set's folder, which may not be there."""
-    dataset = job.dataset
-    if dataset.root is not None or dataset.kind != "streetworld":
-        return Path(dataset.root or "").expanduser().resolve()
-    return Path(job.storage).expanduser().resolve() / "streetworld" / world_digest(dataset.streetworld, job.world_seed)
+    stages = Stages(job)
+    return stages if stages.index_path.is_file() else None
 
 
 def _of_index(job: Job, index: Index, source: str) -> Data:
@@ -152,7 +134,7 @@ def _points_of(job: Job, index: Index, frame: Frame) -> int | None:
     try:
         return len(read_cloud(resolve(index.root, frame.cloud_path)))
     except DataError:
-        return _points(job.dataset)  # an index can be there without its files
+        return _points(job.dataset)  # the index is there, but its files are not
 
 
 def _points(dataset: DatasetSettings) -> int | None:
@@ -162,7 +144,7 @@ def _points(dataset: DatasetSettings) -> int | None:
 
 
 def _counted(job: Job) -> Data:
-    """Counts from settings, or published ones."""
+    """Counts from the settings of a street world, or published ones."""
     dataset = job.dataset
     cameras = _CAMERAS.get(dataset.kind, dataset.images_per_scene)
     if cameras is None:
@@ -219,7 +201,7 @@ def _split(job: Job, name: str) -> tuple[int, int]:
 
 
 def _labelled(job: Job, frames: int, scenes: int) -> int:
-    """As :func:`clip2scene.training.finetune.choose_labelled` does, with scenes of equal length."""
+    """Size of :func:`clip2scene.training.finetune.choose_labelled`, for scenes of equal length."""
     every = max(round(1 / job.finetune.label_fraction), 1)
     if job.finetune.protocol == "clip2scene_frame":
         return math.ceil(frames / every)

@@ -1,4 +1,4 @@
-"""The machine or cluster that a plan is for: this one, one that is only described, or the one at an address."""
+"""The machine or cluster of a plan: this machine, one that is only described, or the cluster at an address."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip2scene.config import gpu_places
-from clip2scene.processor import num_cpus
+from clip2scene.machine import num_cpus, workers_on
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to run on."""
+    """The resources of a machine or a cluster."""
 
     name: str
-    """For sentences."""
+    """For messages."""
     nodes: tuple[dict[str, float], ...]
     """``CPU`` and ``GPU`` of each node."""
     grows: bool
-    """One machine with an embedded Ray, which is told that it has as many CPUs as the workers want."""
+    """Whether it runs an embedded Ray, which is told that it has as many CPUs as the workers want."""
     memory_bytes: int | None = None
-    """Of a node, where it is known."""
+    """Of a node; None if unknown."""
     is_here: bool = False
-    """Its disk is this machine's."""
+    """Whether its disk is this machine's."""
 
     @property
     def cpus(self) -> float:
@@ -37,16 +36,16 @@ class Machine:
         return sum(node.get("GPU", 0) for node in self.nodes)
 
     def nodes_for(self, num_workers: int) -> Sequence[dict[str, float]]:
-        """What Ray counts with, where so many training workers are wanted."""
+        """The nodes as Ray counts them for that many training workers."""
         if not self.grows:
             return self.nodes
         return [{**node, "CPU": max(node.get("CPU", 0), num_workers)} for node in self.nodes]
 
     def at_work(self, workers: int, threads: int, gpus_per_worker: float) -> int:
-        """How many of the workers find cores or a GPU at a time; all of them where there is no GPU at all to count."""
+        """How many of the workers have cores or a GPU at a time; all of them if there is no GPU to count."""
         if gpus_per_worker:
-            places = sum(gpu_places(node.get("GPU", 0), gpus_per_worker) for node in self.nodes)
-            return min(workers, places) or workers
+            fit = sum(workers_on(node, gpus=gpus_per_worker) for node in self.nodes)
+            return int(min(workers, fit)) or workers
         return max(min(workers, int(self.cpus // threads)), 1)
 
 
@@ -60,7 +59,7 @@ def this_machine() -> Machine:
 
 
 def machine_of(cpus: int | None, gpus: int | None) -> Machine:
-    """One machine that need not be there; what is not given is this machine's."""
+    """A machine that need not exist; what is not given is as on this machine."""
     here = this_machine().nodes[0]
     node = {
         "CPU": here["CPU"] if cpus is None else float(cpus),
@@ -70,13 +69,13 @@ def machine_of(cpus: int | None, gpus: int | None) -> Machine:
 
 
 def cluster_at(address: str) -> Machine:
-    """The nodes of a running Ray cluster, as ``clip2scene submit`` asks for them.
+    """The nodes of a running Ray cluster, from the dashboard that ``clip2scene submit`` uses.
 
     Args:
         address: of its dashboard, ``http://HOST:8265``.
 
     Raises:
-        ClusterError: nothing answers there, or it wants another token.
+        ClusterError: nothing answers there, or it requires another token.
     """
     from clip2scene.cluster.jobs import Jobs
 
@@ -86,7 +85,7 @@ def cluster_at(address: str) -> Machine:
 
 
 def free_bytes(storage: str) -> int:
-    """Of the disk that a storage folder lies or will lie on."""
+    """Free space on the disk of a storage folder, which need not exist yet."""
     path = Path(storage).expanduser().resolve()
     there = next(folder for folder in (path, *path.parents) if folder.is_dir())
     return shutil.disk_usage(there).free

@@ -3,15 +3,15 @@
 A training worker holds, in bytes (float32 and index types as in the code):
 
 - ``process``: Python with torch, spconv and Ray, measured (``rates.json``);
-- ``index``: every training keyframe's description, whatever the number of workers (``rates.json``);
+- ``index``: the descriptions of all training keyframes, in every worker (``rates.json``);
 - ``network``: parameters x 4 x (weights + gradients + optimiser: 1 state for SGD, 2 for AdamW, + 1 for the buckets of
   DistributedDataParallel with several workers);
-- ``kept samples``: ``cached_frames`` (or all, if fewer) x a decoded keyframe: of every point 16 (x, y, z, intensity),
-  8 (cloud) and 1 (label); of every pair 44; of every image h x w x D x 2;
-- ``step``: what backpropagation keeps of one step, see :func:`step_bytes`, and the joined batch itself; in float32, so
-  that fp16 needs less.
+- ``kept samples``: ``cached_frames`` (or all, if fewer) x a decoded keyframe: per point 16 (x, y, z, intensity), 8
+  (cloud) and 1 (label); per pair 44; per image h x w x D x 2;
+- ``step``: what backpropagation keeps of one step, see :func:`step_bytes`, and the joined batch itself; in float32,
+  fp16 needs less.
 
-It is an estimate: within a factor of :data:`WITHIN` of measured peaks above ``process`` (tests/cluster/test_plan.py).
+This is an estimate: within a factor of :data:`WITHIN` of measured peaks above ``process`` (tests/cluster/test_plan.py).
 
 Legend: N points of a worker's share of a step, P point-pixel pairs, D width of the teacher's space.
 """
@@ -28,26 +28,26 @@ from clip2scene.config import Job, StudentSettings, TeacherSettings, TrainingSet
 WITHIN = 2.0
 _FLOAT, _INDEX = 4, 4
 _POINT, _PAIR = 24, 44
-_PAIRS_A_POINT = {"streetworld": 0.64, "nuscenes": 0.64, "semantickitti": 0.16}
-"""Measured on a real keyframe each, with six cameras and with one."""
-_KEPT_OF_A_CONVOLUTION = 3
+_PAIRS_PER_POINT = {"streetworld": 0.64, "nuscenes": 0.64, "semantickitti": 0.16}
+"""Measured on one real keyframe with six cameras, and on one with a single camera."""
+_KEPT_PER_CONVOLUTION = 3
 """Its input or skip, its output, and the output of batch norm; ReLU works in place."""
-_KEPT_OF_A_HEAD = 6
-"""Output, its length-one copy, their gradients, the cells' means and the pixel features beside them."""
+_KEPT_PER_HEAD = 6
+"""Output, its normalised copy, the gradients of both, the means of the cells and the pixel features."""
 _KERNEL = 27
 
 
 def training_bytes(
     job: Job, settings: TrainingSettings, data: Data, rates: Rates, *, grid: tuple[int, int], dim: int
 ) -> Mapping[str, int] | None:
-    """Peak memory of one worker by what it is for; None where the size of a cloud is not known.
+    """Peak memory of one worker by purpose; None if the size of a cloud is unknown.
 
     Args:
-        job: whose ``resources`` and ``student``.
+        job: what would be run.
         settings: ``job.distill`` or ``job.finetune``.
-        data: what it reads.
-        rates: for what was measured.
-        grid: h x w patches of an image in the store.
+        data: what the job reads.
+        rates: measured sizes.
+        grid: h x w patches per image in the store.
         dim: D.
     """
     if data.points is None:
@@ -57,7 +57,7 @@ def training_bytes(
     sweeps = job.distill.num_sweeps if distils else 1
     frames = data.train_frames if distils else data.labelled_frames
     images = math.ceil(data.train_images / data.train_frames) if distils else 0
-    pairs = _PAIRS_A_POINT.get(job.dataset.kind, 1.0) if distils else 0.0
+    pairs = _PAIRS_PER_POINT.get(job.dataset.kind, 1.0) if distils else 0.0
     sample = round(sweeps * data.points * (_POINT + 1 + pairs * _PAIR) + images * grid[0] * grid[1] * dim * _FLOAT // 2)
     share = math.ceil(settings.batch_size / workers)
     points = share * sweeps * data.points
@@ -75,10 +75,10 @@ def training_bytes(
 
 
 def step_bytes(student: StudentSettings, points: int, pairs: int, dim: int) -> int:
-    """What one step keeps until its gradients are there.
+    """What one step keeps until its gradients are computed.
 
-    With as many voxels as points, and half as many after every halving of the resolution (both bounds of what clouds
-    have): per convolution of width w and v voxels ``3 x 4 x v x w``, per level ``2 x 4 x 27 x v`` for the pairs of
+    Assumes as many voxels as points, and half as many after each halving of the resolution (upper bounds for real
+    clouds): per convolution of width w on v voxels ``3 x 4 x v x w``, per level ``2 x 4 x 27 x v`` for the pairs of
     neighbours, per layer on points ``3 x 4 x N x w``, and ``6 x 4 x P x D`` for each of the two heads.
     """
     from clip2scene.student.layouts import layout_of
@@ -92,14 +92,14 @@ def step_bytes(student: StudentSettings, points: int, pairs: int, dim: int) -> i
     for step, (width, blocks) in enumerate(zip(layout.decoder, layout.decoder_blocks, strict=True), start=1):
         level = layout.levels - step
         widths += [(voxels[level], width)] * 2 * blocks + [(voxels[level], width + skips[level])]
-    widths += [(points, layout.decoder[-1])] * (1 + len(layout.joins))
-    kept = sum(_KEPT_OF_A_CONVOLUTION * _FLOAT * count * width for count, width in widths)
+    widths += [(points, layout.decoder[-1])] * (1 + len(layout.fusions))
+    kept = sum(_KEPT_PER_CONVOLUTION * _FLOAT * count * width for count, width in widths)
     neighbours = sum(2 * _INDEX * _KERNEL * count for count in voxels)
-    return round(kept + neighbours + 2 * _KEPT_OF_A_HEAD * _FLOAT * pairs * dim)
+    return round(kept + neighbours + 2 * _KEPT_PER_HEAD * _FLOAT * pairs * dim)
 
 
 def parameters(student: StudentSettings, dim: int) -> int:
-    """Of the network with both heads into the teacher's space; it is built to be counted."""
+    """Number of parameters of the network with both heads into the teacher's space."""
     import torch
 
     from clip2scene.student.network import Student

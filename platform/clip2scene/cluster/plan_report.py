@@ -1,4 +1,4 @@
-"""A plan as text for people and as JSON for programs."""
+"""A plan as text and as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clip2scene.progress import duration
 
 
 def plan_text(plan: Plan, price_per_gpu_hour: float | None = None) -> str:
-    """Several lines; the last are what speaks against it."""
+    """The plan in several lines; problems and notes come last."""
     lines = [f"plan of {plan.name}: nothing was run"]
     if plan.data is not None:
         data = plan.data
@@ -43,7 +43,7 @@ def plan_text(plan: Plan, price_per_gpu_hour: float | None = None) -> str:
 
 
 def plan_json(plan: Plan, price_per_gpu_hour: float | None = None) -> dict[str, Any]:
-    """The same, JSON-able; times that are not known are null."""
+    """The plan as values for JSON; unknown times are null."""
     data, machine = plan.data, plan.machine
     hours = plan.gpu_hours
     return {

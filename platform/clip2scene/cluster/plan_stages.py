@@ -1,7 +1,7 @@
-"""The stages that a job needs and what each has to do, found without doing any of it.
+"""The stages that a job needs and the work of each, without doing any of it.
 
-What is found in the storage (world, index, encoded images, distilled student) counts as done; scores and fine-tuned
-students are not looked up.
+What the storage has (world, index, encoded images, distilled student) counts as done; scores and fine-tuned students
+are not looked up.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from clip2scene.cluster.plan_data import Data, look
+from clip2scene.cluster.plan_data import Data, count_data
 from clip2scene.cluster.plan_machine import Machine
 from clip2scene.cluster.plan_memory import actor_bytes, parameters, training_bytes
-from clip2scene.cluster.plan_work import UNITS, Work, asks, needs_teacher, seconds_of, source_of
+from clip2scene.cluster.plan_work import UNITS, Work, asks, seconds_of, source_of
 from clip2scene.cluster.rates import RatedStage, Rates
 from clip2scene.config import STAGES, TEXT_FREE, ConfigError, Job, TeacherSettings, TrainingSettings, digest_of
-from clip2scene.stages import Stages
+from clip2scene.stages import Stages, needs_teacher
 from clip2scene.streetworld.sensors import CAMERA_NAMES
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip, load_teacher
 
 POINT_BYTES = 20
-"""Of a cloud's file: x, y, z, intensity and ring, float32."""
+"""Per point in a cloud's file: x, y, z, intensity and ring, float32."""
 
 
 @functools.lru_cache
@@ -33,11 +33,11 @@ def teacher_of(settings: TeacherSettings) -> DenseClip:
 
 
 class Planner:
-    """Plans one job after another; what they share counts once, in the first that needs it.
+    """Plans one job after another; what they share counts once, for the first job that needs it.
 
     Args:
         machine: where it would run.
-        rates: what was measured.
+        rates: measured speeds and sizes.
         num_frames: training keyframes of a data set that is not there.
     """
 
@@ -48,7 +48,7 @@ class Planner:
         self._seen: set[str] = set()
 
     def works(self, job: Job) -> Iterator[Work]:
-        """The stages that a job needs and no earlier job of this plan had."""
+        """The stages of a job that no earlier job of this plan had."""
         data, key = self.data(job), self._key(job)
         dataset, last = job.dataset, STAGES.index(job.stage)
         if dataset.kind == "streetworld" and self._is_new("streetworld", key):
@@ -77,16 +77,16 @@ class Planner:
         yield from self._finetune(job, data, student)
 
     def data(self, job: Job) -> Data:
-        """What a job reads, looked up once for all jobs that read the same."""
+        """What a job reads; counted once for all jobs that read the same."""
         key = digest_of(self._key(job), job.finetune.protocol, job.finetune.label_fraction)
         if key not in self._data:
-            self._data[key] = look(job, self._num_frames)
+            self._data[key] = count_data(job, self._num_frames)
         return self._data[key]
 
     def training(
         self, stage: RatedStage, job: Job, settings: TrainingSettings, frames: int, sweeps: int, runs: int = 1
     ) -> Work:
-        """A training of ``frames`` keyframes, ``runs`` times."""
+        """Work of ``runs`` trainings on ``frames`` keyframes."""
         steps = math.ceil(frames / settings.batch_size) * settings.epochs
         steps = min(steps, settings.max_steps or steps)
         clouds = steps * settings.batch_size * sweeps * runs
@@ -104,12 +104,12 @@ class Planner:
         return replace(work, steps=steps * runs)
 
     def shape(self, job: Job) -> DenseClip:
-        """The teacher, of random weights where it is only asked what shape its features have."""
+        """The teacher, with random weights where possible, to read the shape of its features."""
         hub = job.teacher.model.startswith("hf-hub:")
         return teacher_of(job.teacher if hub else job.teacher.model_copy(update={"pretrained": "random"}))
 
     def memory(self, job: Job) -> list[Mapping[str, int] | None]:
-        """Of a worker of each of the job's trainings."""
+        """Memory of a worker in each of the job's trainings."""
         shape, data = self.shape(job), self.data(job)
         last = STAGES.index(job.stage)
         trainings: list[TrainingSettings] = []
@@ -120,7 +120,7 @@ class Planner:
         return [training_bytes(job, s, data, self.rates, grid=shape.grid, dim=shape.dim) for s in trainings]
 
     def actor_memory(self, job: Job) -> int | None:
-        """Of an actor that encodes."""
+        """Memory of an actor that encodes; None if nothing is encoded."""
         if not needs_teacher(job):
             return None
         count = sum(parameter.numel() for parameter in self.shape(job).parameters())
@@ -129,7 +129,7 @@ class Planner:
         return actor_bytes(job.teacher, count, job.extract.frames_per_batch, cameras, self.rates)
 
     def note(self, sentence: str) -> None:
-        """Say something, once."""
+        """Add a note, once."""
         if sentence not in self.notes:
             self.notes.append(sentence)
 
@@ -145,31 +145,30 @@ class Planner:
 
     def _extract(self, job: Job, data: Data) -> Work:
         done, shape = self._encoded(job, data), self.shape(job)
-        an_image = 2 * shape.grid[0] * shape.grid[1] * shape.dim
-        return self._work("extract", job, data.images, done, stored_bytes=(data.images - done) * an_image)
+        image_bytes = 2 * shape.grid[0] * shape.grid[1] * shape.dim
+        return self._work("extract", job, data.images, done, stored_bytes=(data.images - done) * image_bytes)
 
     def _encoded(self, job: Job, data: Data) -> int:
-        """Images in the store, by its files' names; what is in them is checked when it is run."""
+        """Number of images in the store, by the names of its files; a run also checks their contents."""
         stages = self._found(job, data)
         if stages is None:
             return 0
-        both = {frame.frame_id: frame for frame in (*stages.train_frames, *stages.eval_frames)}
-        return sum(len(both[name].cameras) for name in store.stored_frames(stages.store_path) if name in both)
+        frames = stages.frames
+        stored = store.stored_frames(stages.store_path, stages.storage)
+        return sum(len(frames[name].cameras) for name in stored if name in frames)
 
     def _student_is_there(self, job: Job) -> bool:
         stages = self._found(job, self.data(job))
-        return stages is not None and stages.storage.path("students", f"{stages.distill_digest}.safetensors").is_file()
+        return stages is not None and stages.student_path(stages.distill_digest).is_file()
 
     def _found(self, job: Job, data: Data) -> Stages | None:
-        """The job's stages with index and teacher loaded, where the storage has features at all."""
+        """The job's stages with index and teacher loaded, if the storage has any features."""
         if data.stages is None or not (data.stages.storage.root / "features").is_dir():
             return None
         try:
             teacher = teacher_of(job.teacher)
         except ConfigError as error:
-            self.note(
-                f"everything counts as to encode, as the teacher that says what is there cannot be loaded: {error}"
-            )
+            self.note(f"all images count as to encode, because the teacher cannot be loaded to look them up: {error}")
             return None
         stages = Stages(job)
         stages.index, stages.teacher = data.stages.index, teacher
@@ -191,7 +190,7 @@ class Planner:
     def _work(
         self, stage: RatedStage, job: Job, amount: int, done: int = 0, *, runs: int = 1, stored_bytes: int = 0
     ) -> Work:
-        """A stage's work with its time."""
+        """The work of a stage, with its time."""
         workers, threads, gpus = asks(stage, job)
         rate = self.rates.find(stage, "gpu" if gpus else "cpu", job)
         at_work = self.machine.at_work(workers, threads, gpus)

@@ -1,7 +1,7 @@
-"""What a plan is made of: the work of each stage with its time, and the whole.
+"""A plan and its parts: the work of each stage, with its time.
 
-A stage's time is its work by a measured rate (:mod:`clip2scene.cluster.rates`), shared by as many workers as find a
-core or a GPU; where no rate was measured with a job's settings, there is no time.
+The time of a stage is its work divided by a measured rate (:mod:`clip2scene.cluster.rates`) and by the number of
+workers that have a core or a GPU; without a rate that was measured with the job's settings, there is no time.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ UNITS = {
     "start": "commands",
     "streetworld_clip": "steps",
 }
-"""What a stage's work is counted in, where no rate says so."""
+"""Units of a stage's work, where there is no rate to name one."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one stage has to do."""
+    """The work of one stage."""
 
     stage: str
     amount: int
     unit: str
     done: int = 0
-    """Of ``amount``, found in the storage."""
+    """How much of ``amount`` the storage has already."""
     steps: int = 0
     """Of a training."""
     seconds: float | None = 0.0
-    """None where nothing was measured."""
+    """None if no rate was measured."""
     gpus: float = 0
-    """At work at a time."""
+    """In use at the same time."""
     stored_bytes: int = 0
     sources: tuple[str, ...] = ()
-    """Of the time."""
+    """Where the time comes from."""
 
     def plus(self, other: Work) -> Work:
-        """The same stage of another job, after this one's."""
+        """This work, followed by the same stage of another job."""
         unknown = self.seconds is None or other.seconds is None
         return replace(
             self,
@@ -70,16 +70,16 @@ class Plan:
     name: str
     works: tuple[Work, ...]
     data: Data | None
-    """Of the first job; None where a job has none."""
+    """Of the first job; None if it has none."""
     machine: Machine
     wanted: tuple[str, ...]
-    """Resources, a sentence each."""
+    """One sentence per kind of resource."""
     memory: Mapping[str, int] | None
-    """Of the training worker that needs the most, by what it is for; None where it cannot be said."""
+    """Of the training worker that needs the most, by purpose; None if unknown."""
     actor_memory: int | None
-    """Of an actor that encodes; None where nothing is encoded."""
+    """Of an actor that encodes; None if nothing is encoded."""
     unschedulable: tuple[str, ...] = ()
-    """Why Ray would wait for ever."""
+    """Reasons why Ray would wait for ever."""
     no_room: tuple[str, ...] = ()
     """What the disk cannot take."""
     notes: tuple[str, ...] = ()
@@ -88,46 +88,39 @@ class Plan:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Why it would not run to its end."""
+        """Reasons why it would not finish."""
         return (*self.unschedulable, *self.no_room)
 
     @property
     def refusal(self) -> str:
-        """The problems in a sentence, each kind after its lead word."""
+        """The problems in one sentence, grouped by kind."""
         kinds = {"never schedulable": self.unschedulable, "disk too small": self.no_room}
         return "; ".join(f"{lead}: {'; '.join(problems)}" for lead, problems in kinds.items() if problems)
 
     @property
     def seconds(self) -> float | None:
-        """Of everything; None where a stage's are not known."""
+        """Total time; None if that of a stage is unknown."""
         known = [work.seconds for work in self.works if work.seconds is not None]
         return sum(known) if len(known) == len(self.works) else None
 
     @property
     def gpus(self) -> float:
-        """The most that are at work at a time."""
+        """Most GPUs in use at the same time."""
         return max((work.gpus for work in self.works), default=0)
 
     @property
     def gpu_hours(self) -> float | None:
-        """With the most GPUs held from beginning to end."""
+        """GPU-hours, if the most GPUs are held from beginning to end."""
         return None if self.seconds is None else self.gpus * self.seconds / 3600
 
     @property
     def stored_bytes(self) -> int:
-        """To be written."""
+        """Bytes to be written."""
         return sum(work.stored_bytes for work in self.works)
 
 
-def needs_teacher(job: Job) -> bool:
-    """As the pipeline decides it: fine-tuning from a given student, or from random weights alone, needs none."""
-    if job.stage == "finetune":
-        return job.finetune.checkpoint is None and "pretrained" in job.finetune.initialisations
-    return job.stage != "index"
-
-
 def asks(stage: str, job: Job) -> tuple[int, int, float]:
-    """Workers of a stage, threads and GPUs of each."""
+    """Number of workers of a stage, and threads and GPUs of each."""
     if stage in ("index", "start", "streetworld_clip"):
         return 1, 1, 0
     if stage in ("streetworld", "superpixels"):
@@ -139,12 +132,12 @@ def asks(stage: str, job: Job) -> tuple[int, int, float]:
 
 
 def seconds_of(rate: Rate | None, amount: int, at_work: int, runs: int = 1) -> float | None:
-    """Time of ``amount`` in ``runs`` runs, shared by the workers at work; None without a rate."""
+    """Time of ``amount`` in ``runs`` runs, shared by ``at_work`` workers; None without a rate."""
     return None if rate is None else runs * rate.start_s + amount / (rate.per_second * at_work)
 
 
 def source_of(rate: Rate | None, gpus: float, at_work: int) -> tuple[str, ...]:
-    """Where the time of a stage comes from, or why there is none."""
+    """Where the time of a stage comes from, or why it has none."""
     if rate is None:
         return ("not measured on a GPU; no estimate" if gpus else "not measured with these settings; no estimate",)
     linear = f"; with {at_work} instead of {rate.workers} at work as if linear, an upper bound of the speed"

@@ -1,7 +1,7 @@
-"""How fast each stage was measured to be, where, when and by which command: what a plan's times are made from.
+"""Measured speed of each stage, with machine, date and command: the source of a plan's times.
 
-``rates.json`` ships with the package; ``clip2scene plan --rates FILE`` reads a file of the same form before it. A rate
-is used only for jobs with the settings that it was measured with, so there are jobs without one; no time is made up.
+``rates.json`` ships with the package; rates of a file (``clip2scene plan --rates FILE``) of the same form come first.
+A rate is used only for jobs with the settings that it was measured with; other jobs get no time.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ RatedStage = Literal[
     "start", "streetworld", "index", "extract", "superpixels", "distill", "evaluate", "finetune", "verify",
     "streetworld_clip",
 ]  # fmt: skip
-"""``start``: of a command, before its first stage; ``verify``: of a sweep's trials, on held-out keyframes."""
+"""``start``: of a command, before its first stage; ``verify``: scores of a sweep's trials on held-out keyframes."""
 
 
 class Measured(Settings):
-    """Where a number comes from."""
+    """The source of a number."""
 
     machine: str
     measured: str
     """Date, YYYY-MM-DD."""
     command: str
-    """What printed it, and how it follows from that where it does not stand there."""
+    """What printed the number, and how it was derived if it was not printed as such."""
 
     @property
     def source(self) -> str:
@@ -40,46 +40,46 @@ class Measured(Settings):
 
 
 class Rate(Measured):
-    """What one worker of a stage gets done in a second."""
+    """The work that one worker of a stage does per second."""
 
     stage: RatedStage
     unit: str
-    """What is counted: images, clouds (a keyframe's sweeps count each), keyframes."""
+    """Unit of the work: images, clouds (every sweep of a keyframe counts), keyframes."""
     per_second: float = Field(gt=0)
     """Of one worker."""
     start_s: float = Field(0, ge=0)
-    """Seconds before the first and after the last, whatever the number."""
+    """Fixed time before the first and after the last unit."""
     device: Device = "cpu"
     workers: int = Field(1, ge=1)
-    """How many were at work, each on a core or a GPU of its own. For more of them the sum is an upper bound."""
+    """Number of workers when it was measured, each on its own core or GPU; more workers scale at most linearly."""
     match: dict[str, Any] = Field(default_factory=dict)
-    """Dotted keys of a job, and the values that it must have."""
+    """Dotted keys of a job, and the values that they must have."""
 
     def fits(self, stage: str, device: str, settings: dict[str, Any]) -> bool:
-        """Whether it was measured with these settings (a job's, as JSON)."""
+        """Whether it was measured with these settings of a job (as JSON)."""
         same = all(_value(settings, key) == value for key, value in self.match.items())
         return self.stage == stage and self.device == device and same
 
 
 class Size(Measured):
-    """Bytes of something."""
+    """A measured size in bytes."""
 
     name: str
     bytes: int = Field(gt=0)
 
 
 class Rates(Settings):
-    """Everything measured, best first."""
+    """All measured rates and sizes; the first that fits is used."""
 
     rates: tuple[Rate, ...] = ()
     sizes: tuple[Size, ...] = ()
     images_per_second: float | None = Field(None, gt=0)
-    """What the user says of an actor that encodes, whatever the settings."""
+    """Given by the user for one actor that encodes, with any settings."""
     steps_per_second: float | None = Field(None, gt=0)
-    """What the user says of distillation with one worker."""
+    """Given by the user for distillation with one worker."""
 
     def find(self, stage: RatedStage, device: Device, job: Job) -> Rate | None:
-        """What the user says, or the first rate that was measured with the job's settings."""
+        """The rate given by the user, or the first that was measured with the job's settings."""
         if stage == "extract" and self.images_per_second is not None:
             return _given(stage, "images", self.images_per_second, device, "--images-per-second")
         if stage == "distill" and self.steps_per_second is not None:
@@ -89,17 +89,17 @@ class Rates(Settings):
         return next((rate for rate in self.rates if rate.fits(stage, device, settings)), None)
 
     def with_given(self, images_per_second: float | None, steps_per_second: float | None) -> Rates:
-        """The same, with what the user says on the command line."""
+        """The same, with the rates given on the command line."""
         given = {"images_per_second": images_per_second, "steps_per_second": steps_per_second}
         return self.model_copy(update={key: value for key, value in given.items() if value is not None})
 
     def bytes_of(self, name: str) -> int:
-        """A measured size, which the package has."""
+        """A measured size; the package has all of them."""
         return next(size.bytes for size in self.sizes if size.name == name)
 
 
 def read_rates(path: str | Path | None = None) -> Rates:
-    """The package's rates, with those of a file before them.
+    """The package's rates, preceded by those of a file.
 
     Raises:
         ConfigError: the file cannot be read, or holds something else.

@@ -1,38 +1,38 @@
-"""A Ray session for the length of a block."""
+"""A Ray session for the duration of a block."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from clip2scene.cluster.auth import token_for_this_process, use_token
 from clip2scene.cluster.nodes import NO_METRICS_PORTS, ONLY_THIS_MACHINE
-from clip2scene.config import ConfigError, Job, gpu_places
-from clip2scene.processor import num_cpus
+from clip2scene.config import ConfigError, Job
+from clip2scene.machine import check_room, num_cpus
 
-TRAIN_LOOKS = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-"""Seconds between two looks of Ray Train's controller at its workers: Ray's two are lost when they start and when they
-end, and ten looks a second take a fifth of a core."""
+TRAIN_POLLING = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+"""How often Ray Train polls its workers. Its default of 2 s is lost at each start and end; at 0.1 s polling takes a
+fifth of a core."""
 
 
 @contextmanager
 def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False) -> Iterator[None]:
-    """Connect to a cluster, or start Ray in this process's machine alone and stop it afterwards.
+    """Connect to a cluster, or start an embedded Ray on this machine and stop it after the block.
 
-    An embedded Ray listens on 127.0.0.1 only, and wants a token that nobody else has.
+    An embedded Ray listens on 127.0.0.1 only, and requires a token that only this process has.
 
     Args:
-        job: whose workers must fit; an embedded Ray is told that it has as many CPUs as they want, because a small
+        job: its workers must fit; an embedded Ray is told that it has as many CPUs as they want, because a small
             machine is better slow than refused.
         address: of a cluster (``auto``, ``host:port``, ``ray://host:port``); None starts an embedded Ray.
-        dashboard: an embedded Ray has one. Ray Tune needs it where trials have workers of their own: without its State
-            API a trial that is stopped early keeps their places, and the next one waits for ever.
+        dashboard: whether an embedded Ray has one. Ray Tune needs it if trials have their own workers: without its
+            State API a trial that is stopped early keeps their resources, and the next one waits for ever.
 
     Raises:
-        ConfigError: no cluster answers at the address.
+        ConfigError: no cluster answers at the address, or the workers need more GPUs than it has.
     """
-    os.environ.setdefault(*TRAIN_LOOKS)
+    os.environ.setdefault(*TRAIN_POLLING)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
         token_for_this_process()
@@ -45,7 +45,7 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
-            ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment once, maybe before this block
+            ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment once, perhaps before this block
             wanted = max(job.resources.num_workers, num_cpus())
             ray.init(address="local", num_cpus=wanted, include_dashboard=dashboard, **quiet)
         else:
@@ -54,22 +54,19 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
         where = "here" if address is None else f"at {address}"
         raise ConfigError(f"Ray cannot be reached {where}: {' '.join(str(error).split())[:300]}") from error
     try:
-        _check_gpus(job, [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]])
+        _check_gpus(job, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         yield
     finally:
         ray.shutdown()
 
 
 def trains(job: Job) -> bool:
-    """Whether training workers are part of a job at all."""
+    """Whether a job has training workers."""
     return job.stage not in ("index", "extract")
 
 
-def _check_gpus(job: Job, of_nodes: list[float]) -> None:
-    """Refuse what could never be scheduled: Ray would wait for it for ever."""
+def _check_gpus(job: Job, nodes: Sequence[Mapping[str, float]]) -> None:
     workers, gpus = job.resources.num_workers, job.resources.gpus_per_worker
-    if trains(job) and gpus and workers > sum(gpu_places(there, gpus) for there in of_nodes):
-        raise ConfigError(
-            f"resources.gpus_per_worker={gpus:g} with num_workers={workers} needs {workers * gpus:g} GPUs and Ray has "
-            f"{sum(of_nodes):g} (nodes: {len(of_nodes)}); lower either, or set gpus_per_worker=0 for CPUs"
-        )
+    if trains(job) and gpus:
+        asked = f"resources.num_workers={workers} with resources.gpus_per_worker={gpus:g}"
+        check_room(nodes, workers, gpus=gpus, settings=asked)

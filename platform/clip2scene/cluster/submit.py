@@ -1,8 +1,8 @@
-"""Send a job, a table or a sweep to a cluster: its file, the code that runs here, and no secret.
+"""Send a job, a table or a sweep to a cluster: its files and the code that runs here, without secrets.
 
-The cluster's machines have the dependencies and, in their own environment, what MLflow asks for
-(``MLFLOW_TRACKING_USERNAME``, ``MLFLOW_TRACKING_PASSWORD``). A job's environment, entry point and metadata are shown in
-Ray's dashboard, so none of them holds a secret.
+The cluster's machines have the dependencies and, in their own environment, the credentials for MLflow
+(``MLFLOW_TRACKING_USERNAME``, ``MLFLOW_TRACKING_PASSWORD``). Ray's dashboard shows a job's environment, entry point and
+metadata, so none of them contains a secret.
 """
 
 from __future__ import annotations
@@ -22,56 +22,57 @@ import yaml
 import clip2scene
 from clip2scene.cluster.jobs import Jobs
 from clip2scene.cluster.session import trains
-from clip2scene.config import ConfigError, Job, digest_of, gpu_places
+from clip2scene.config import ConfigError, Job, digest_of
 from clip2scene.jobfile import kind_of, kind_with_job, load_job, read_values
-from clip2scene.storage import folder_of
+from clip2scene.machine import check_room
+from clip2scene.storage import folder_of, is_remote
 from clip2scene.tracking.provenance import REVISION, git_revision, user_name
 
 FILES = "files"
-"""Folder of the package that holds the job's files."""
+"""Folder for the job's files in the package."""
 _CPUS_PER_WORKER = 1
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What is to run on a cluster."""
+    """What to run on a cluster."""
 
     verb: str
     """``run`` or ``sweep``."""
     files: tuple[Path, ...]
-    """The job's or the table's; the search space and the job's."""
+    """Of the job or the table; for a sweep, of the search space and the job."""
     overrides: tuple[str, ...]
     name: str
     settings: Any
-    """All of them, JSON-able."""
+    """All settings, as values for JSON."""
     jobs: tuple[Job, ...]
-    """What it runs, for their resources and paths."""
+    """All that it runs, for their resources and paths."""
     prefixes: tuple[str, str]
-    """Of ``storage`` and of all other keys of a job, in overrides."""
+    """In overrides, before ``storage`` and before all other keys of a job."""
 
     @property
     def digest(self) -> str:
-        """What makes it the same submission."""
+        """Equal for equal submissions."""
         return digest_of(self.verb, self.settings)
 
     @property
     def job_id(self) -> str:
-        """Its name on the cluster."""
+        """Name on the cluster."""
         return f"clip2scene-{self.name}-{self.digest}"
 
     @property
     def names(self) -> list[str]:
-        """Of the files in the package, where a space and a job may both be called demo.yaml."""
+        """Names of the files in the package; numbered, as a space and a job may both be called demo.yaml."""
         return [f"{FILES}/{number}/{path.name}" for number, path in enumerate(self.files)]
 
 
 def read_submission(path: str, overrides: Sequence[str] = (), job_path: str | None = None) -> Submission:
-    """What a job file, a table or (with ``job_path``) a search space asks for.
+    """Read a job file, a table or (with ``job_path``) a search space.
 
     Raises:
         ConfigError: a file cannot be read, or a key or value is wrong.
     """
-    from clip2scene.sweeps.space import load_sweep
+    from clip2scene.sweeps.sweep import load_sweep
     from clip2scene.tables.spec import expand, jobs_of, load_table
 
     words = tuple(overrides)
@@ -80,10 +81,10 @@ def read_submission(path: str, overrides: Sequence[str] = (), job_path: str | No
     if job_path is not None:
         sweep = load_sweep(path, job_path, words)
         space = sweep.space.model_dump(mode="json", by_alias=True)
-        job = sweep.job_of(sweep.trials[0])
+        jobs = tuple(sweep.job_of(trial) for trial in sweep.trials)
         settings = [space, sweep.base.model_dump(mode="json", by_alias=True)]
         files = (Path(path), Path(job_path))
-        return Submission("sweep", files, words, sweep.space.sweep, settings, (job,), ("job.", "job."))
+        return Submission("sweep", files, words, sweep.space.sweep, settings, jobs, ("job.", "job."))
     if kind == "table":
         table = load_table(path, words)
         jobs = tuple(jobs_of(expand(table, path)).values())
@@ -96,18 +97,18 @@ def read_submission(path: str, overrides: Sequence[str] = (), job_path: str | No
 
 
 def submit(submission: Submission, jobs: Jobs, tracking_uri: str, *, again: bool = False) -> tuple[str, bool]:
-    """Send a submission, unless the same one runs already: its id, and whether it was sent.
+    """Send a submission unless the same one is running; returns its id, and whether it was sent.
 
     Args:
         submission: what to run.
         jobs: the cluster's.
         tracking_uri: MLflow server, as the cluster reaches it.
-        again: send it even if it runs already.
+        again: send it even if it is running.
 
     Raises:
-        ConfigError: the cluster can never run it, a path is relative and the cluster elsewhere, or the tracking URI or
-            the storage is none or holds a password.
-        ClusterError: the cluster does not take it.
+        ConfigError: the cluster can never run it, a path is relative (see :func:`with_absolute_paths`), or the tracking
+            URI or the storage is invalid or contains a password.
+        ClusterError: the cluster refuses it.
     """
     check_tracking_uri(tracking_uri)
     for job in submission.jobs:
@@ -115,13 +116,7 @@ def submit(submission: Submission, jobs: Jobs, tracking_uri: str, *, again: bool
     nodes = jobs.nodes()
     for job in submission.jobs:
         check_fits(job, [node.resources_total for node in nodes], jobs.address)
-    paths = absolute_paths(submission, here=_is_here([node.node_ip for node in nodes]))
-    if paths:
-        submission = read_submission(
-            str(submission.files[0]),
-            (*submission.overrides, *paths),
-            str(submission.files[1]) if submission.verb == "sweep" else None,
-        )
+    submission = with_absolute_paths(submission, here=_is_here([node.node_ip for node in nodes]))
     earlier = {job.submission_id: job for job in jobs.all()}
     ids = [submission.job_id, *(f"{submission.job_id}-{number}" for number in range(2, len(earlier) + 2))]
     running = [job_id for job_id in ids if job_id in earlier and not earlier[job_id].status.is_terminal()]
@@ -146,9 +141,9 @@ def submit(submission: Submission, jobs: Jobs, tracking_uri: str, *, again: bool
 
 @contextmanager
 def package(submission: Submission) -> Iterator[Path]:
-    """A folder with this program's code, its revision and the submission's files alone; gone with the block.
+    """A temporary folder with only this program's code, its revision and the submission's files.
 
-    Ray puts it on the path of the job and of its workers, before what their machines have installed.
+    Ray puts it on the Python path of the job and its workers, before the packages installed there.
     """
     with tempfile.TemporaryDirectory(prefix="clip2scene-package-") as name:
         folder = Path(name)
@@ -157,50 +152,36 @@ def package(submission: Submission) -> Iterator[Path]:
         (folder / code.name / REVISION).write_text(f"{git_revision()}\n", encoding="utf-8")
         for name, path in zip(submission.names, submission.files, strict=True):
             (folder / name).parent.mkdir(parents=True)
-            values = read_values(path, (), kind_of(path))  # with what it is based on, which may lie anywhere
+            values = read_values(path, (), kind_of(path))  # including its bases, which may lie anywhere
             (folder / name).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         yield folder
 
 
 def check_fits(job: Job, nodes: Sequence[dict[str, float]], address: str) -> None:
-    """Refuse what could never be scheduled: Ray would wait for it for ever.
+    """Refuse a job that could never be scheduled: Ray would wait for ever.
 
     Args:
-        job: what asks.
+        job: what would run.
         nodes: what each node has (``{"CPU": 8.0, "GPU": 1.0}``).
-        address: for the sentence.
+        address: of the cluster, for the message.
 
     Raises:
         ConfigError: the workers of a training, or the actors that encode, do not fit.
     """
-    asked = [("extract.num_actors", job.extract.num_actors, "extract.gpus_per_actor", job.extract.gpus_per_actor, 0)]
+    actors, gpus = job.extract.num_actors, job.extract.gpus_per_actor
+    asked = f"extract.num_actors={actors} with extract.gpus_per_actor={gpus:g}"
+    check_room(nodes, actors, gpus=gpus, settings=asked, place=address)
     if trains(job):
-        resources = job.resources
-        workers, gpus = resources.num_workers, resources.gpus_per_worker
-        asked.append(("resources.num_workers", workers, "resources.gpus_per_worker", gpus, _CPUS_PER_WORKER))
-    for key, count, gpu_key, gpus, cpus in asked:
-        room = sum(_room(node, cpus, gpus, count) for node in nodes)
-        if room < count:
-            each = " and ".join([*([f"{cpus:g} CPU"] if cpus else []), *([f"{gpus:g} GPUs"] if gpus else [])])
-            has = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-            raise ConfigError(
-                f"{key}={count} with {gpu_key}={gpus:g}: {each} each is wanted and there is room for {room}; the nodes "
-                f"at {address} have: {has}"
-            )
-
-
-def _room(node: dict[str, float], cpus: float, gpus: float, enough: int) -> int:
-    """How many workers a node takes, up to ``enough``."""
-    of_cpus = [int(node.get("CPU", 0) / cpus + 1e-9)] if cpus else []
-    of_gpus = [gpu_places(node.get("GPU", 0), gpus)] if gpus else []
-    return min([enough, *of_cpus, *of_gpus])
+        workers, gpus = job.resources.num_workers, job.resources.gpus_per_worker
+        asked = f"resources.num_workers={workers} with resources.gpus_per_worker={gpus:g}"
+        check_room(nodes, workers, cpus=_CPUS_PER_WORKER, gpus=gpus, settings=asked, place=address)
 
 
 def check_tracking_uri(uri: str) -> None:
-    """Refuse what is no server, or would show a password to everybody who may look at the job.
+    """Refuse a tracking URI that is no server's, or that would show a password to everybody who can see the job.
 
     Raises:
-        ConfigError: it is either.
+        ConfigError: it is one of these.
     """
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -213,44 +194,65 @@ def check_tracking_uri(uri: str) -> None:
 
 
 def _is_here(addresses: Sequence[str]) -> bool:
-    """Whether all nodes are on this machine; a port that is forwarded is on 127.0.0.1 too, but its nodes are not."""
+    """Whether all nodes are on this machine, which a forwarded dashboard port on 127.0.0.1 does not tell."""
     import psutil
 
     ours = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
     return all(address in ours for address in addresses)
 
 
-def absolute_paths(submission: Submission, *, here: bool) -> tuple[str, ...]:
-    """Overrides that make a job's relative paths absolute, for a process that starts in another folder.
+def with_absolute_paths(submission: Submission, *, here: bool) -> Submission:
+    """The submission with its jobs' relative paths made absolute, for a process that starts in another folder.
 
     Raises:
-        ConfigError: a path is relative, and the cluster is not ``here``.
+        ConfigError: a path is relative, and the cluster is not ``here``, or a row, a column or a search space sets it,
+            which wins over an override of the job.
     """
+    relative = _relative_paths(submission)
+    if not relative:
+        return submission
+    if not here:
+        key, (given, _) = next(iter(relative.items()))
+        raise ConfigError(
+            f"{key}={given}: a relative path, and the cluster is not on this machine; give an absolute one"
+        )
+    words = (f"{key}={resolved}" for key, (_, resolved) in relative.items())
+    job_path = str(submission.files[1]) if submission.verb == "sweep" else None
+    absolute = read_submission(str(submission.files[0]), (*submission.overrides, *words), job_path)
+    for key, (given, _) in _relative_paths(absolute).items():
+        where = "search space" if submission.verb == "sweep" else "row or a column"
+        raise ConfigError(
+            f"{key.removeprefix(submission.prefixes[1])}={given}: a relative path in a {where}, and the cluster's "
+            "processes start in another folder; give an absolute one"
+        )
+    return absolute
+
+
+def _relative_paths(submission: Submission) -> dict[str, tuple[str, str]]:
+    """Override key of each relative path of the jobs, with its first value and that value made absolute."""
     from clip2scene.teacher.weights import absolute
 
-    job, (of_storage, of_others) = submission.jobs[0], submission.prefixes
-    teacher = absolute(job.teacher)
-    paths = {
-        f"{of_storage}storage": (job.storage, None),
-        f"{of_others}dataset.root": (job.dataset.root, None),
-        f"{of_others}finetune.checkpoint": (job.finetune.checkpoint, None),
-        f"{of_others}teacher.model": (job.teacher.model, teacher.model),
-        f"{of_others}teacher.pretrained": (job.teacher.pretrained, teacher.pretrained),
-    }
-    overrides = []
-    for key, (given, resolved) in paths.items():
-        if given is None or given == resolved or (resolved is None and _is_absolute(given)):
-            continue
-        if not here:
-            raise ConfigError(
-                f"{key}={given}: a relative path, and the cluster is not on this machine; give an absolute one"
-            )
-        overrides.append(f"{key}={resolved or Path(given).expanduser().resolve()}")
-    return tuple(overrides)
+    of_storage, of_others = submission.prefixes
+    relative: dict[str, tuple[str, str]] = {}
+    for job in submission.jobs:
+        teacher = absolute(job.teacher)
+        paths = {
+            f"{of_storage}storage": (job.storage, _absolute(job.storage)),
+            f"{of_others}dataset.root": (job.dataset.root, _absolute(job.dataset.root)),
+            f"{of_others}finetune.checkpoint": (job.finetune.checkpoint, _absolute(job.finetune.checkpoint)),
+            f"{of_others}teacher.model": (job.teacher.model, teacher.model),
+            f"{of_others}teacher.pretrained": (job.teacher.pretrained, teacher.pretrained),
+        }
+        for key, (given, resolved) in paths.items():
+            if given is not None and resolved is not None and given != resolved:
+                relative.setdefault(key, (given, resolved))
+    return relative
 
 
-def _is_absolute(path: str) -> bool:
-    return path.startswith(("/", "~")) or "://" in path
+def _absolute(path: str | None) -> str | None:
+    if path is None or path.startswith(("/", "~")) or is_remote(path):
+        return path
+    return str(Path(path).resolve())
 
 
 def _words(submission: Submission) -> list[str]:

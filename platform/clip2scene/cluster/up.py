@@ -1,4 +1,4 @@
-"""A cluster for this machine: several Ray nodes and an MLflow server, on 127.0.0.1, each asking who is there."""
+"""A cluster on this machine: several Ray nodes and an MLflow server, on 127.0.0.1, all with authentication."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from clip2scene.cluster.auth import AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH, secr
 from clip2scene.cluster.jobs import API_ADDRESS, RAY_ADDRESS, ClusterError
 from clip2scene.cluster.nodes import ONLY_THIS_MACHINE
 from clip2scene.config import ConfigError
-from clip2scene.processor import num_cpus
+from clip2scene.machine import num_cpus
 from clip2scene.tracking.server import Login, check_port, embedded_server
 
 USER = "clip2scene"
@@ -29,12 +29,12 @@ START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
 MAX_NODES, MAX_CPUS = 16, 1024
 MIN_CPUS = 2
-"""A node counts with so many even on a smaller machine, which is better slow than refused."""
+"""A node has at least that many, even on a smaller machine, which is better slow than refused."""
 
 
 @dataclass(frozen=True)
 class LocalCluster:
-    """Where everything answers."""
+    """The addresses and files of a running cluster."""
 
     nodes: int
     cpus_per_node: int
@@ -45,25 +45,25 @@ class LocalCluster:
     tracking_uri: str
     """MLflow."""
     environment: Path
-    """File of mode 600 with the lines that a shell needs, secrets included."""
+    """File of mode 600 with the environment for a shell, secrets included."""
     token: Path
     process: subprocess.Popen[str]
-    """Of the nodes."""
+    """The one that runs the nodes."""
 
 
 @contextlib.contextmanager
 def local_cluster(
     storage: str | Path, nodes: int, cpus_per_node: int | None, dashboard_port: int, tracking_port: int
 ) -> Iterator[LocalCluster]:
-    """Run a cluster for as long as the block lasts. None of its processes outlives this one, however it ends.
+    """Run a cluster for the duration of the block; none of its processes outlives this one, however that ends.
 
     ``storage`` gets ``mlflow/`` with the runs (``clip2scene ui --storage`` shows them later), and ``cluster/`` with the
     token, MLflow's password and the log of Ray's start.
 
     Raises:
-        ConfigError: a number is not allowed, a port is busy, or a secret is open to others.
-        ClusterError: Ray did not come up.
-        TrackingError: MLflow did not come up.
+        ConfigError: a number is not allowed, a port is busy, or others can read a secret.
+        ClusterError: Ray did not start.
+        TrackingError: MLflow did not start.
     """
     _check_count("--nodes", nodes, MAX_NODES)
     cpus = max(MIN_CPUS, num_cpus() // nodes) if cpus_per_node is None else cpus_per_node
@@ -98,12 +98,12 @@ def local_cluster(
 
 
 def serve(storage: str, nodes: int, cpus_per_node: int | None, dashboard_port: int, tracking_port: int) -> None:
-    """Run a cluster until Ctrl-C (or SIGTERM), and say where it is; ``clip2scene up``.
+    """Run a cluster until Ctrl-C (or SIGTERM), and print its addresses; ``clip2scene up``.
 
     Raises:
-        ClusterError: it ended by itself, or as in :func:`local_cluster`.
+        ClusterError: it ended by itself, or see :func:`local_cluster`.
     """
-    # SIGINT too: a shell that starts a command in the background has it ignored.
+    # SIGINT too: a shell starts background commands with SIGINT ignored.
     before = {kind: signal.signal(kind, signal.default_int_handler) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
         with local_cluster(storage, nodes, cpus_per_node, dashboard_port, tracking_port) as cluster:
@@ -132,7 +132,7 @@ def _check_count(option: str, count: int, most: int) -> None:
 
 
 def _environment(client: dict[str, str]) -> dict[str, str]:
-    """What the nodes, and so every job on them, have in their environment."""
+    """The environment of the nodes, and so of every job on them."""
     ours = {name: value for name, value in os.environ.items() if name not in (AUTH_TOKEN, API_ADDRESS, RAY_ADDRESS)}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**ours, **client, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
@@ -140,7 +140,7 @@ def _environment(client: dict[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _nodes(arguments: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[str]]:
-    """The nodes' process under the watchdog; at the end, nothing of it is left."""
+    """The nodes' process under the watchdog; after the block none of its children is left."""
     import psutil
 
     command = [sys.executable, "-m", "clip2scene.tracking.watchdog", sys.executable, "-m", "clip2scene.cluster.nodes"]

@@ -1,7 +1,8 @@
 """The classes of every data set: the names that they are prompted with, their raw label ids and their colours.
 
-Names are readable ("traffic cone", never "traffic_cone") and a class may have several: their embeddings are averaged.
-Colours are RGB, as the data set's own tools draw the class. The names that fill prompts are ours.
+A class's key is its official name. The names to prompt with are ours: readable ("traffic cone", never "traffic_cone"),
+of everyday speech, and a class may have several, whose embeddings are averaged. Colours are RGB, as the data set's own
+tools draw the class.
 """
 
 from __future__ import annotations

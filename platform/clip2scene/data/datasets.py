@@ -1,4 +1,4 @@
-"""One door to all datasets: their index by kind, and whether it must be built again."""
+"""The entry point for all datasets: builds the index of any kind, and tells when it must be built again."""
 
 from __future__ import annotations
 
@@ -10,26 +10,34 @@ from clip2scene.data.index import Index
 KINDS = ("nuscenes", "semantickitti", "scannet")
 
 _BUILDERS = 2
-"""Counts up when a builder makes another index of the same files."""
+"""Raised whenever a builder changes the index that it makes of the same files."""
 _WATCHED = {"semantickitti": "sequences/*/*", "scannet": "scans/*/*"}
-"""What changes when a dataset without tables does: files by size and time, folders by the time of their listing."""
+"""Paths that change with a dataset that has no tables: files by size and time, folders by the time of their listing."""
+
+
+def ego_radius_m(kind: str) -> float:
+    """Half the edge of the square around the LiDAR in which the car itself is hit; 0 where it is not.
+
+    1 m in nuScenes (nuscenes-devkit, ``LidarPointCloud.from_file_multisweep``).
+    """
+    return 1.0 if kind in ("nuscenes", "streetworld") else 0.0
 
 
 def build_index(
     kind: str, root: Path, *, version: str | None = None, max_sweeps: int = 10, images_per_scene: int | None = None
 ) -> Index:
-    """Build the index of a dataset folder; a streetworld is nuScenes.
+    """Build the index of a dataset folder; a streetworld is read as nuScenes.
 
     Args:
         kind: one of :data:`KINDS`, or ``streetworld``.
         root: the dataset's folder.
-        version: nuScenes' folder of tables; not used by the others.
+        version: nuScenes' folder of tables; the others ignore it.
         max_sweeps: earlier sweeps to list per keyframe; ScanNet has none.
-        images_per_scene: ScanNet: posed frames to take of a scene.
+        images_per_scene: ScanNet: posed images to take per scene.
 
     Raises:
         ConfigError: nuScenes without a version.
-        DataError: something of the dataset is missing or damaged.
+        DataError: a part of the dataset is missing or damaged.
     """
     if kind == "semantickitti":
         from clip2scene.data import semantickitti
@@ -40,14 +48,17 @@ def build_index(
 
         return scannet.build_index(root, images_per_scene=images_per_scene)
     if version is None:
-        raise ConfigError(f"{kind}: version must name its folder of tables below {root}, such as v1.0-mini")
+        raise ConfigError(
+            f"{kind}: give the name of its folder of tables below {root}, such as v1.0-mini, as --version (in a job: "
+            "dataset.version)"
+        )
     from clip2scene.data import nuscenes
 
     return nuscenes.build_index(root, version, max_sweeps=max_sweeps)
 
 
 def fingerprint(kind: str, root: Path, version: str) -> str:
-    """Changes whenever the dataset's tables or listings do; contents are hashed only once they are an index."""
+    """Changes whenever the dataset's tables or listings do; contents are hashed only after they became an index."""
     pattern = _WATCHED.get(kind, f"{version}/*.json")
     stats = [(path, path.stat()) for path in sorted((*root.glob(pattern), *root.glob(f"dataset/{pattern}")))]
     found = [(path.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns) for path, s in stats]

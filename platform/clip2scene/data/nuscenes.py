@@ -19,6 +19,7 @@ from clip2scene.data.clouds import check_relative
 from clip2scene.data.dataroot import DatasetFiles
 from clip2scene.data.index import Camera, DataError, Frame, Index, Sweep
 from clip2scene.data.nuscenes_tables import check_tables, explain
+from clip2scene.data.poses import check_pinhole, inverse
 
 LIDAR = "LIDAR_TOP"
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
@@ -139,12 +140,7 @@ def _camera(nusc: Any, image: Record, world_from_camera: np.ndarray, files: Data
     calibration = _get(nusc, "calibrated_sensor", image["calibrated_sensor_token"], _name(image))
     name = f"calibrated_sensor.json: record {calibration['token']!r}"
     intrinsics = _numbers(calibration["camera_intrinsic"], (3, 3), name, "camera_intrinsic")
-    if (
-        not np.isfinite(intrinsics).all()
-        or min(intrinsics[0, 0], intrinsics[1, 1]) <= 0
-        or (intrinsics[2] != (0, 0, 1)).any()
-    ):
-        raise DataError(f"{name}: camera_intrinsic {intrinsics.tolist()} is no pinhole camera; its last row is 0 0 1")
+    check_pinhole(intrinsics, f"{name}: camera_intrinsic")
     for side in ("width", "height"):
         if not isinstance(image[side], int) or image[side] <= 0:
             raise DataError(f"{_name(image)}: {side} {image[side]!r} is not a positive number of pixels")
@@ -154,7 +150,7 @@ def _camera(nusc: Any, image: Record, world_from_camera: np.ndarray, files: Data
         width=image["width"],
         height=image["height"],
         intrinsics=intrinsics,
-        camera_from_world=_inverse(world_from_camera),
+        camera_from_world=inverse(world_from_camera),
         timestamp_us=_timestamp(image),
     )
 
@@ -194,13 +190,6 @@ def _rigid(records: list[Record], table: str) -> np.ndarray:
     transform_M44[:, :3, 3] = translation_M3
     transform_M44[:, 3, 3] = 1
     return transform_M44
-
-
-def _inverse(pose: np.ndarray) -> np.ndarray:
-    result = np.eye(4)
-    result[:3, :3] = pose[:3, :3].T
-    result[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
-    return result
 
 
 def _numbers(values: object, shape: tuple[int, ...], name: str, field: str) -> np.ndarray:

@@ -21,12 +21,11 @@ from PIL import Image
 from clip2scene.data.clouds import resolve
 from clip2scene.data.dataroot import DatasetFiles
 from clip2scene.data.index import Camera, DataError, Frame, Index
+from clip2scene.data.poses import check_pinhole, is_rotation
 
 FOLDER = "scans"
 _RATE_HZ = 30
 """Images a second, by which an image's number is its time."""
-_RIGID_TOLERANCE = 1e-3
-"""How far a pose's rotation may be from orthonormal: its files have six digits."""
 
 
 def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
@@ -137,8 +136,7 @@ def _stems(folder: str, files: DatasetFiles) -> list[str]:
 def _intrinsics(root: Path, folder: str, files: DatasetFiles, width: int, height: int) -> np.ndarray:
     relative = files.existing(f"{folder}/intrinsic/intrinsic_color.txt", folder)
     matrix = _matrix(root, relative)[:3, :3]
-    if not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1]) <= 0 or (matrix[2] != (0, 0, 1)).any():
-        raise DataError(f"{relative}: {matrix.tolist()} is no pinhole camera; its last row is 0 0 1")
+    check_pinhole(matrix, f"{relative}:")
     if not (0 < matrix[0, 2] < width and 0 < matrix[1, 2] < height):
         raise DataError(
             f"{relative}: the principal point ({matrix[0, 2]:g}, {matrix[1, 2]:g}) lies outside the images of "
@@ -148,9 +146,7 @@ def _intrinsics(root: Path, folder: str, files: DatasetFiles, width: int, height
 
 
 def _inverse(world_from_camera: np.ndarray, source: str) -> np.ndarray:
-    rotation = world_from_camera[:3, :3]
-    off = np.abs(rotation @ rotation.T - np.eye(3)).max()
-    if off > _RIGID_TOLERANCE or np.linalg.det(rotation) < 0 or (world_from_camera[3] != (0, 0, 0, 1)).any():
+    if not is_rotation(world_from_camera[:3, :3]) or (world_from_camera[3] != (0, 0, 0, 1)).any():
         raise DataError(f"{source}: not a rigid pose (a rotation, a translation and the last row 0 0 0 1 are needed)")
     return np.linalg.inv(world_from_camera)
 

@@ -24,13 +24,12 @@ import numpy as np
 from clip2scene.data.clouds import resolve
 from clip2scene.data.dataroot import DatasetFiles
 from clip2scene.data.index import Camera, DataError, Frame, Index, Sweep
+from clip2scene.data.poses import check_pinhole, is_rotation
 
 NAME = "semantickitti"
 CAMERA = "image_2"
 
 _TABLES = ("calib.txt", "poses.txt", "times.txt")
-_RIGID_TOLERANCE = 1e-3
-"""How far R^T R may be from the identity: rounding (poses have six digits) is taken out, more is a damaged pose."""
 _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 
@@ -147,8 +146,7 @@ def _read_sequence(root: Path, folder: str) -> _Sequence:
     calib, poses, times = (resolve(root, f"{folder}/{name}") for name in _TABLES)
     projection, tr = (_calibration(calib, key) for key in ("P2", "Tr"))
     intrinsics = projection[:, :3]
-    if min(intrinsics[0, 0], intrinsics[1, 1]) <= 0 or (intrinsics[2] != (0, 0, 1)).any():
-        raise DataError(f"{calib}: P2 {projection.tolist()} is no pinhole camera; its third row starts with 0 0 1")
+    check_pinhole(intrinsics, f"{calib}: P2")
     # P2 = K [I | t]: camera 2 is parallel to camera 0, some centimetres beside, above and before it.
     camera2_from_camera0 = np.eye(4)
     camera2_from_camera0[:3, 3] = np.linalg.solve(intrinsics, projection[:, 3])
@@ -192,11 +190,10 @@ def _rigid(matrix_S34: np.ndarray, source: str) -> np.ndarray:
     """(S, 4, 4) transforms with the nearest exact rotations; NaN where a value is not finite."""
     finite_S = np.isfinite(matrix_S34).all(axis=(1, 2))
     rotation_S33 = np.where(finite_S[:, None, None], matrix_S34[:, :, :3], np.eye(3))
-    error_S = np.abs(rotation_S33.transpose(0, 2, 1) @ rotation_S33 - np.eye(3)).max(axis=(1, 2))
-    sound_S = (error_S <= _RIGID_TOLERANCE) & (np.linalg.det(rotation_S33) > 0)
+    sound_S = is_rotation(rotation_S33)
     if not sound_S.all():
         row = int(np.argmin(sound_S))
-        raise DataError(f"{source} {row + 1} is no rigid transform (rotation {rotation_S33[row].tolist()})")
+        raise DataError(f"{source} {row + 1} is not a rigid transform (rotation {rotation_S33[row].tolist()})")
     left_S33, _, right_S33 = np.linalg.svd(rotation_S33)
     transform_S44 = np.zeros((len(matrix_S34), 4, 4))
     transform_S44[:, :3, :3] = left_S33 @ right_S33

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +17,9 @@ from clip2scene.data.index import DataError
 
 IGNORE = 0
 """Label of points that count nowhere; class ``c`` of a vocabulary has label ``c + 1``."""
+
+Names = Literal["common", "official"]
+"""Names that fill prompts: everyday ones, several per class; or the benchmark's one name per class."""
 
 UNKNOWN = -1
 """In ``Vocabulary.raw_to_label``: no such raw id in the data set."""
@@ -84,7 +89,12 @@ def _labelled(name: str, classes: class_names.Classes, ignored: tuple[int, ...])
     )
 
 
-def _all(vocabularies: tuple[Vocabulary, ...]) -> Vocabulary:
+def _official(words: Vocabulary) -> Vocabulary:
+    """The same classes, prompted with the benchmark's own names ("driveable surface")."""
+    return replace(words, prompts=tuple((title.replace("_", " "),) for title in words.classes))
+
+
+def _all(vocabularies: Sequence[Vocabulary]) -> Vocabulary:
     """The classes of all, each thing once, so that no name belongs to two classes.
 
     A class that shares a name with one class before it is that class and gives it its names; one that shares names with
@@ -102,41 +112,41 @@ def _all(vocabularies: tuple[Vocabulary, ...]) -> Vocabulary:
     return Vocabulary("all", tuple(prompts), tuple(prompts.values()), (), tuple(colours.values()))
 
 
-_NUSCENES = _labelled("nuscenes", class_names.NUSCENES, class_names.NUSCENES_IGNORED)
-_SEMANTICKITTI = _labelled("semantickitti", class_names.SEMANTICKITTI, class_names.SEMANTICKITTI_IGNORED)
-_SCANNET = _labelled("scannet", class_names.SCANNET, class_names.SCANNET_IGNORED)
-_CITYSCAPES = _labelled("cityscapes", class_names.CITYSCAPES, ())
-
-VOCABULARIES: dict[str, Vocabulary] = {
-    words.name: words
-    for words in (
-        _NUSCENES,
-        _SEMANTICKITTI,
-        _SCANNET,
-        _CITYSCAPES,
-        # The streets' of the paper's Table 3. Cityscapes first: its classes are single things, which the others'
-        # umbrella classes are checked against.
-        _all((_CITYSCAPES, _NUSCENES, _SEMANTICKITTI)),
-    )
-}
+def _by_name(vocabularies: Sequence[Vocabulary]) -> dict[str, Vocabulary]:
+    """Those of the data sets, and ``all`` of the streets' (the paper's Table 3)."""
+    known = {words.name: words for words in vocabularies}
+    # Cityscapes first: its classes are single things, which the others' umbrella classes are checked against.
+    streets = _all([known[name] for name in ("cityscapes", "nuscenes", "semantickitti")])
+    return known | {streets.name: streets}
 
 
-def vocabulary(name: str) -> Vocabulary:
-    """The vocabulary of that name.
+_DATASETS = (
+    _labelled("nuscenes", class_names.NUSCENES, class_names.NUSCENES_IGNORED),
+    _labelled("semantickitti", class_names.SEMANTICKITTI, class_names.SEMANTICKITTI_IGNORED),
+    _labelled("scannet", class_names.SCANNET, class_names.SCANNET_IGNORED),
+    _labelled("cityscapes", class_names.CITYSCAPES, ()),
+)
+VOCABULARIES: dict[str, Vocabulary] = _by_name(_DATASETS)
+_OFFICIAL = _by_name([_official(words) for words in _DATASETS])
+
+
+def vocabulary(name: str, names: Names = "common") -> Vocabulary:
+    """The vocabulary of that name, with one kind of names to prompt with.
 
     Raises:
         ConfigError: no such vocabulary.
     """
     if name not in VOCABULARIES:
         raise ConfigError(f"prompts.vocabulary={name!r}: unknown; allowed: {', '.join(VOCABULARIES)}")
-    return VOCABULARIES[name]
+    return (VOCABULARIES if names == "common" else _OFFICIAL)[name]
 
 
-def vocabulary_of(dataset: str) -> Vocabulary:
+def vocabulary_of(dataset: str, names: Names = "common") -> Vocabulary:
     """The data set's own classes, which its labels and scores are in.
 
     Args:
         dataset: ``Index.dataset`` or the ``dataset.kind`` of a job; a streetworld has the labels of nuScenes.
+        names: to prompt with.
 
     Raises:
         ConfigError: no such data set.
@@ -144,4 +154,4 @@ def vocabulary_of(dataset: str) -> Vocabulary:
     kinds = {"streetworld": "nuscenes"} | {name: name for name, words in VOCABULARIES.items() if words.raw_to_label}
     if dataset not in kinds:
         raise ConfigError(f"dataset.kind={dataset!r}: unknown; allowed: {', '.join(kinds)}")
-    return VOCABULARIES[kinds[dataset]]
+    return vocabulary(kinds[dataset], names)

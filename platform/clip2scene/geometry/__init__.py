@@ -1,1 +1,1 @@
-"""Sensor frames, sweep registration, projection and point-pixel pairs: numpy in, numpy out."""
+"""Sensor frames, sweep registration, projection and point-pixel pairs: numpy arrays or torch tensors, no files."""

@@ -1,8 +1,9 @@
 """Point-pixel pairs: which pixel of which image shows which point of a cloud.
 
 Pairs are made on unaugmented coordinates, so that any later transform of the cloud leaves them valid.
-Shapes: N points, C cameras, P pairs, V points that may be in view of a camera, camera by camera; a depth map has h x w
-pixels, its image H x W.
+
+Legend: N points, C cameras, P pairs, V points that may be in view of a camera, camera by camera, S sides of images; a
+depth map has h x w pixels, its image H x W.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from clip2scene.data.index import Camera
 from clip2scene.geometry.projection import image_from_lidar, to_pixels
 
 DEPTH_TOLERANCE_M = 0.05
-"""How far a visible point may be from the measured depth: CLIP2Scene's released ScanNet loader (``computeLinking``).
-OpenScene allows a quarter of the depth instead. Against the mesh of scene0000_00 itself, 5 cm keep 75% of the visible
-vertices that have a measurement, and 97% of what is kept is visible; a quarter keeps 94%, and 74% of it is visible."""
+"""How far a visible point may be from the measured depth, as in CLIP2Scene's released ScanNet loader
+(``computeLinking``). OpenScene allows a quarter of the depth instead. Measured on the mesh of scene0000_00, 5 cm keep
+75% of the visible vertices that have a depth, and 97% of those kept are visible; a quarter keeps 94% and 74%."""
 
 _SLACK_M = 0.01
-"""Rounding to float32 stays below it within ten kilometres, so that :func:`to_pixels` alone decides what is visible."""
+"""More than float32 rounds off within ten kilometres, so that :func:`to_pixels` alone decides what is visible."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,19 @@ def pair(
     cameras: Sequence[Camera],
     depths: Sequence[np.ndarray | None] | None = None,
 ) -> Pairs:
-    """All pairs of a cloud with a keyframe's images, by the visibility rule of :func:`project`.
+    """All pairs of a cloud with a keyframe's images, by the visibility rule of :func:`to_pixels`.
 
-    A registered sweep is paired with the *same* images: give its points in its own frame with its own pose.
+    To pair an earlier sweep with the keyframe's images, give its points in its own frame, with its own pose.
 
-    Where an image has a depth map, the rule is: in front of the camera, inside the image, and within
-    ``DEPTH_TOLERANCE_M`` of the depth measured there. A point behind what was measured is hidden, and so is one whose
-    pixel has no measurement.
+    Where an image has a depth map, a point must be in front of the camera, inside the image, and within
+    ``DEPTH_TOLERANCE_M`` of the depth measured there; without a measurement there it is not visible.
 
     Args:
         points_N3: (N, 3) points in the LiDAR's frame, metres.
         world_from_lidar: (4, 4) pose of the LiDAR at the cloud's time.
         cameras: calibrated images, each with its camera's pose at its own time.
-        depths: per camera, (h, w) metres along the optical axis, 0 where nothing was measured, or None. It covers what
-            its image does, in any resolution.
+        depths: per camera, (h, w) metres along the optical axis, 0 where nothing was measured, or None. It covers
+            the same view as its image, in any resolution.
 
     Returns:
         The pairs; none where no camera sees a point.
@@ -87,7 +87,7 @@ def pair(
     same = len(set(rules)) == 1
     limits = rules[0] if same else np.repeat(np.array(rules).T, np.diff(starts), axis=1)
     kept_P = np.flatnonzero(to_pixels(u_V, v_V, depth_V, *limits))
-    # A row of both coordinates is taken at once, which is twice as fast as one coordinate after the other.
+    # Taking rows of both coordinates is twice as fast as taking each coordinate alone.
     pixel_P2 = np.stack((u_V, v_V), axis=1, dtype=np.float32, casting="same_kind").take(kept_P, axis=0)
     camera_P = np.repeat(np.arange(len(cameras)), np.diff(np.searchsorted(kept_P, starts)))
     pairs = Pairs(point_V.take(kept_P), camera_P, pixel_P2)
@@ -104,11 +104,11 @@ def pair(
 def _between_sides(
     xyz_3N: np.ndarray, matrices: Sequence[np.ndarray], cameras: Sequence[Camera]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points between the planes through the left and the right side of an image: their rows, camera by camera.
+    """Rows of the points between the planes through the left and the right side of each image, camera by camera.
 
-    A camera sees a sixth of a scan or less, so leaving out the others first, in float32, saves most of the work in
+    A camera sees at most a sixth of a scan, so dropping the other points first, in float32, saves most of the work in
     float64. In front of the camera, ``0 < u < width`` is ``0 < u * depth < width * depth``, which is linear in the
-    point; a point that passes both is in front.
+    point; a point that meets both conditions is in front.
 
     Returns:
         (V,) int64 and (C + 1,): the points of camera c are those from ``starts[c]`` to ``starts[c + 1]``.
@@ -124,10 +124,10 @@ def _between_sides(
 
 
 def _unhidden(pixels_V2: np.ndarray, depth_V: np.ndarray, camera: Camera, depth_hw: np.ndarray) -> np.ndarray:
-    """(V,) whether the depth that was measured at a point's pixel is the point's own."""
+    """(V,) bool, whether the depth measured at a point's pixel is the point's own."""
     height, width = depth_hw.shape
-    # ScanNet's depth is registered to the colour images, so the colour pixel's place in the image is what counts. With
-    # intrinsic_depth instead, scene0000_00's depth is 4 of its pixels off.
+    # ScanNet's depth maps are registered to the colour images, so a pixel's relative position is the same in both; with
+    # intrinsic_depth instead, the depth of scene0000_00 would be 4 pixels off.
     column_V = ((pixels_V2[:, 0] + 0.5) * (width / camera.width)).astype(np.int64).clip(0, width - 1)
     row_V = ((pixels_V2[:, 1] + 0.5) * (height / camera.height)).astype(np.int64).clip(0, height - 1)
     measured_V = depth_hw[row_V, column_V]

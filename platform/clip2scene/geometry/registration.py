@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from clip2scene.data.index import Frame, Sweep
+from clip2scene.data.poses import inverse
 
 _HALF_SWEEP_US = 25_000
 """Half the period of nuScenes' 20 Hz LiDAR: how far a sweep at the window's edge may lie outside it."""
@@ -35,22 +36,6 @@ def transform(target_from_source: np.ndarray, points_N3: np.ndarray) -> np.ndarr
     return moved_N3.astype(np.result_type(points_N3.dtype, np.float32), copy=False)
 
 
-def inverse(target_from_source: np.ndarray) -> np.ndarray:
-    """The (4, 4) transform ``source_from_target``; exact for a rotation, where a general inverse loses digits.
-
-    Example:
-        >>> pose = np.eye(4)
-        >>> pose[:3, 3] = [1, 2, 3]
-        >>> inverse(pose)[:3, 3]
-        array([-1., -2., -3.])
-    """
-    matrix = np.asarray(target_from_source, dtype=np.float64)
-    result = np.eye(4)
-    result[:3, :3] = matrix[:3, :3].T
-    result[:3, 3] = -matrix[:3, :3].T @ matrix[:3, 3]
-    return result
-
-
 def register(points_N3: np.ndarray, world_from_source: np.ndarray, world_from_target: np.ndarray) -> np.ndarray:
     """Express a sweep's points in the keyframe's LiDAR frame, each sensor pose taken at its own time.
 
@@ -69,6 +54,20 @@ def register(points_N3: np.ndarray, world_from_source: np.ndarray, world_from_ta
         array([[8., 0., 0.]])
     """
     return transform(inverse(world_from_target) @ np.asarray(world_from_source, dtype=np.float64), points_N3)
+
+
+def without_ego_returns(points_N4: np.ndarray, radius_m: float) -> np.ndarray:
+    """The points outside a square of half edge ``radius_m`` around the sensor, which the car itself returns.
+
+    Once the car has moved on, an earlier sweep's returns from it lie in view of the keyframe's cameras, and would be
+    paired with what these see there. Source: nuscenes-devkit, ``LidarPointCloud.from_file_multisweep``
+    (``remove_close``); the released code's ``get_sweep`` does the same.
+
+    Args:
+        points_N4: x and y first, metres, in the sensor's own frame.
+        radius_m: 0 leaves all points.
+    """
+    return points_N4[(np.abs(points_N4[:, :2]) >= radius_m).any(axis=1)]
 
 
 def choose_sweeps(frame: Frame, num_sweeps: int, window_s: float) -> tuple[Sweep, ...]:

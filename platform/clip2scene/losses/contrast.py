@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import cross_entropy
 
-from clip2scene.losses.segments import full_precision
-from clip2scene.student.voxels import mean_of_points
+from clip2scene.segments import full_precision, segment_mean
 
 
 def info_nce(queries_ND: torch.Tensor, keys_ND: torch.Tensor, temperature: float = 0.07) -> torch.Tensor:
@@ -54,8 +53,8 @@ def superpixel_means(
         counted_P = (segments_P >= 0).nonzero()[:, 0]
         ids_S, segments_P = torch.unique(segments_P[counted_P], return_inverse=True)
         return (
-            mean_of_points(points_PD[counted_P], segments_P, len(ids_S)),
-            mean_of_points(pixels_PD[counted_P], segments_P, len(ids_S)),
+            segment_mean(points_PD[counted_P], segments_P, len(ids_S)),
+            segment_mean(pixels_PD[counted_P], segments_P, len(ids_S)),
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import cosine_similarity, kl_div
 
-from clip2scene.losses.segments import full_precision
+from clip2scene.segments import full_precision
 
 
 def class_divergence(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from clip2scene.losses.segments import full_precision
+from clip2scene.segments import full_precision
 
 
 def lovasz_softmax(logits_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:

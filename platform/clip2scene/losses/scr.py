@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import cross_entropy
 
-from clip2scene.losses.segments import full_precision, segment_max, segment_sum
+from clip2scene.segments import full_precision, segment_max, segment_sum
 
 
 def semantic_consistency(

@@ -11,7 +11,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
-from clip2scene.losses.segments import Segments, full_precision, segment_max, segment_sum
+from clip2scene.segments import Segments, full_precision, segment_max, segment_sum
 
 _PAIRS_IN_CACHE = 2048
 """8 MiB of points and pixels at a width of 512, which a last-level cache holds. With fewer pairs a block, the start of

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +12,7 @@ from typing import Any
 
 from clip2scene.config import StreetworldSettings, digest_of
 from clip2scene.data.index import DataError
+from clip2scene.storage import locked, writing
 from clip2scene.streetworld.tables import TABLES, VERSION, Row, scene_names, shared_rows
 
 MANIFEST = "streetworld.json"
@@ -34,48 +33,51 @@ def generate(
     workers: int = 1,
     progress: Callable[..., None] | None = None,
 ) -> None:
-    """Write the world of ``seed`` below ``root`` as version ``v1.0-trainval``; nothing is done where it exists already.
+    """Write the world of ``seed`` below ``root`` as version ``v1.0-trainval``, unless it is there already.
 
-    The folder appears complete or not at all. The bytes do not depend on ``workers`` (processes, each with whole
-    scenes). ``progress`` is called with the number of scenes finished since its last call.
+    The folder appears complete or not at all; of two runs at once, one waits for the other. The bytes do not depend on
+    ``workers`` (processes that record one scene at a time). ``progress`` is called with 1 after each scene.
 
     Raises:
         DataError: ``root`` holds something else.
+        StorageError: the folder cannot be written, or the disk is full.
     """
     root = Path(root)
     digest = world_digest(settings, seed)
     if _is_finished(root, digest):
         return
-    aside = root.with_name(f".{root.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    (aside / "lidarseg" / VERSION).mkdir(parents=True)
-    try:
-        names = scene_names(settings.train_scenes, settings.val_scenes)
-        rows: dict[str, list[Row]] = defaultdict(list, shared_rows())
-        for part in _record_all(aside, settings, seed, names, workers):
-            for table, more in part.items():
-                rows[table] += more
-            if progress is not None:
-                progress(1)
-        (aside / VERSION).mkdir()
-        for table in TABLES:
-            (aside / VERSION / f"{table}.json").write_text(json.dumps(rows[table], indent=0), encoding="utf-8")
-        manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "digest": digest,
-            "seed": seed,
-            "settings": settings.model_dump(mode="json", exclude={"seed"}),
-        }
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        if root.is_dir():
-            root.rmdir()
-        aside.replace(root)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with locked(root.parent, f"generates {root.name}", name=f".{root.name}.lock"):
+        if _is_finished(root, digest):
+            return
+        with writing(root) as aside:
+            _write(aside, settings, seed, workers, progress)
+
+
+def _write(
+    folder: Path, settings: StreetworldSettings, seed: int, workers: int, progress: Callable[..., None] | None
+) -> None:
+    (folder / "lidarseg" / VERSION).mkdir(parents=True)
+    names = scene_names(settings.train_scenes, settings.val_scenes)
+    rows: dict[str, list[Row]] = defaultdict(list, shared_rows())
+    for part in _record_all(folder, settings, seed, names, workers):
+        for table, more in part.items():
+            rows[table] += more
+        if progress is not None:
+            progress(1)
+    (folder / VERSION).mkdir()
+    for table in TABLES:
+        (folder / VERSION / f"{table}.json").write_text(json.dumps(rows[table], indent=0), encoding="utf-8")
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "digest": world_digest(settings, seed),
+        "seed": seed,
+        "settings": settings.model_dump(mode="json", exclude={"seed"}),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def _is_finished(root: Path, digest: str) -> bool:
-    """Whether the wanted world is there; an empty or missing folder is free to be written.
+    """Whether the wanted world is there; False for a missing or empty folder, which may be written.
 
     Raises:
         DataError: the folder holds anything else.

@@ -139,13 +139,9 @@ def prism(
     colour: Colour,
     texture: Texture = Texture.PLAIN,
     *,
-    side: tuple[Colour, Texture] | None = None,
     taper: float = 1.0,
 ) -> Mesh:
-    """A convex profile of (x, z) corners extruded along y; ``side`` is another material of its two end faces.
-
-    ``taper`` narrows the corners above the profile's middle height.
-    """
+    """A convex profile of (x, z) corners extruded along y; ``taper`` narrows the corners above its middle height."""
     points = np.asarray(profile, np.float32)
     count = len(points)
     half = np.where(points[:, 1] > points[:, 1].mean(), 0.5 * width * taper, 0.5 * width)
@@ -156,13 +152,7 @@ def prism(
         [np.stack([ring, following, following + count], 1), np.stack([ring, following + count, ring + count], 1)]
     )
     fan = np.stack([np.zeros(count - 2, int), ring[1:-1], ring[2:]], 1)
-    side_colour, side_texture = side or (colour, texture)
-    return merge(
-        [
-            paint(vertices, around, colour, texture),
-            paint(vertices, np.concatenate([fan, fan + count]), side_colour, side_texture),
-        ]
-    )
+    return paint(vertices, np.concatenate([around, fan, fan + count]), colour, texture)
 
 
 def cylinder(

@@ -1,4 +1,4 @@
-"""A trained student in one safetensors file that says what it is: settings, heads and where it came from."""
+"""A trained student in one safetensors file, with its settings, its heads and where it came from as metadata."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ FORMAT = "clip2scene-student-1"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights and the story of a student."""
+    """Weights and origin of a student."""
 
     weights: dict[str, torch.Tensor]
     about: dict[str, Any]
-    """``student`` settings, ``digest`` of the run that made it, ``history`` (one row of metrics an epoch)."""
+    """``student`` settings, ``digest`` of the run that made it, ``history`` (one row of metrics per epoch)."""
 
 
 def save_checkpoint(
     path: Path, weights: dict[str, torch.Tensor], settings: StudentSettings, about: dict[str, Any]
 ) -> None:
-    """Write the file (the caller renames it into place)."""
-    story = {"format": FORMAT, "student": settings.model_dump(mode="json"), **about}
-    save_file(weights, path, metadata={"clip2scene": json.dumps(story)})
+    """Write the file; the caller renames it into place."""
+    metadata = {"format": FORMAT, "student": settings.model_dump(mode="json"), **about}
+    save_file(weights, path, metadata={"clip2scene": json.dumps(metadata)})
 
 
 def load_checkpoint(path: Path, settings: StudentSettings) -> Checkpoint:
     """Read a student of exactly these settings.
 
     Raises:
-        DataError: no such file, no student, or one of another architecture (the sentence names the setting).
+        DataError: there is no such file, or it is not a student, or one of another architecture (the message names the
+            setting).
     """
     try:
         with safe_open(path, framework="pt") as file:

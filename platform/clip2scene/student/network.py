@@ -4,11 +4,11 @@
 encoder levels, each a strided convolution that halves the resolution and residual blocks; decoder levels that go back
 with inverse convolutions and skip connections. Batch norm and ReLU follow every convolution.
 
-The point branch carries features of every single point around the voxel network; where the two meet, points take their
-voxel's feature, and voxels then take the mean of their points. Voxel features reach points by the voxel that holds them
-(nearest), where the published SPVCNN interpolates between eight. So that points of one voxel still differ, our branch
-starts with a layer on the points' own inputs, which the published one does not have. Dropout is left out, as in the
-code that CLIP2Scene's authors released (Tang et al. have 0.3 before the first and third decoder level).
+The point branch carries features of every single point around the voxel network. At a fusion, points add their voxel's
+feature, and voxels then take the mean of their points. A point takes the feature of the voxel that holds it, where the
+published SPVCNN interpolates between eight; so that points of one voxel still differ, our branch starts with a layer on
+the points' own inputs, which the published one does not have. Dropout is left out, as in the code that CLIP2Scene's
+authors released (Tang et al. have 0.3 before the first and third decoder level).
 
 Legend: N points, V voxels, F backbone width, D width of the teacher's space, C classes.
 """
@@ -37,21 +37,22 @@ with warnings.catch_warnings():
         gc.enable()
 
 from clip2scene.config import ConfigError, StudentSettings
+from clip2scene.segments import segment_mean
 from clip2scene.student.layouts import Layout, layout_of
-from clip2scene.student.voxels import Voxels, mean_of_points, rows_of_points, voxelise
+from clip2scene.student.voxels import Voxels, rows_of_points, voxelise
 
-# spconv asks by an old name, at its first tensor, whether torch.fx traces it.
+# With its first tensor spconv calls a torch.fx function by a deprecated name, which torch logs.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 Network = Callable[..., dict[str, torch.Tensor]]
-"""What a loss needs of a student: :meth:`Student.forward`, whatever is wrapped around it."""
+"""What a loss needs of a student: :meth:`Student.forward`, possibly wrapped."""
 
 
 class Student(nn.Module):
-    """Backbone with heads chosen by what it is trained for.
+    """A backbone, with the heads of its training.
 
-    Pre-training has two linear heads into the teacher's space, one for SCR (which also predicts) and one for StCR: the
-    paper's losses work only on two different learnable heads; methods with one loss have the head ``scr`` alone.
+    Pre-training has two linear heads into the teacher's space, one for SCR (which also predicts) and one for StCR, as
+    the paper's losses work only on two different learnable heads; methods with one loss have only the head ``scr``.
     Fine-tuning has one linear classifier.
     """
 
@@ -75,7 +76,7 @@ class Student(nn.Module):
         self._backbone_is_frozen = False
 
     def freeze_backbone(self) -> None:
-        """From now on only the heads learn; the backbone stays in eval mode, so its batch norm statistics stay too."""
+        """From now on only the heads learn; the backbone stays in eval mode, which keeps its batch norm statistics."""
         self._backbone_is_frozen = True
         self.backbone.requires_grad_(False).eval()
 
@@ -92,10 +93,10 @@ class Student(nn.Module):
         """Features of the input points for every head.
 
         Args:
-            points_N4: x, y, z in metres and intensity in [0, 1], all clouds of the batch one after another.
+            points_N4: x, y, z in metres and intensity in [0, 1], with the clouds of the batch one after another.
             cloud_N: (N,) int64, the cloud of each point.
-            rows_P: (P,) int64, the points that are asked for (those with a pixel, say), in any order and number; all
-                of them when not given.
+            rows_P: (P,) int64, the points to return (those with a pixel, say), in any order, also repeatedly; all
+                points if not given.
 
         Returns:
             ``{head: (N or P, D or C)}``.
@@ -113,13 +114,13 @@ class SparseUNet(nn.Module):
         super().__init__()
         self.settings = settings
         self.layout = layout = layout_of(settings)
-        inputs = 4 if settings.use_intensity else 3
+        inputs = 3 * settings.use_position + settings.use_intensity
         stem_widths = [inputs] + [width for _, width in layout.stem]
         self.stem = nn.ModuleList(
             _Submanifold(stem_widths[i], width, "level0" if kernel == 3 else "stem", kernel)
             for i, (kernel, width) in enumerate(layout.stem)
         )
-        # Widths that the encoder levels start from are those of the skip connections too.
+        # The encoder levels' input widths are also those of the skip connections.
         skips = [stem_widths[-1], *layout.encoder[:-1]]
         self.encoders = nn.ModuleList(_Encoder(skips[i], i, layout) for i in range(layout.levels))
         decoder_inputs = [layout.encoder[-1], *layout.decoder[:-1]]
@@ -127,13 +128,13 @@ class SparseUNet(nn.Module):
             _Decoder(decoder_inputs[i], skips[-1 - i], i, layout) for i in range(layout.levels)
         )
         self.width = layout.decoder[-1]
-        if layout.joins:
+        if layout.fusions:
             self.point_stem = _PointLayer(inputs, stem_widths[-1])
-            met = stem_widths[-1]
-            for join in layout.joins:
-                width = decoder_inputs[join] if join < layout.levels else self.width
-                self.add_module(self._point_layer(join), _PointLayer(met, width))
-                met = width
+            point_width = stem_widths[-1]
+            for level in layout.fusions:
+                width = decoder_inputs[level] if level < layout.levels else self.width
+                self.add_module(self._point_layer(level), _PointLayer(point_width, width))
+                point_width = width
 
     def forward(self, points_N4: torch.Tensor, cloud_N: torch.Tensor) -> torch.Tensor:
         """Features of every point, (N, F); see :class:`Student`."""
@@ -141,38 +142,40 @@ class SparseUNet(nn.Module):
         voxels = voxelise(points_N4[:, :3], cloud_N, self.settings.voxel_size_m, 2**layout.levels)
         rows_N = voxels.voxel_of_point_N
         inputs_N = self._inputs(points_N4, voxels)
-        x = self._sparse(mean_of_points(inputs_N, rows_N, len(voxels.coordinates_V4)), voxels)
+        x = self._sparse(segment_mean(inputs_N, rows_N, len(voxels.coordinates_V4)), voxels)
         for layer in self.stem:
             x = layer(x)
         point_N = inputs_N
-        if layout.joins:
+        if layout.fusions:
             point_N = self.point_stem(inputs_N) + x.features.index_select(0, rows_N)
-            x = x.replace_feature(mean_of_points(point_N, rows_N, len(x.features)))
+            x = x.replace_feature(segment_mean(point_N, rows_N, len(x.features)))
         skips = []
         for encoder in self.encoders:
             skips.append(x)
             x = encoder(x)
         for i, (decoder, skip) in enumerate(zip(self.decoders, reversed(skips), strict=True)):
-            if i in layout.joins:
+            if i in layout.fusions:
                 rows_here_N = rows_of_points(voxels, x.indices, 2 ** (layout.levels - i))
                 point_N = self.get_submodule(self._point_layer(i))(point_N) + x.features.index_select(0, rows_here_N)
-                x = x.replace_feature(mean_of_points(point_N, rows_here_N, len(x.features)))
+                x = x.replace_feature(segment_mean(point_N, rows_here_N, len(x.features)))
             x = decoder(x, skip)
         features_NF = x.features.index_select(0, rows_N)
-        if layout.joins:
+        if layout.fusions:
             features_NF = features_NF + self.get_submodule(self._point_layer(layout.levels))(point_N)
         return features_NF
 
-    def _point_layer(self, join: int) -> str:
-        """Name of the layer that leads to a meeting of points and voxels."""
-        return {0: "point_bottleneck", self.layout.levels: "point_output"}.get(join, f"point_decoder{join}")
+    def _point_layer(self, level: int) -> str:
+        """Name of the layer on the points before their fusion with the voxels, after that many decoder levels."""
+        return {0: "point_bottleneck", self.layout.levels: "point_output"}.get(level, f"point_decoder{level}")
 
     def _inputs(self, points_N4: torch.Tensor, voxels: Voxels) -> torch.Tensor:
-        """x and y from the voxel's centre (voxels), height above the sensor (metres), intensity: (N, 3 or 4)."""
-        size = self.settings.voxel_size_m
-        offset_N3 = points_N4[:, :3] / size - torch.floor(points_N4[:, :3] / size) - 0.5
-        # Height says a lot about a street's classes; x and y would only say where the sensor stood.
-        columns = [offset_N3[:, :2], points_N4[:, 2:3]]
+        """x and y from the voxel's centre (voxels), height above the sensor (metres), intensity: (N, 1, 3 or 4)."""
+        columns = []
+        if self.settings.use_position:
+            size = self.settings.voxel_size_m
+            offset_N2 = points_N4[:, :2] / size - torch.floor(points_N4[:, :2] / size) - 0.5
+            # Height tells much about a street's classes; x and y would only tell where the sensor stood.
+            columns = [offset_N2, points_N4[:, 2:3]]
         if self.settings.use_intensity:
             columns.append(points_N4[:, 3:4])
         return torch.cat(columns, dim=1)
@@ -180,9 +183,9 @@ class SparseUNet(nn.Module):
     def _sparse(self, features_V: torch.Tensor, voxels: Voxels) -> spconv.SparseConvTensor:
         if features_V.device.type == "cpu" and math.prod(voxels.shape) * voxels.num_clouds > _CELLS_ON_CPU:
             raise ConfigError(
-                f"student.voxel_size_m={self.settings.voxel_size_m:g}: on a CPU spconv confuses the voxels of so many "
-                f"clouds ({voxels.num_clouds} of {' x '.join(map(str, voxels.shape))} cells, 2^32 in all are allowed); "
-                "lower batch_size, distill.num_sweeps, or take larger voxels"
+                f"student.voxel_size_m={self.settings.voxel_size_m:g}: on a CPU spconv confuses the voxels of "
+                f"{voxels.num_clouds} clouds of {' x '.join(map(str, voxels.shape))} cells (at most 2^32 in all are "
+                "allowed); lower batch_size or distill.num_sweeps, take larger voxels, or train on GPUs"
             )
         return spconv.SparseConvTensor(features_V, voxels.coordinates_V4, list(voxels.shape), voxels.num_clouds)
 
@@ -242,7 +245,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Back to the resolution of ``skip``, joined with it, then residual blocks."""
+    """Double the resolution, concatenate ``skip``, then residual blocks."""
 
     def __init__(self, inputs: int, skip: int, index: int, layout: Layout):
         super().__init__()
@@ -272,6 +275,6 @@ class _PointLayer(nn.Sequential):
 
 
 _CELLS_ON_CPU = 2**32
-"""spconv 2.3's CPU hash has keys of 32 bits, in which a cell beyond this is the same as one of another cloud."""
-# The other algorithms are CUDA only; weights have the same layout for all, so one checkpoint serves both.
+"""spconv 2.3's CPU hash has 32-bit keys: a cell beyond this has the key of another cloud's cell."""
+# The other algorithms need CUDA; weights have the same layout for all, so one checkpoint works on both.
 _ALGORITHM = ConvAlgo.Native

@@ -31,14 +31,14 @@ def voxelise(coordinates_N3: torch.Tensor, cloud_N: torch.Tensor, voxel_size_m: 
         coordinates_N3: metres.
         cloud_N: (N,) int64, the cloud each point belongs to.
         voxel_size_m: edge of a voxel.
-        alignment: the grid's origin is a multiple of this many voxels, so that a point falls into the same cells on
-            every level of the network whatever else is in the batch.
+        alignment: the grid's origin is a multiple of this many voxels, so that on every level of the network a point's
+            cell does not depend on what else is in the batch.
     """
     cell_N3 = torch.floor(coordinates_N3 / voxel_size_m).long()
     origin_3 = torch.div(cell_N3.amin(0), alignment, rounding_mode="floor") * alignment
     cell_N3 = cell_N3 - origin_3
     size_3 = (torch.div(cell_N3.amax(0), alignment, rounding_mode="floor") + 1) * alignment
-    # One copy for all numbers that the host needs: each copy waits for a GPU.
+    # One copy for all numbers that the host needs, as each copy waits for a GPU.
     *shape, num_clouds = torch.cat((size_3, cloud_N.amax(0, keepdim=True) + 1)).tolist()
     keys_N = _keys(cloud_N, cell_N3, shape)
     keys_V, voxel_of_point_N = torch.unique(keys_N, return_inverse=True)
@@ -55,31 +55,13 @@ def voxelise(coordinates_N3: torch.Tensor, cloud_N: torch.Tensor, voxel_size_m: 
 
 
 def rows_of_points(voxels: Voxels, indices_V4: torch.Tensor, stride: int) -> torch.Tensor:
-    """Row of the voxel of stride ``stride`` that holds each point: (N,) int64, for a sparse tensor's (V, 4) indices."""
+    """Row in a sparse tensor's (V, 4) indices of the voxel of stride ``stride`` that holds each point: (N,) int64."""
     shape = tuple(size // stride for size in voxels.shape)
     fine_V4, coarse_V4 = voxels.coordinates_V4.long(), indices_V4.long()
     sorted_V, order_V = _keys(coarse_V4[:, 0], coarse_V4[:, 1:], shape).sort()
-    # Looked up for voxels, not for points: there are fewer, and their keys come nearly sorted.
+    # Looked up per voxel, not per point: there are fewer, and their keys are nearly sorted.
     rows_V = order_V[torch.searchsorted(sorted_V, _keys(fine_V4[:, 0], fine_V4[:, 1:] // stride, shape))]
     return rows_V[voxels.voxel_of_point_N]
-
-
-def mean_of_points(features_ND: torch.Tensor, rows_N: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Mean of the points' features in every voxel (or superpixel), 0 where there is no point.
-
-    Args:
-        features_ND: (N, D); summed in float32 at least.
-        rows_N: voxel of each point, (N,) int64.
-        num_rows: V.
-
-    Returns:
-        (V, D) in the type of ``features_ND``.
-    """
-    wide_ND = features_ND.to(torch.promote_types(features_ND.dtype, torch.float32))
-    sums_VD = wide_ND.new_zeros((num_rows, wide_ND.shape[1])).index_add(0, rows_N, wide_ND)
-    # Not bincount, which looks for the largest row and so waits for a GPU.
-    counts_V = rows_N.new_zeros(num_rows).index_add_(0, rows_N, torch.ones_like(rows_N))
-    return (sums_VD / counts_V.clamp(min=1)[:, None]).to(features_ND.dtype)
 
 
 def _keys(cloud_N: torch.Tensor, cell_N3: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

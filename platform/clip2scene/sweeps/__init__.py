@@ -1,1 +1,1 @@
-"""Sweeps: a search space over a job, run by Ray Tune on one extraction, and recorded in MLflow."""
+"""Sweeps: a search space on a job, run by Ray Tune after one extraction, and recorded in MLflow."""

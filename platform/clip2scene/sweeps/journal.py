@@ -1,4 +1,4 @@
-"""What Ray Tune tells the driver of its trials, kept in MLflow and shown to the user."""
+"""What Ray Tune reports of its trials to the driver, kept in MLflow and shown to the user."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from typing import Any
 from ray import tune
 
 from clip2scene.config import Job
-from clip2scene.sweeps.space import Sweep
-from clip2scene.sweeps.trial import trial_of
-from clip2scene.sweeps.watch import Watch
-from clip2scene.tracking.sweep_runs import OBJECTIVES, TrialRun
+from clip2scene.sweeps.progress import SweepProgress
+from clip2scene.sweeps.sweep import Sweep
+from clip2scene.sweeps.trial import trial_from_config
+from clip2scene.tracking.sweep.runs import OBJECTIVES, TrialRun
 from clip2scene.tracking.tracker import Run, Tracker
 from clip2scene.training.validation import PREFIX
 
 
 class Journal:
-    """One sweep's trials as they start, report and end. Only the driver has it.
+    """Records a sweep's trials, in the driver, as they start, report and end; ``on_ended`` is called after each end."""
 
-    ``on_ended`` is called whenever a trial has ended.
-    """
-
-    def __init__(self, sweep: Sweep, tracker: Tracker, parent: Run, watch: Watch, on_ended: Callable[[], None]):
-        self._sweep, self._tracker, self._parent, self._watch = sweep, tracker, parent, watch
+    def __init__(
+        self, sweep: Sweep, tracker: Tracker, parent: Run, progress: SweepProgress, on_ended: Callable[[], None]
+    ):
+        self._sweep, self._tracker, self._parent, self._progress = sweep, tracker, parent, progress
         self._on_ended = on_ended
         hours = sweep.space.budget.hours
         self._until_s = math.inf if hours is None else time.monotonic() + 3600 * hours
@@ -35,30 +34,31 @@ class Journal:
 
     @property
     def is_over(self) -> bool:
-        """Whether the sweep's hours are."""
+        """Whether the sweep has used up its hours."""
         return time.monotonic() > self._until_s
 
     def started(self, number: int, config: dict[str, Any], num_ended: int) -> None:
-        """A trial starts, or starts again after a failure; so many have ended, before the driver began too."""
-        trial = trial_of(self._sweep, config)
+        """A trial starts, or starts again after a failure; ``num_ended`` counts the trials of earlier drivers too."""
+        trial = trial_from_config(self._sweep, config)
         job: Job = self._sweep.job_of(trial, f"trial {number}")
         if number not in self._runs:
             name = self._sweep.space.sweep
             self._runs[number] = TrialRun(self._tracker, self._parent, name, number, job, trial.variant)
         shown = dict(trial.values) | ({"variant": trial.variant} if trial.variant else {})
         shown |= {"seed": trial.seed} if len(self._sweep.seeds) > 1 else {}
-        self._watch.started(number, shown, self._runs[number].epoch, num_ended)
+        self._progress.started(number, shown, self._runs[number].epoch, num_ended)
 
     def reported(self, number: int, result: dict[str, Any]) -> None:
-        """A trial tells of an epoch, or that it diverged."""
+        """A trial reports an epoch, or that it diverged."""
         self._results[number] = result
         if "diverged" not in result:
             self._epochs[number] = result["epoch"]
-            self._runs[number].log_epoch(result["epoch"], result["metrics"])
-            self._watch.reported(number, result["epoch"], result["objective"])
+            metrics = {name: value for name, value in result["metrics"].items() if not name.startswith(PREFIX)}
+            self._runs[number].log_epoch(result["epoch"], _scores(result), metrics)
+            self._progress.reported(number, result["epoch"], result["objective"])
 
     def ended(self, number: int, error: BaseException | None = None) -> None:
-        """A trial is over, for whatever reason."""
+        """A trial has ended, for any reason."""
         result = self._results.get(number, {})
         finals = {"epochs": self._epochs.get(number, 0), "seconds": float(result.get("time_total_s", math.nan))}
         if error is not None:
@@ -67,14 +67,13 @@ class Journal:
             state, reason = "diverged", result["diverged"]
         else:
             state, reason = "finished" if finals["epochs"] == self._sweep.epochs else "stopped", ""
-            metrics = result.get("metrics", {})
-            finals |= {name: metrics[PREFIX + name] for name in OBJECTIVES if PREFIX + name in metrics}
-        self._watch.ended(number, state, reason)
+            finals |= _scores(result)
+        self._progress.ended(number, state, reason)
         self._runs.pop(number).end(state, finals, reason)
         self._on_ended()
 
     def finish(self) -> None:
-        """Tune is done: what it has not told to have ended, the clock has stopped."""
+        """Tune is done: trials that it has not reported as ended were stopped by the budget."""
         for number in list(self._runs):
             self.ended(number)
 
@@ -85,56 +84,65 @@ class Journal:
 
 
 _current: list[Journal] = []
-"""The journal of the sweep that runs in this process. Tune pickles its callbacks and brings back the pickled ones when
-it restores an experiment, so a callback cannot hold a server's address itself."""
+"""The journal of the sweep that runs in this process. Tune pickles callbacks and uses the pickled ones when it restores
+an experiment, so a callback cannot hold the address of a tracking server itself."""
 
 
-class Relay(tune.Callback):
-    """Hands what Ray Tune tells on to this process's journal."""
+class JournalCallback(tune.Callback):
+    """Passes Ray Tune's events on to this process's journal."""
 
     def __init__(self, journal: Journal | None = None):
         if journal is not None:
             _current[:] = [journal]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune's word for a start, or for another one after a failure."""
+        """A trial starts, or starts again after a failure."""
         _current[0].started(_number(trial), trial.config, sum(other.is_finished() for other in trials))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Tune's word for a report."""
+        """A trial reports."""
         _current[0].reported(_number(trial), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune's word for an end, also of a trial that the scheduler stopped."""
+        """A trial has ended by itself, or the scheduler has stopped it."""
         _current[0].ended(_number(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune's word for a trial that is not tried again."""
+        """A trial has failed and is not tried again."""
         _current[0].ended(_number(trial), trial.get_pickled_error())
 
 
-class Clock(tune.Stopper):
-    """Ends a sweep whose hours are over: the journal's, as those of Tune's own bound stay what they first were."""
+class BudgetStopper(tune.Stopper):
+    """Stops a sweep after ``budget.hours``.
+
+    Tune's own limit is pickled and cannot change on resume, so the journal holds the deadline.
+    """
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No trial by itself."""
+        """Stop no single trial."""
         return False
 
     def stop_all(self) -> bool:
-        """All of them."""
+        """Stop all trials once the hours are used up."""
         return _current[0].is_over
 
 
 def _number(trial: Any) -> int:
-    """A trial's place among the trials that were asked for. Its place among Tune's changes when they are restored."""
+    """A trial's number in the sweep. Tune's own order of trials changes when they are restored."""
     if "trial" in trial.config:
         return int(trial.config["trial"])
     return int(trial.experiment_tag.partition("_")[0]) - 1  # the searcher's count, from 1
 
 
+def _scores(result: dict[str, Any]) -> dict[str, float]:
+    """The objectives among the metrics of a report; none before the first."""
+    metrics = result.get("metrics", {})
+    return {name: metrics[PREFIX + name] for name in OBJECTIVES if PREFIX + name in metrics}
+
+
 def _sentence(error: BaseException) -> str:
-    """Of what a trial raised, the line that says most: its last."""
+    """The last line of what a trial raised, which says most."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

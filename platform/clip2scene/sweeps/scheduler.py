@@ -9,33 +9,33 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from clip2scene.sweeps.space import Sweep
+from clip2scene.sweeps.sweep import Sweep
 
-_TOLD = "told.jsonl"
+_FILE = "reported.jsonl"
 
 
 class _Asha(ASHAScheduler):
-    """ASHA that a killed driver does not make forget: what it was told is kept in a file beside Ray Tune's state.
+    """ASHA that survives a kill of the driver: it keeps what trials reported in a file beside Ray Tune's state.
 
-    Tune saves the trials and their search, but of a scheduler only how it began: after a resumption, trials would be
-    compared with none of those before it, and a stop that was decided but not yet carried out would be forgotten.
+    Tune saves the trials and their search, but a scheduler only as it was at the start. After a resume, trials would
+    not be compared with earlier ones, and a stop that was decided but not yet carried out would be lost.
     """
 
     def __init__(self, **settings: Any):
         super().__init__(**settings)
         self._file: Path | None = None
-        self._told: set[tuple[str, int]] = set()
+        self._reported: set[tuple[str, int]] = set()
         self._stopped: set[str] = set()
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if self._file is None:
-            self._file = Path(trial.storage.experiment_fs_path) / _TOLD
-            self._hear_again(self._file)
+            self._file = Path(trial.storage.experiment_fs_path) / _FILE
+            self._replay(self._file)
         super().on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         assert self._file is not None
-        if (trial.trial_id, result["epoch"]) in self._told:  # a history that is told again after a restart
+        if (trial.trial_id, result["epoch"]) in self._reported:  # a restarted trial reports its history again
             return TrialScheduler.STOP if trial.trial_id in self._stopped else TrialScheduler.CONTINUE
         decision = self._decide(trial, result)
         line = {"trial": trial.trial_id, "epoch": result["epoch"], "objective": result["objective"]}
@@ -43,18 +43,18 @@ class _Asha(ASHAScheduler):
             file.write(json.dumps(line) + "\n")
         return decision
 
-    def _hear_again(self, path: Path) -> None:
+    def _replay(self, path: Path) -> None:
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
             try:
-                told = json.loads(line)
-            except ValueError:  # its writer ended in it
+                result = json.loads(line)
+            except ValueError:  # the driver was killed while it wrote this line
                 continue
-            trial = SimpleNamespace(trial_id=told["trial"])
+            trial = SimpleNamespace(trial_id=result["trial"])
             super().on_trial_add(None, trial)
-            self._decide(trial, told)
+            self._decide(trial, result)
 
     def _decide(self, trial: Any, result: dict[str, Any]) -> str:
-        self._told.add((trial.trial_id, result["epoch"]))
+        self._reported.add((trial.trial_id, result["epoch"]))
         decision: str = super().on_trial_result(None, trial, result)
         if decision == TrialScheduler.STOP:
             self._stopped.add(trial.trial_id)
@@ -62,7 +62,7 @@ class _Asha(ASHAScheduler):
 
 
 def scheduler_of(sweep: Sweep) -> TrialScheduler:
-    """Ray Tune's scheduler as the space asks for it."""
+    """Ray Tune's scheduler as the space sets it."""
     settings = sweep.space.scheduler
     if settings.kind == "none":
         return FIFOScheduler()

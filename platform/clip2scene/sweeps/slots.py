@@ -1,21 +1,22 @@
-"""How many trials may run at once, so that none waits for ever for workers that another holds."""
+"""How many trials may run at once, so that none waits forever for workers that another one holds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from clip2scene.config import ConfigError, gpu_places
+from clip2scene.config import ConfigError
+from clip2scene.machine import workers_on
 from clip2scene.sweeps.space import TrialResources
 
 
 def trial_slots(nodes: Iterable[Mapping[str, float]], resources: TrialResources) -> int:
-    """Trials that fit at once.
+    """Return how many trials fit at once.
 
-    A trial's own process books no CPU when its workers do: Tune would otherwise start as many of those as there are
-    CPUs, and none would be left for a worker. So the number comes from the workers that the nodes hold together.
+    A trial's own process books no CPU if its workers do: otherwise Tune would start as many processes as there are
+    CPUs, and none would be left for workers. So the number follows from the workers that fit on all nodes together.
 
     Args:
-        nodes: ``CPU`` and ``GPU`` of every node.
+        nodes: ``CPU`` and ``GPU`` of each node.
         resources: what each trial gets.
 
     Raises:
@@ -23,22 +24,17 @@ def trial_slots(nodes: Iterable[Mapping[str, float]], resources: TrialResources)
     """
     nodes = [dict(node) for node in nodes]
     if resources.num_workers == 0:
-        slots = sum(int(node.get("CPU", 0)) // resources.threads_per_worker for node in nodes)
+        fit = sum(workers_on(node, cpus=resources.threads_per_worker) for node in nodes)
         wanted = f"{resources.threads_per_worker} CPUs on one node"
     else:
-        slots = sum(_workers(node, resources.gpus_per_worker) for node in nodes) // resources.num_workers
+        workers = sum(workers_on(node, cpus=1, gpus=resources.gpus_per_worker) for node in nodes)
+        fit = workers // resources.num_workers
         gpus = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
         wanted = f"{resources.num_workers} workers with 1 CPU{gpus} each"
-    if slots < 1:
+    if fit < 1:
         cpus, gpus_there = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
         raise ConfigError(
             f"resources: a trial needs {wanted}, and Ray has {cpus:g} CPUs and {gpus_there:g} GPUs on "
             f"{len(nodes)} nodes; lower resources.num_workers, threads_per_worker or gpus_per_worker"
         )
-    return slots
-
-
-def _workers(node: Mapping[str, float], gpus_per_worker: float) -> int:
-    """Workers on one node."""
-    cpus, gpus = int(node.get("CPU", 0)), int(node.get("GPU", 0))
-    return min(cpus, gpu_places(gpus, gpus_per_worker)) if gpus_per_worker else cpus
+    return int(fit)

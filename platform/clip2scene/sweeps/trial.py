@@ -1,4 +1,4 @@
-"""What one trial does in its Ray Tune actor: distil as the job says, and report every epoch that was verified."""
+"""What one trial does in its Ray Tune actor: distil as its job says, and report every epoch that was scored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ray import tune
 
 from clip2scene.config import Job
 from clip2scene.stages import Stages
-from clip2scene.sweeps.space import Sweep, Trial
+from clip2scene.sweeps.sweep import Sweep, Trial
 from clip2scene.training.fit import Metrics, Training, fit
 from clip2scene.training.launch import DivergedError
 from clip2scene.training.validation import PREFIX
@@ -20,20 +20,20 @@ from clip2scene.training.validation import PREFIX
 
 @dataclass(frozen=True)
 class TrialWork:
-    """Everything a trial needs beside its place among the trials; picklable."""
+    """Everything that a trial needs besides its configuration; picklable."""
 
     sweep: Sweep
-    """With absolute paths."""
+    """The sweep, with absolute paths."""
     folder: Path
-    """For the trials' checkpoints; shared by all nodes."""
+    """Folder of the trials' checkpoints; shared by all nodes."""
     labels: bool
     """Whether the verifying scenes have labels that may be read."""
 
 
 def run_trial(config: dict[str, Any], work: TrialWork) -> None:
-    """Train; ``config`` is the trial's number where all was drawn beforehand, else what the searcher chose."""
+    """Train one trial; ``config`` has its number if all draws were made beforehand, else the searcher's choice."""
     sweep, trial_id = work.sweep, tune.get_context().get_trial_id()
-    job = sweep.job_of(trial_of(sweep, config), f"trial {trial_id}")
+    job = sweep.job_of(trial_from_config(sweep, config), f"trial {trial_id}")
     training = _training(job, work)
     on_epoch = functools.partial(_report, sweep.space.metric)
     try:
@@ -43,13 +43,13 @@ def run_trial(config: dict[str, Any], work: TrialWork) -> None:
 
 
 def _training(job: Job, work: TrialWork) -> Training:
-    """What a trial learns; the stages, which hold the whole CLIP model, do not outlive this."""
+    """A trial's training. The stages are local, so that the whole CLIP model in them is freed before it starts."""
     stages = Stages(job)
     validation = stages.validation(work.sweep.space.verify_every_epochs, labels=work.labels)
     return replace(stages.distillation(), validation=validation)
 
 
-def trial_of(sweep: Sweep, config: dict[str, Any]) -> Trial:
+def trial_from_config(sweep: Sweep, config: dict[str, Any]) -> Trial:
     """The trial that Tune's ``config`` stands for."""
     if "trial" in config:
         return sweep.trials[config["trial"]]

@@ -1,4 +1,4 @@
-"""Settings of the distillation that others make meaningless: a sweep over one would train the same again and again."""
+"""Settings of the distillation that others make meaningless: a sweep over one would repeat the same training."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _OF_METHOD = {
     "slidr": ("contrast.temperature", "contrast.superpixels_per_image", "contrast.compactness"),
     "pointcontrast": ("contrast.temperature", "contrast.max_pairs"),
 }
-"""What :data:`clip2scene.training.objectives.OBJECTIVES` read of the settings that are not every method's."""
+"""Settings that only some methods read, per method in :data:`clip2scene.training.objectives.OBJECTIVES`."""
 
 
 def why_unread(key: str, settings: DistillSettings) -> str | None:
-    """The setting that makes another one meaningless.
+    """Find the setting that makes another one meaningless.
 
     Args:
-        key: dotted (``distill.scr.tau``).
-        settings: of the distillation.
+        key: dotted key (``distill.scr.tau``).
+        settings: the distillation's.
 
     Returns:
-        As a user writes it (``distill.scr.form=cross_entropy``), or None where the key matters.
+        That setting as a user writes it (``distill.scr.form=cross_entropy``), or None if the key matters.
 
     Example:
         >>> why_unread("distill.scr.tau", DistillSettings(method="openscene"))
@@ -52,5 +52,5 @@ def why_unread(key: str, settings: DistillSettings) -> str | None:
 
 
 def _below(key: str, names: Iterable[str]) -> bool:
-    """Whether a key is one of the names or of a group of that name."""
+    """Whether a key is one of the names, or in a group of that name."""
     return any(key == name or key.startswith(f"{name}.") for name in names)

@@ -1,120 +1,137 @@
-"""Runs a table: images are encoded once for all of it, its jobs run side by side, and finished ones are found again.
+"""Runs a table: its images are encoded once, its jobs run side by side, and finished jobs are not repeated.
 
-What a finished job is, MLflow says: a FINISHED run with the table's name and the job's digest. So the same command goes
-on where it was interrupted, and runs nothing twice.
+A job is finished when MLflow has a FINISHED run with the name of the table and the digest of the job. So the same
+command continues where it was interrupted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import platform
-import re
-import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from clip2scene.config import Clip2sceneError, Job
+from clip2scene.config import Clip2sceneError, Job, one_line
+from clip2scene.machine import num_cpus, use_threads
 from clip2scene.pipeline import Pipeline
-from clip2scene.processor import num_cpus, use_threads
 from clip2scene.progress import console, duration, progress
 from clip2scene.stages import Stages
-from clip2scene.tables.spec import Cell, Table, expand, jobs_of
-from clip2scene.tracking.table_html import table_figures, table_html
-from clip2scene.tracking.table_record import (
+from clip2scene.tables.spec import Cell, Table, expand
+from clip2scene.tracking.table.keep import keep_table
+from clip2scene.tracking.table.record import (
     FORMAT,
     TableRecord,
     finished_jobs,
-    mean_and_deviation,
     metrics_of,
     read_table_run,
     table_run,
 )
-from clip2scene.tracking.table_report import table_text
 from clip2scene.tracking.tracker import Run, Tracker
 from clip2scene.training.launch import on_this_node
+
+
+@dataclass(frozen=True)
+class TableJob:
+    """One job of a table, for all cells that show a score of its run."""
+
+    digest: str
+    settings: Job
+    scores: tuple[str, ...]
+    """Metrics that the cells show."""
+    tags: Mapping[str, str]
+    """Tags of its run."""
 
 
 @dataclass(frozen=True)
 class Done:
     """How a job ended."""
 
-    digest: str
+    job: TableJob
     seconds: float
     scores: Mapping[str, float]
-    """Metric to value, those that the table's cells ask for."""
+    """The job's metrics that were computed, and their values."""
     error: str | None = None
 
 
 def run_table(table: Table, tracker: Tracker, source: str, command: str, pages_at: str | None = None) -> TableRecord:
     """Run what is missing of a table; Ray must be initialised.
 
-    A job that fails leaves the others running; its cells show it as failed, and the next call tries it again.
+    A job that fails does not stop the others; its cells show it as failed, and the next call tries it again.
 
     Args:
         table: What to run.
         tracker: Where the runs are kept.
         source: File that the table comes from, for errors.
         command: What the user typed, for the report.
-        pages_at: Address that the report's links to runs go to; the tracker's when not given.
+        pages_at: MLflow server that the report's links to runs open; the tracker's when not given.
 
     Raises:
         ConfigError, DataError, StorageError, TrackingError: nothing can be run at all.
     """
     cells = expand(table, source)
+    jobs = _jobs(table, cells)
     with table_run(tracker, table.table, table.dataset, table.run_digest()) as parent:
         about = _about(table, cells, command)
         parent.log_dict(about, "table.json")
-        with tracker.present("look for finished jobs"):
-            found = finished_jobs(tracker, table.table)
-        missing = {digest: job for digest, job in jobs_of(cells).items() if digest not in found}
+        with tracker.reachable("look for finished jobs"):
+            finished = finished_jobs(tracker, table.table)
+        missing = [job for job in jobs if job.digest not in finished]
         console().print(
-            f"{table.table}: {len(jobs_of(cells))} jobs for {len(cells)} cells, "
-            f"{len(jobs_of(cells)) - len(missing)} of them finished before"
+            f"{table.table}: {len(jobs)} jobs for {len(cells)} cells, "
+            f"{len(jobs) - len(missing)} of them finished before"
         )
-        failed: dict[str, str] = {}
-        if missing:
-            failed = _prepare(missing, tracker, parent)
-            ready = {digest: job for digest, job in missing.items() if digest not in failed}
-            for done in _run_all(table, ready, cells, tracker, parent) if ready else ():
+        failed = _prepare(missing, tracker, parent) if missing else {}
+        if ready := [job for job in missing if job.digest not in failed]:
+            for done in _run_all(table, ready, tracker, parent):
                 if done.error is not None:
-                    failed[done.digest] = done.error
+                    failed[done.job.digest] = done.error
         parent.log_dict(about | {"failures": failed}, "table.json")
-        with tracker.told(f"read the table {table.table!r}"):
+        with tracker.synced(f"read the table {table.table!r}"):
             record = read_table_run(tracker.uri, parent.run_id)
-        _keep(record, parent, pages_at)
+        keep_table(record, parent, pages_at)
     return record
 
 
-def _run_all(
-    table: Table, jobs: Mapping[str, Job], cells: Sequence[Cell], tracker: Tracker, parent: Run
-) -> Iterator[Done]:
-    """Run the jobs and say one line for each; yields how they ended, in that order."""
-    tags = {digest: _tags(table, [cell for cell in cells if cell.job.digest() == digest]) for digest in jobs}
-    metrics = {digest: _metrics(digest, cells) for digest in jobs}
-    side_by_side = all(job.resources.num_workers == 0 and not job.resources.gpus_per_worker for job in jobs.values())
-    # A pipeline that runs in this process draws bars of its own.
+def _jobs(table: Table, cells: Sequence[Cell]) -> list[TableJob]:
+    """The different jobs of a table's cells, in order."""
+    sharing: dict[str, list[Cell]] = {}
+    for cell in cells:
+        sharing.setdefault(cell.digest, []).append(cell)
+    return [
+        TableJob(digest, same[0].job, tuple(dict.fromkeys(cell.score for cell in same)), _tags(table, same))
+        for digest, same in sharing.items()
+    ]
+
+
+def _run_all(table: Table, jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> Iterator[Done]:
+    """Run the jobs and print one line for each; yields how they ended, in that order."""
+    resources = [job.settings.resources for job in jobs]
+    side_by_side = all(given.num_workers == 0 and not given.gpus_per_worker for given in resources)
+    # A pipeline that runs in this process draws its own bars.
     bar = progress(table.table, len(jobs), unit="jobs") if side_by_side else contextlib.nullcontext(_silent)
     with bar as advance:
-        ended = _side_by_side if side_by_side else _one_after_another
-        for done in ended(jobs, metrics, tags, tracker, parent):
-            _say(table, done, tags[done.digest])
+        for done in (_side_by_side if side_by_side else _one_after_another)(jobs, tracker, parent):
+            _print_end(table, done)
             advance(1)
             yield done
 
 
-def _prepare(jobs: Mapping[str, Job], tracker: Tracker, parent: Run) -> dict[str, str]:
-    """World, index, features and superpixels, once for all jobs that read the same; returns what failed, by job.
+def _prepare(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> dict[str, str]:
+    """World, index, features and superpixels, once for all jobs that read the same.
 
-    The run is told how many images all attempts at the table encoded, and how many this one found.
+    ``parent`` keeps how many images all attempts at the table encoded, and how many this one found.
+
+    Returns:
+        Why it failed, by the digests of the jobs that cannot run.
     """
     failed: dict[str, str] = {}
     reasons: dict[str, str | None] = {}
     encoded, cached = metrics_of(tracker, parent).get("images_encoded", 0), 0
-    for digest, job in jobs.items():
-        stages = Stages(job)
+    for job in jobs:
+        stages = Stages(job.settings)
         key = stages.inputs_digest
         if key not in reasons:
             reasons[key] = None
@@ -124,47 +141,36 @@ def _prepare(jobs: Mapping[str, Job], tracker: Tracker, parent: Run) -> dict[str
                 reasons[key] = str(error)
             else:
                 encoded, cached = encoded + done.images_encoded, cached + done.images_cached
-                # At once: an attempt that is interrupted later has encoded these all the same.
+                # At once: they are encoded even if this attempt is interrupted later.
                 parent.log_metrics({"images_encoded": encoded, "images_cached": cached})
         if (reason := reasons[key]) is not None:
-            failed[digest] = reason
-    for reason in dict.fromkeys(failed.values()):
-        count = sum(told == reason for told in failed.values())
+            failed[job.digest] = reason
+    for reason, count in Counter(failed.values()).items():
         console().print(f"cannot run, {count} of the jobs: {reason}", markup=False, soft_wrap=True)
     return failed
 
 
-def _side_by_side(
-    jobs: Mapping[str, Job],
-    metrics: Mapping[str, tuple[str, ...]],
-    tags: Mapping[str, Mapping[str, str]],
-    tracker: Tracker,
-    parent: Run,
-) -> Iterator[Done]:
-    """One Ray task for all jobs with the same pre-training, one after another in it; tasks share the cluster's CPUs.
+def _side_by_side(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> Iterator[Done]:
+    """One Ray task per pre-training, for all jobs that share it, one after another; tasks share the cluster's CPUs.
 
-    Of two tasks that fine-tune the same from scratch, one waits for the other (see :func:`launch`).
+    Where two tasks fine-tune the same from scratch, one waits for the other (see :func:`launch`).
     """
     import ray
     from ray.util.queue import Queue
 
-    groups: dict[str, list[str]] = {}
-    for digest, job in jobs.items():
-        groups.setdefault(Stages(job).distill_digest, []).append(digest)
+    groups: dict[str, dict[str, TableJob]] = {}
+    for job in jobs:
+        groups.setdefault(Stages(job.settings).distill_digest, {})[job.digest] = job
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node()})
-    task = ray.remote(num_cpus=1, max_retries=0)(_work)
-    open_jobs: dict[Any, list[str]] = {}
-    for group in groups.values():
-        work = [(digest, jobs[digest], metrics[digest], tags[digest]) for digest in group]
-        open_jobs[task.remote(work, tracker, parent, queue)] = list(group)
+    task = ray.remote(num_cpus=1, max_retries=0)(_run_group)
+    unfinished = {task.remote(list(group.values()), tracker, parent, queue): group for group in groups.values()}
     try:
-        while open_jobs:
-            ready, _ = ray.wait(list(open_jobs), num_returns=len(open_jobs), timeout=0.5)
+        while unfinished:
+            ready, _ = ray.wait(list(unfinished), num_returns=len(unfinished), timeout=0.5)
             while not queue.empty():
                 done = queue.get()
-                for left in open_jobs.values():
-                    if done.digest in left:
-                        left.remove(done.digest)
+                for group in unfinished.values():
+                    group.pop(done.job.digest, None)
                 yield done
             for reference in ready:
                 lost = "its worker ended early"
@@ -173,53 +179,44 @@ def _side_by_side(
                 except Exception as error:
                     lost = f"its worker ended early ({type(error).__name__})"
                 if queue.empty():
-                    yield from (Done(digest, 0.0, {}, lost) for digest in open_jobs.pop(reference))
+                    yield from (Done(job, 0.0, {}, lost) for job in unfinished.pop(reference).values())
     finally:
-        for reference in open_jobs:
+        for reference in unfinished:
             ray.cancel(reference, force=True)
         queue.shutdown(force=True)
 
 
-def _work(
-    work: Sequence[tuple[str, Job, tuple[str, ...], Mapping[str, str]]], tracker: Tracker, parent: Run, queue: Any
-) -> None:
-    for digest, job, metrics, tags in work:
-        use_threads(job.resources.threads_per_worker)
-        queue.put(_one(digest, job, metrics, tags, tracker, parent))
+def _run_group(jobs: Sequence[TableJob], tracker: Tracker, parent: Run, queue: Any) -> None:
+    for job in jobs:
+        use_threads(job.settings.resources.threads_per_worker)
+        queue.put(_run_job(job, tracker, parent))
 
 
-def _one_after_another(
-    jobs: Mapping[str, Job],
-    metrics: Mapping[str, tuple[str, ...]],
-    tags: Mapping[str, Mapping[str, str]],
-    tracker: Tracker,
-    parent: Run,
-) -> Iterator[Done]:
-    for digest, job in jobs.items():
-        yield _one(digest, job, metrics[digest], tags[digest], tracker, parent)
+def _one_after_another(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> Iterator[Done]:
+    return (_run_job(job, tracker, parent) for job in jobs)
 
 
-def _one(digest: str, job: Job, metrics: Sequence[str], tags: Mapping[str, str], tracker: Tracker, parent: Run) -> Done:
-    """Run one job; whatever goes wrong is told, not raised, so that it ends no other job."""
-    started = time.perf_counter()
+def _run_job(job: TableJob, tracker: Tracker, parent: Run) -> Done:
+    """Run one job; whatever goes wrong is returned, not raised, so that it ends no other job."""
+    started_s = time.perf_counter()
+    scores, reason = {}, None
     try:
-        name = f"{tags['row']}, seed {job.seed}"
-        pipeline = Pipeline(job, brief=True)
-        pipeline.run(tracker, parent=parent, name=name, tags=tags)
+        pipeline = Pipeline(job.settings, brief=True)
+        pipeline.run(tracker, parent=parent, name=f"{job.tags['row']}, seed {job.settings.seed}", tags=job.tags)
+        scores = {name: pipeline.scores[name] for name in job.scores if name in pipeline.scores}
     except Clip2sceneError as error:
-        return Done(digest, time.perf_counter() - started, {}, str(error))
+        reason = str(error)
     except Exception as error:
-        sentence = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-        return Done(digest, time.perf_counter() - started, {}, sentence)
-    kept = {name: pipeline.scores[name] for name in metrics if name in pipeline.scores}
-    return Done(digest, time.perf_counter() - started, kept)
+        reason = one_line(f"{type(error).__name__}: {error}")
+    return Done(job, time.perf_counter() - started_s, scores, reason)
 
 
 def _silent(n: int = 1, **fields: Any) -> None:
     """No bar."""
 
 
-def _say(table: Table, done: Done, tags: Mapping[str, str]) -> None:
+def _print_end(table: Table, done: Done) -> None:
+    tags = done.job.tags
     column = "" if tags["column"] == "mIoU" else f", {tags['column']}"
     where = f"{table.table}: {tags['row']}{column}, seed {tags['seed']}"
     if done.error is not None:
@@ -240,10 +237,6 @@ def _tags(table: Table, cells: Sequence[Cell]) -> dict[str, str]:
     }
 
 
-def _metrics(digest: str, cells: Sequence[Cell]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(cell.score for cell in cells if cell.job.digest() == digest))
-
-
 def _about(table: Table, cells: Sequence[Cell], command: str) -> dict[str, Any]:
     """The contents of ``table.json``."""
     jobs: dict[tuple[str, str], dict[str, str]] = {}
@@ -251,7 +244,7 @@ def _about(table: Table, cells: Sequence[Cell], command: str) -> dict[str, Any]:
     for cell in cells:
         place = (cell.row.name, cell.column.name)
         first.setdefault(place, cell)
-        jobs.setdefault(place, {})[str(cell.seed)] = cell.job.digest()
+        jobs.setdefault(place, {})[str(cell.seed)] = cell.digest
     return {
         "format": FORMAT,
         "table": table.table,
@@ -276,24 +269,3 @@ def _about(table: Table, cells: Sequence[Cell], command: str) -> dict[str, Any]:
             for place, cell in first.items()
         ],
     }
-
-
-def _keep(record: TableRecord, parent: Run, pages_at: str | None) -> None:
-    """The finished table beside its runs: text, page, figures, and the means for MLflow's own comparison of runs."""
-    parent.log_text(table_text(record), "table.txt")
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "table.html"
-        page.write_text(table_html(record, pages_at), encoding="utf-8")
-        parent.log_artifact(page)
-    for name, _, figure in table_figures(record):
-        parent.log_figure(figure, f"figures/{name}.png")
-    means = {
-        f"{_word(cell.row)}/{_word(cell.column)}": mean_and_deviation(list(cell.values.values()))[0]
-        for cell in record.cells
-    }
-    parent.log_metrics({name: mean for name, mean in means.items() if mean is not None})
-
-
-def _word(name: str) -> str:
-    """A name that MLflow takes as part of a metric's."""
-    return re.sub(r"[^A-Za-z0-9_. -]+", " ", name).strip()

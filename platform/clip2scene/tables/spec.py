@@ -1,12 +1,13 @@
-"""What a table is: a base job per dataset, columns and named rows that change settings of it, and the paper's numbers.
+"""What a table is: a base job per dataset, columns and named rows that change its settings, and the paper's numbers.
 
-A table file is YAML with the key ``table``. Every cell (row, column, seed) is one job; cells whose jobs are the same
-share one run and read different scores of it.
+A table file is YAML with the key ``table``. Every cell (row, column, seed) is one job; cells with equal jobs share one
+run and show different scores of it.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +16,18 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from clip2scene.config import ConfigError, Job, Settings, digest_of
-from clip2scene.jobfile import OF_THE_TABLE, parse, put, read_values
+from clip2scene.jobfile import TABLE_KEYS, parse, put, read_values
 
 Dataset = Literal["streetworld", "nuscenes", "semantickitti", "scannet"]
 PAPER_OF = {"streetworld": "nuscenes"}
-"""Whose paper number stands beside ours where the paper has no such dataset."""
+"""The dataset that the paper's numbers are taken from where the paper does not have ours."""
 
 
 class Column(Settings):
     """One column of scores, such as a label fraction."""
 
     name: str = Field(min_length=1)
+    """Heading of the column."""
     set_: dict[str, Any] = Field(default_factory=dict, alias="set")
     """Dotted keys of the base job and their values."""
 
@@ -36,12 +38,13 @@ class Row(Settings):
     """One named variant."""
 
     group: str = Field(min_length=1)
-    """What it is compared within (``baseline``, ``prompts``, ...)."""
+    """The group that it belongs to (``baseline``, ``prompts``, ...)."""
     name: str = Field(min_length=1)
+    """Name of the row, which no other has."""
     set_: dict[str, Any] = Field(default_factory=dict, alias="set")
-    """Dotted keys of the base job and their values; they win over the column's."""
+    """Dotted keys of the base job and their values; they override those of the column."""
     score: str | None = None
-    """Metric of the run that is shown; the table's when not given."""
+    """Metric of the run that is shown; that of the table when not given."""
     paper: dict[Dataset, tuple[float | None, ...]] = Field(default_factory=dict)
     """The paper's mIoU in percent: one number, or one per column of that dataset; null where it gives none."""
 
@@ -59,25 +62,28 @@ class Table(Settings):
     """A table over one dataset and some seeds."""
 
     table: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")
-    """Its name for ``clip2scene report``."""
+    """Name of the table for ``clip2scene report``."""
     title: str
+    """Title of the report."""
     dataset: Dataset
-    """Which of ``jobs`` is run."""
+    """The dataset of ``jobs`` that is run."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    """Every cell is run once per seed."""
     storage: str = "tables-output"
-    """Folder for everything that the jobs make, and for MLflow's data where no server is named."""
+    """Folder for everything that the jobs make, and for MLflow's data when no server is given."""
     experiment: str = "clip2scene"
-    """MLflow experiment that the runs are filed under."""
+    """MLflow experiment of the runs."""
     score: str = "miou/student_3d"
     """Metric of a run that a cell shows."""
     reference: str
     """Name of the row that the others are compared with."""
     columns: dict[Dataset, tuple[Column, ...]] = Field(default_factory=dict)
-    """Columns per dataset; a single one, called mIoU, where none is given."""
+    """Columns per dataset; a single column, named mIoU, where none is given."""
     jobs: dict[Dataset, dict[str, Any]]
-    """Base job per dataset, without ``name``, ``seed``, ``storage`` and ``experiment``, which are the table's. The key
-    ``base`` names a job file that it is based on."""
+    """Base job per dataset, without ``name``, ``seed``, ``storage`` and ``experiment``, which the table sets. The key
+    ``base`` names a job file to start from."""
     rows: tuple[Row, ...] = Field(min_length=1)
+    """Variants that are compared."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Table:
@@ -102,7 +108,7 @@ class Table(Settings):
 
     @property
     def paper_dataset(self) -> str:
-        """Whose numbers of the paper stand beside ours."""
+        """The dataset of the paper's numbers that ours are compared with."""
         return PAPER_OF.get(self.dataset, self.dataset)
 
     def columns_of(self, dataset: str) -> tuple[Column, ...]:
@@ -110,13 +116,13 @@ class Table(Settings):
         return {str(name): columns for name, columns in self.columns.items()}.get(dataset) or (Column(name="mIoU"),)
 
     def run_digest(self) -> str:
-        """What makes it the same table when it is run again; more seeds do not make another one."""
+        """The same digest means the same table when it is run again, also with other seeds."""
         return digest_of(self.model_dump(mode="json", by_alias=True, exclude={"seeds", "title", "storage"}))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A row in a column under one seed, and the job that its score comes from."""
+    """A row in a column under one seed, and the job that gives its score."""
 
     row: Row
     column: Column
@@ -124,6 +130,11 @@ class Cell:
     job: Job
     score: str
     paper: float | None
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Digest of the job."""
+        return self.job.digest()
 
 
 def load_table(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Table:
@@ -150,7 +161,7 @@ def expand(table: Table, source: str) -> tuple[Cell, ...]:
     """Every cell, rows first, then columns, then seeds.
 
     Raises:
-        ConfigError: settings that make no job; the sentence names the row.
+        ConfigError: settings that are not a valid job; the sentence names the row.
     """
     cells = []
     for row in table.rows:
@@ -165,13 +176,13 @@ def expand(table: Table, source: str) -> tuple[Cell, ...]:
 
 
 def jobs_of(cells: Iterable[Cell]) -> dict[str, Job]:
-    """The different jobs of some cells by digest, in order."""
-    return {cell.job.digest(): cell.job for cell in cells}
+    """The different jobs of cells by digest, in order."""
+    return {cell.digest: cell.job for cell in cells}
 
 
 def _job(table: Table, changes: dict[str, Any], seed: int, where: str) -> Job:
     values = copy.deepcopy(table.jobs[table.dataset])
-    for key in OF_THE_TABLE:
+    for key in TABLE_KEYS:
         if key in changes or key in values:
             raise ConfigError(f"{where}: {key}: the table sets it; give it at the top of the table")
     for key, value in changes.items():
@@ -191,7 +202,7 @@ def _job(table: Table, changes: dict[str, Any], seed: int, where: str) -> Job:
 def _listed(values: dict[str, Any], key: str, path: str) -> list[dict[str, Any]]:
     rows = values.get(key)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f"{path}: {key}: a list of mappings, one a row, is required")
+        raise ConfigError(f"{path}: {key}: a list of mappings, one per row, is required")
     return rows
 
 

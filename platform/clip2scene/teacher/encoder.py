@@ -1,6 +1,6 @@
-"""The actor that encodes: one process with the teacher in it, fed with rows of ids and paths by :mod:`.extract`.
+"""The actor that encodes: a process that holds the teacher and gets rows of ids and paths from :mod:`.extract`.
 
-Shapes: B images of a frame, h x w patches, D channels.
+Legend: B images of a frame.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from torch import Tensor
 from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame
-from clip2scene.processor import use_threads
+from clip2scene.machine import use_threads
 from clip2scene.storage import LOCK, Storage, StorageError, is_seen
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip, load_teacher
 
 _IMAGES_AT_ONCE = 32
-"""More, as ScanNet's scenes have, need not fit into a GPU."""
+"""All images of a frame may be too many for a GPU's memory: a ScanNet scene has hundreds."""
 
 
 def frame_row(frame: Frame) -> dict[str, str]:
-    """What an actor is told about a frame: ``frame_id`` and ``images`` (JSON), no pixels."""
+    """What an actor gets of a frame: ``frame_id`` and ``images`` (JSON), no pixels."""
     images = [{"camera": c.name, "path": c.image_path, "width": c.width, "height": c.height} for c in frame.cameras]
     return {"frame_id": frame.frame_id, "images": json.dumps(images)}
 
 
 class Encoder:
-    """Loads the teacher once, then turns rows of frames into files of the store and status rows.
+    """Loads the teacher once, then writes frames into the store and returns a status row for each.
 
     Args:
         teacher_settings: the teacher, with absolute paths.
@@ -43,7 +43,7 @@ class Encoder:
         root: the dataset's folder.
         store_path: the feature store.
         digest: of the teacher that the driver loaded; another one here is refused.
-        storage: that the store lies in; its object store gets every frame as soon as it is encoded.
+        storage: the storage that the store is part of; an object store gets every frame as soon as it is encoded.
     """
 
     def __init__(
@@ -53,20 +53,20 @@ class Encoder:
         root: Path,
         store_path: Path,
         digest: str,
-        storage: Storage | None = None,
+        storage: Storage,
     ) -> None:
         use_threads(settings.threads_per_actor)
         self._device = torch.device("cuda" if settings.gpus_per_actor else "cpu")
-        # Beside a GPU, all images of a batch start to be read before the first frame is encoded. Where both would want
-        # the same cores, that is a quarter slower than one after the other.
-        beside = bool(settings.gpus_per_actor)
-        self._map: Any = ThreadPoolExecutor(settings.threads_per_actor).map if beside else map
-        self._map_writes: Any = ThreadPoolExecutor(1).map if beside else map
+        # With a GPU, images are prefetched while frames are encoded; on CPUs both want the same cores, and prefetching
+        # is a quarter slower.
+        on_gpu = bool(settings.gpus_per_actor)
+        self._map_reads: Any = ThreadPoolExecutor(settings.threads_per_actor).map if on_gpu else map
+        self._map_writes: Any = ThreadPoolExecutor(1).map if on_gpu else map
         self._root, self._store, self._storage = root, store_path, storage
         self._teacher: DenseClip | None = None
         self._failure = ""
         # Reported as a status: an exception here would make Ray print its own pages about the actor.
-        if (storage is None or storage.remote is None) and not is_seen(store_path / LOCK):
+        if storage.remote is None and not is_seen(store_path / LOCK):
             self._failure = (
                 f"{store_path}: the actor on {platform.node()} does not see this folder of the driver's; give a "
                 "storage that all nodes share"
@@ -77,7 +77,7 @@ class Encoder:
             if teacher.digest != digest:
                 raise ConfigError(f"the weights of {teacher_settings.model} are {teacher.digest} there, not {digest}")
             self._teacher = teacher.to(self._device)
-        except (ConfigError, RuntimeError, AssertionError) as error:  # the latter two are torch's, of a GPU
+        except (ConfigError, RuntimeError, AssertionError) as error:  # the latter two are torch's, about GPUs
             self._failure = f"an actor on {platform.node()} cannot load the teacher: {error}"
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
@@ -87,8 +87,8 @@ class Encoder:
             batch: rows of :func:`frame_row`.
 
         Returns:
-            ``frame_id``, and ``status`` as JSON: ``cameras`` and ``broken``, or ``error`` where the store
-            cannot be written or the teacher was not loaded.
+            ``frame_id``, and ``status`` as JSON: ``cameras`` and ``broken``, or ``error`` if the store cannot be
+            written or the teacher was not loaded.
         """
         teacher = self._teacher
         if teacher is None:
@@ -100,9 +100,9 @@ class Encoder:
             (str(frame_id), json.loads(str(images)))
             for frame_id, images in zip(batch["frame_id"], batch["images"], strict=True)
         ]
-        pixels = self._map(functools.partial(self._read, teacher), [i for _, images in frames for i in images])
+        pixels = self._map_reads(functools.partial(self._read, teacher), [i for _, images in frames for i in images])
         encoded = (
-            # Only as many pixels are taken as the frame, which comes first, has images.
+            # `pixels` runs over all frames; `images` ends first, so zip takes just this frame's.
             (id_, *self._encode(teacher, {i["camera"]: p for i, p in zip(images, pixels, strict=False)}))
             for id_, images in frames
         )
@@ -125,16 +125,16 @@ class Encoder:
         broken = {camera: reason for camera, reason in images.items() if isinstance(reason, str)}
         if not pixels:
             return {}, broken
-        # Sub-batches of one frame: features never depend on which frames they are computed with, so not on a restart.
+        # Sub-batches of one frame: which frames share a batch, as after a restart, has no influence on the features.
         pixels_B3HW = torch.stack(list(pixels.values()))
         parts = [teacher(part.to(self._device)).cpu().numpy() for part in pixels_B3HW.split(_IMAGES_AT_ONCE)]
         return dict(zip(pixels, np.concatenate(parts), strict=True)), broken
 
     def _write(self, teacher: DenseClip, frame: tuple[str, dict[str, np.ndarray], dict[str, str]]) -> dict[str, Any]:
-        """A frame's status, once it is stored."""
+        """Store a frame; returns its status."""
         frame_id, features, broken = frame
         try:
             store.write_frame(self._store, frame_id, features, broken, teacher.digest, self._storage)
-        except (DataError, StorageError) as error:
+        except (DataError, StorageError, OSError) as error:
             return {"error": str(error)}
         return {"cameras": list(features), "broken": broken}

@@ -1,8 +1,8 @@
-"""Fills the feature store: a Ray Data job that reads every image late, inside a pool of actors that hold the teacher.
+"""Fills the feature store: a Ray Data job whose pool of actors, each with the teacher, reads and encodes the images.
 
 Blocks carry only ids and paths; an actor decodes, encodes and writes a frame itself, and only a status row comes back.
-A frame that is in the store is never computed again, so a killed run continues where it stopped. The store's lock is
-a machine's own: two machines that fill the same object store at once may both encode a frame, to the same bytes.
+A frame that is in the store is never computed again, so a killed run continues where it stopped. With an object store
+the lock holds on one machine only: two machines that fill it at once may both encode a frame, to the same bytes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 
 import ray
 
-from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings, gpu_places
-from clip2scene.data.clouds import read_image, resolve
+from clip2scene.config import ExtractSettings, TeacherSettings
 from clip2scene.data.index import DataError, Frame, Index
+from clip2scene.machine import check_room
 from clip2scene.progress import Progress
 from clip2scene.storage import Storage, locked
 from clip2scene.teacher import store
@@ -33,12 +33,12 @@ from clip2scene.teacher.weights import absolute
 _MAX_BLOCKS = 4000
 _MAX_RESTARTS = 8
 _HEADERS_AT_A_TIME = 16
-"""Of stored frames, which take their time from an object store."""
+"""Headers of stored frames read at once: each is a request where the storage is an object store."""
 _log = logging.getLogger(__name__)
 
 
 class ExtractionError(DataError):
-    """More images are broken than the settings allow (the store is complete but for them), or every actor died."""
+    """More images are broken than the settings allow (the store holds all others), or every actor died."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class ExtractReport:
 
     images_encoded: int
     images_cached: int
-    """Images whose features were in the store already."""
+    """Images with features that were in the store already."""
     broken: tuple[store.BrokenImage, ...]
-    """Quarantined images of the frames asked for, found now or earlier."""
+    """Quarantined images of the requested frames, found now or earlier."""
     seconds: float
 
 
@@ -61,31 +61,30 @@ def extract(
     store_path: str | Path,
     progress: Progress,
     *,
+    storage: Storage,
     teacher: DenseClip | None = None,
-    storage: Storage | None = None,
 ) -> ExtractReport:
     """Encode every image of the frames that the store does not hold yet. Ray must be initialised.
 
     Args:
-        index: the dataset that the frames are of.
-        frames: what to encode; the store may hold more, and keeps it.
+        index: the dataset of the frames.
+        frames: what to encode; other frames in the store stay there.
         teacher_settings: the teacher that every actor loads.
         settings: actors, batches and how many images may be broken.
         store_path: folder of the feature store.
         progress: draws the progress bar.
+        storage: the storage that the store is part of.
         teacher: the same teacher, where the caller has loaded it already.
-        storage: that the store lies in, where that may be an object store.
 
     Raises:
-        ConfigError: a teacher that cannot be loaded, or more GPUs asked for than there are.
-        DataError: the store is of another teacher, a frame id names no file, or the disk is full.
-        ExtractionError: more than ``max_broken_fraction`` of the images are broken (the store is finished all the
-            same), or the actors died again and again.
-        StorageError: the object store cannot be reached or refuses.
+        ConfigError: the teacher cannot be loaded, or the settings ask for more GPUs than there are.
+        DataError: the store is of another teacher, a frame id is not a file name, or a frame cannot be written.
+        ExtractionError: more than ``max_broken_fraction`` of the images are broken (the store is finished
+            nevertheless), or the actors died again and again.
+        StorageError: the folder cannot be written, or the object store cannot be reached or refuses.
     """
     start = time.monotonic()
     path = Path(store_path).resolve()
-    storage = storage or Storage(path)
     teacher_settings = absolute(teacher_settings)
     teacher = teacher if teacher is not None else load_teacher(teacher_settings)
     wanted = {frame.frame_id: frame for frame in frames}
@@ -98,8 +97,8 @@ def extract(
         cached = sum(len(entries[frame_id].cameras) for frame_id in wanted if frame_id in entries)
         encoded = 0
         if pending:
-            # Not finished again until everything is there.
-            storage.remove(path / "manifest.json")
+            # The store counts as unfinished until every frame is there.
+            storage.remove(path / store.MANIFEST)
             for frame_id, entry in _encode_all(
                 index, pending, teacher_settings, teacher.digest, settings, path, storage, progress
             ):
@@ -143,7 +142,7 @@ def _encode_all(
     storage: Storage,
     progress: Progress,
 ) -> Iterator[tuple[str, store.FrameEntry]]:
-    """Run the Ray Data job over the frames; yields each when its file is written."""
+    """Run the Ray Data job over the frames; yields each one after its file is written."""
     rows = [frame_row(frame) for frame in pending]
     batches = -(-len(rows) // settings.frames_per_batch)
     actors = min(settings.num_actors, batches)
@@ -151,7 +150,7 @@ def _encode_all(
     with _quiet_ray_data(), progress("extract", sum(images.values()), unit="images") as advance:
         dataset = ray.data.from_items(rows, override_num_blocks=min(batches, _MAX_BLOCKS))
         with warnings.catch_warnings():
-            # The only way to bound the restarts, and deprecated from Ray 2.60 on without another one.
+            # The only way to bound the restarts; Ray 2.60 deprecates it without a replacement.
             warnings.filterwarnings("ignore", message=".*ray_remote_args_fn")
             statuses = dataset.map_batches(
                 Encoder,
@@ -179,7 +178,7 @@ def _encode_all(
 def _valid_entries(
     path: Path, storage: Storage, index: Index, wanted: dict[str, Frame], digest: str, progress: Progress
 ) -> dict[str, store.FrameEntry]:
-    """Frames in the store that need no work: whole, of all their cameras, and with no image repaired since."""
+    """Frames in the store that need no work: intact, with all their cameras, and without images repaired since."""
     entries: dict[str, store.FrameEntry] = {}
     stored = store.stored_frames(path, storage)
     if not stored:
@@ -201,34 +200,23 @@ def _valid_entries(
                 _log.warning("%s; it is computed again", entry)
                 storage.remove(store.frame_file(path, frame_id))
                 continue
-            store.check_teacher(path, frame_id, entry, digest)
+            store.check_teacher(store.frame_file(path, frame_id), entry.teacher, digest)
             frame = wanted.get(frame_id)
-            if frame is None or _is_current(index, frame, entry):
+            if frame is None or store.is_current(index.root, frame, entry.cameras, entry.broken):
                 entries[frame_id] = entry
     return entries
 
 
-def _is_current(index: Index, frame: Frame, entry: store.FrameEntry) -> bool:
-    if {camera.name for camera in frame.cameras} != {*entry.cameras, *entry.broken}:
-        return False
-    for camera in frame.cameras:
-        if camera.name in entry.broken:
-            with contextlib.suppress(DataError):
-                read_image(resolve(index.root, camera.image_path), camera.width, camera.height)
-                return False
-    return True
-
-
 def _restarts() -> dict[str, int]:
-    """A killed actor is started again and gets its batch again; not for ever, as one batch may kill them all."""
+    """A killed actor restarts and gets its batch again; not for ever, as one batch may kill every actor."""
     return {"max_restarts": _MAX_RESTARTS, "max_task_retries": _MAX_RESTARTS}
 
 
 def _cpus_per_actor(actors: int, settings: ExtractSettings) -> float:
-    """CPUs that Ray books for an actor: its threads, less where one CPU would not be left for everything else.
+    """CPUs that Ray books per actor: one per thread, but fewer where no CPU would be left for everything else.
 
     An actor pool that books every CPU waits for ever on the first task outside the pool (Ray Data's reads, Train's
-    controller), so this is only what Ray counts with; the threads are as asked for.
+    controller). This is only Ray's accounting: an actor always runs the threads of the settings.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     fit = [node for node in nodes if not settings.gpus_per_actor or node.get("GPU", 0)]
@@ -236,7 +224,7 @@ def _cpus_per_actor(actors: int, settings: ExtractSettings) -> float:
 
 
 def _share(cpus_of_nodes: list[float], actors: int, most: float) -> float:
-    """The largest share, ``most`` at best, of which every actor finds one on some node, and one CPU is left."""
+    """The largest share, at most ``most``, that every actor finds on some node while one CPU is left over."""
     most = min(most, max(sum(cpus_of_nodes) - 1, 0) / actors)
     for share in sorted({most, *(cpus / k for cpus in cpus_of_nodes for k in range(1, actors + 1))}, reverse=True):
         booked = math.floor(100 * share) / 100
@@ -246,19 +234,15 @@ def _share(cpus_of_nodes: list[float], actors: int, most: float) -> float:
 
 
 def _gpus_per_actor(actors: int, settings: ExtractSettings) -> float:
-    gpus = [node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]]
-    each = settings.gpus_per_actor
-    if each and actors > sum(gpu_places(there, each) for there in gpus):
-        raise ConfigError(
-            f"extract.gpus_per_actor={settings.gpus_per_actor:g} with extract.num_actors={settings.num_actors} needs "
-            f"{actors * each:g} GPUs and Ray has {sum(gpus):g}; lower either, or set gpus_per_actor=0"
-        )
-    return each
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    asked = f"extract.num_actors={settings.num_actors} with extract.gpus_per_actor={settings.gpus_per_actor:g}"
+    check_room(nodes, actors, gpus=settings.gpus_per_actor, settings=asked)
+    return settings.gpus_per_actor
 
 
 @contextlib.contextmanager
 def _quiet_ray_data() -> Iterator[None]:
-    """Leave the terminal to our own progress bar; Ray Data still logs to its files."""
+    """Keep Ray Data off the terminal, where our own progress bar is; it still logs to its files."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -1,20 +1,19 @@
-"""The feature store: what the frozen teacher sees, computed once, one file a frame.
+"""The feature store: the frozen teacher's features, computed once and kept in one file per frame.
 
-``STORE/frames/<frame_id>.safetensors`` holds, per camera, the dense features at the teacher's patch grid, and as
+``STORE/frames/<frame_id>.safetensors`` holds the dense features of each camera at the teacher's patch grid, and as
 metadata the teacher's digest and the images that could not be read. ``STORE/manifest.json`` is written last: a store
-that has one is finished. With an object store as storage the folder here caches it: every frame is put there when it is
-written, and brought when it is read, so that no machine needs the whole store. Shapes: h x w patches, D channels.
+that has one is finished. With an object store as storage the folder here is its cache: every frame is uploaded when it
+is written, and downloaded when it is read, so that no machine needs the whole store.
+
+Legend: h x w patches, D channels.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import os
 import re
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from clip2scene.data.index import DataError
+from clip2scene.data.clouds import read_image, resolve
+from clip2scene.data.index import DataError, Frame
 from clip2scene.storage import Storage
 
 FORMAT = "clip2scene-features-2"
-_log = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
 _SUFFIX = ".safetensors"
 _ABOUT = "clip2scene"
-"""Key of a file's metadata."""
+"""Key in a file's metadata."""
 _FRAME_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
 
 
@@ -43,7 +43,7 @@ class FrameEntry:
     cameras: tuple[str, ...]
     """Cameras with features."""
     broken: dict[str, str]
-    """Camera to the reason why its image has none."""
+    """Camera to the reason why its image has no features."""
 
 
 @dataclass(frozen=True)
@@ -62,28 +62,22 @@ class FeatureStore:
     path: Path
     manifest: dict[str, Any]
     """See :func:`read_manifest`."""
-    storage: Storage | None = None
-    """Brings frames that are not here yet."""
+    storage: Storage
+    """Fetches frames that are not on this machine yet."""
 
     @classmethod
-    def open(
-        cls, path: str | Path, *, teacher_digest: str | None = None, storage: Storage | None = None
-    ) -> FeatureStore:
-        """Open a finished store, and check whose it is.
+    def open(cls, path: str | Path, storage: Storage, *, teacher_digest: str | None = None) -> FeatureStore:
+        """Open a finished store, if its features are of the expected teacher.
 
         Raises:
-            DataError: no finished store there, or one from another teacher than ``teacher_digest``.
+            DataError: there is no finished store, or it is of another teacher than ``teacher_digest``.
             StorageError: the object store cannot be reached or refuses.
         """
         path = Path(path).absolute()
-        if storage is not None:
-            storage.fetch(path / "manifest.json")
+        storage.fetch(path / MANIFEST)
         manifest = read_manifest(path)
-        if teacher_digest is not None and manifest["teacher"] != teacher_digest:
-            raise DataError(
-                f"{path}: store from another teacher: its features are of {manifest['teacher']}, expected "
-                f"{teacher_digest}; extract again into another folder"
-            )
+        if teacher_digest is not None:
+            check_teacher(path, manifest["teacher"], teacher_digest)
         return cls(path, manifest, storage)
 
     @property
@@ -104,15 +98,13 @@ class FeatureStore:
             Camera name to (h, w, D) float16. Quarantined images are left out.
 
         Raises:
-            DataError: the frame is not in the store, its file is damaged, or it was made by another teacher.
+            DataError: the frame is not in the store, its file is damaged, or it is of another teacher.
             StorageError: the object store cannot be reached or refuses.
         """
         file = frame_file(self.path, frame_id)
-        if self.storage is not None:
-            self.storage.fetch(file)
+        self.storage.fetch(file)
         with _opened(file) as handle:
-            entry = _entry(file, handle.metadata())
-            _check_teacher(file, entry, self.manifest["teacher"])
+            check_teacher(file, _entry(file, handle.metadata()).teacher, self.manifest["teacher"])
             features = {camera: handle.get_tensor(camera) for camera in handle.keys()}  # noqa: SIM118 (no mapping)
         shape = (*self.grid, self.dim)
         for camera, features_hwD in features.items():
@@ -129,17 +121,17 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
     Returns:
         ``format``, ``index`` and ``teacher`` (digests), ``grid`` [h, w], ``dim``, ``dtype``, ``frames``, ``images``
-        (counts, quarantined images not included) and ``broken`` [{``frame_id``, ``camera``, ``reason``}].
+        (counts, without the quarantined images) and ``broken`` [{``frame_id``, ``camera``, ``reason``}].
 
     Raises:
         DataError: there is no manifest (the store is missing or not finished), or it is damaged or of another format.
     """
-    file = Path(path) / "manifest.json"
+    file = Path(path) / MANIFEST
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(
-            f"{path}: no finished feature store there (manifest.json is missing); run the extract stage"
+            f"{path}: no finished feature store there ({MANIFEST} is missing); run the extract stage"
         ) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: not a readable manifest ({' '.join(str(error).split())})") from error
@@ -149,22 +141,21 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def write_manifest(path: Path, manifest: Mapping[str, Any], storage: Storage | None = None) -> None:
+def write_manifest(path: Path, manifest: Mapping[str, Any], storage: Storage) -> None:
     """Mark a store as finished.
 
     Raises:
-        DataError: the disk is full or the folder cannot be written.
-        StorageError: the object store cannot be reached or refuses.
+        StorageError: the folder cannot be written, or the object store cannot be reached or refuses.
     """
-    text = json.dumps({"format": FORMAT, **manifest}, indent=1, sort_keys=True)
-    _write(path / "manifest.json", text.encode(), storage)
+    with storage.writing(path / MANIFEST) as aside:
+        aside.write_text(json.dumps({"format": FORMAT, **manifest}, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def frame_file(path: Path, frame_id: str) -> Path:
-    """File of a frame.
+    """The file of a frame.
 
     Raises:
-        DataError: the id is no plain file name.
+        DataError: the id is not a plain file name.
     """
     if not _FRAME_ID.fullmatch(frame_id):
         raise DataError(
@@ -179,22 +170,21 @@ def write_frame(
     features: Mapping[str, np.ndarray],
     broken: Mapping[str, str],
     teacher_digest: str,
-    storage: Storage | None = None,
+    storage: Storage,
 ) -> None:
-    """Write one frame, whole or not at all.
+    """Write one frame, completely or not at all.
 
     Args:
         path: the store.
         frame_id: a plain file name.
         features: camera to (h, w, D), stored as float16.
         broken: camera to the reason why it has no features.
-        teacher_digest: of the teacher that made them.
-        storage: whose object store gets it too.
+        teacher_digest: of the teacher that made the features.
+        storage: its object store, if it has one, gets the frame too.
 
     Raises:
-        DataError: the id is no file name, the features do not fit float16, the disk is full or the folder cannot be
-            written.
-        StorageError: the object store cannot be reached or refuses.
+        DataError: the id is not a file name, or the features do not fit into float16.
+        StorageError: the folder cannot be written, or the object store cannot be reached or refuses.
     """
     file = frame_file(path, frame_id)
     tensors = {}
@@ -203,27 +193,28 @@ def write_frame(
             tensors[camera] = np.ascontiguousarray(features_hwD, dtype=np.float16)
         if not np.isfinite(tensors[camera]).all():
             raise DataError(f"frame {frame_id!r}, {camera}: the teacher's features are not finite in float16")
-    # One entry: safetensors writes several in an order of chance, and a frame that is encoded again is to be the same.
+    # A single entry, as safetensors writes several in random order; encoding a frame again must give the same bytes.
     about = json.dumps({"broken": dict(broken), "teacher": teacher_digest}, sort_keys=True)
-    _write(file, save(tensors, {_ABOUT: about}), storage)
+    with storage.writing(file) as aside:
+        aside.write_bytes(save(tensors, {_ABOUT: about}))
 
 
-def read_entry(path: Path, frame_id: str, storage: Storage | None = None) -> FrameEntry:
-    """What a frame's file says about itself, without its features, which stay in the object store if they are there.
+def read_entry(path: Path, frame_id: str, storage: Storage) -> FrameEntry:
+    """What a frame's file says about itself. Features that lie in the object store are not downloaded.
 
     Raises:
         DataError: the file is missing or damaged.
         StorageError: the object store cannot be reached or refuses.
     """
     file = frame_file(path, frame_id)
-    if storage is not None and storage.remote is not None and not file.exists():
+    if storage.remote is not None and not file.exists():
         with storage.remote.opened(storage.name(file)) as stream:
             return _remote_entry(file, stream)
     with _opened(file) as handle:
         return _entry(file, handle.metadata(), tuple(handle.keys()))
 
 
-def stored_frames(path: Path, storage: Storage | None = None) -> list[str]:
+def stored_frames(path: Path, storage: Storage) -> list[str]:
     """Ids of all frames that have a file, valid or not, in order; in the object store, if there is one.
 
     Raises:
@@ -232,34 +223,51 @@ def stored_frames(path: Path, storage: Storage | None = None) -> list[str]:
     """
     folder = path / "frames"
     try:
-        names = [entry.name for entry in os.scandir(folder)] if storage is None else storage.names(folder)
-    except FileNotFoundError:
-        return []
+        names = storage.names(folder)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read as a folder of frames ({error.strerror})") from error
     return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and not name.startswith("."))
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete what killed writers left aside. Only for the holder of the store's lock."""
-    for folder in (path, path / "frames"):
-        for aside in folder.glob(".*.part"):
-            aside.unlink(missing_ok=True)
+    """Delete the temporary files of killed writers. Only for the holder of the store's lock."""
+    for aside in (*path.glob(f".{MANIFEST}.*"), *(path / "frames").glob(".*")):
+        aside.unlink(missing_ok=True)
 
 
-def check_teacher(path: Path, frame_id: str, entry: FrameEntry, teacher_digest: str) -> None:
-    """Refuse a frame that another teacher made.
+def is_current(root: Path, frame: Frame, cameras: Collection[str], broken: Collection[str]) -> bool:
+    """Whether a stored frame has an entry for each of its images, and no broken one was repaired since.
+
+    Args:
+        root: the dataset's folder.
+        frame: from the index.
+        cameras: that the stored frame has values of.
+        broken: cameras with images that could not be read.
+    """
+    if {camera.name for camera in frame.cameras} != {*cameras, *broken}:
+        return False
+    for camera in frame.cameras:
+        if camera.name in broken:
+            with contextlib.suppress(DataError):
+                read_image(resolve(root, camera.image_path), camera.width, camera.height)
+                return False
+    return True
+
+
+def check_teacher(source: Path, found: str, expected: str) -> None:
+    """Refuse features of another teacher.
+
+    Args:
+        source: the store or the frame's file, for the message.
+        found: digest of the teacher that made the features.
+        expected: digest of the teacher that they must be of.
 
     Raises:
-        DataError: it is one.
+        DataError: the digests differ.
     """
-    _check_teacher(frame_file(path, frame_id), entry, teacher_digest)
-
-
-def _check_teacher(file: Path, entry: FrameEntry, teacher_digest: str) -> None:
-    if entry.teacher != teacher_digest:
+    if found != expected:
         raise DataError(
-            f"{file}: store from another teacher: its features are of {entry.teacher}, expected {teacher_digest}; "
+            f"{source}: store from another teacher: its features are of {found}, expected {expected}; "
             "extract again into another folder"
         )
 
@@ -282,31 +290,15 @@ def _entry(file: Path, metadata: dict[str, str] | None, cameras: tuple[str, ...]
         return FrameEntry(str(values["teacher"]), cameras, broken)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{file}: damaged frame of the feature store (no teacher and broken images in its metadata)"
+            f"{file}: damaged frame of the feature store (its metadata does not name teacher and broken images)"
         ) from error
 
 
 def _remote_entry(file: Path, stream: Any) -> FrameEntry:
-    """Of the first bytes of a safetensors file: the length of a JSON header, and the header."""
+    """From the first bytes of a safetensors file: the length of a JSON header, and the header."""
     try:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         metadata = header.pop("__metadata__", None)
-        return _entry(file, metadata, tuple(header))
     except (ValueError, AttributeError, MemoryError) as error:
-        raise DataError(f"{file}: damaged frame of the feature store (its header is none)") from error
-
-
-def _write(file: Path, data: bytes, storage: Storage | None) -> None:
-    """Write aside, then rename: a reader sees the whole file or none."""
-    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            aside.write_bytes(data)
-            if storage is not None:
-                storage.keep(aside, file)
-            aside.replace(file)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be written ({error.strerror}); nothing half-written was left") from error
+        raise DataError(f"{file}: damaged frame of the feature store (its header is not JSON)") from error
+    return _entry(file, metadata, tuple(header))

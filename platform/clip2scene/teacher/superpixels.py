@@ -1,8 +1,8 @@
-"""Superpixels for SLidR (Sautier et al., CVPR 2022): SLIC segments of every image, computed once, one file a frame.
+"""Superpixels for SLidR (Sautier et al., CVPR 2022): SLIC segments of every image, computed once, one file per frame.
 
-``STORE/frames/<frame_id>.npz`` holds, per camera, the segment of every pixel of the image at the teacher's input size;
-``STORE/manifest.json`` is written last: a store that has one is finished. Frames that are there are never computed
-again, so a killed run continues where it stopped.
+``STORE/frames/<frame_id>.npz`` holds, per camera, the segment of every pixel of the image at the teacher's input size.
+``STORE/manifest.json`` is written last: a store that has one is finished. Frames in the store are never computed again,
+so a killed run continues where it stopped.
 
 Legend: M images, H x W pixels of the teacher's input, P point-pixel pairs.
 """
@@ -35,11 +35,11 @@ from clip2scene.teacher import store
 
 FORMAT = "clip2scene-superpixels-1"
 _SIGMA = 3.0 / 900
-"""SLidR blurs with 3 pixels at nuScenes' 900 rows; the same share of the height at any other size."""
+"""SLidR blurs by 3 pixels at nuScenes' 900 rows; at any other size it is the same share of the height."""
 _ABOUT = "about"
 _FRAMES_AT_A_TIME = 16
-"""Read to see what needs no work; they take their time from an object store."""
-_DAMAGES = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile)
+"""Stored frames checked at once: each is a download where the storage is an object store."""
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile)
 _log = logging.getLogger(__name__)
 
 
@@ -50,11 +50,11 @@ class SuperpixelStore:
     path: Path
     height: int
     width: int
-    storage: Storage | None = None
-    """Brings frames that are not here yet."""
+    storage: Storage
+    """Fetches frames that are not on this machine yet."""
 
     @classmethod
-    def open(cls, path: str | Path, storage: Storage | None = None) -> SuperpixelStore:
+    def open(cls, path: str | Path, storage: Storage) -> SuperpixelStore:
         """Open a finished store.
 
         Raises:
@@ -62,16 +62,15 @@ class SuperpixelStore:
             StorageError: the object store cannot be reached or refuses.
         """
         path = Path(path).absolute()
-        file = path / "manifest.json"
-        if storage is not None:
-            storage.fetch(file)
+        file = path / store.MANIFEST
+        storage.fetch(file)
         try:
             manifest = json.loads(file.read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT:
                 raise ValueError(f"format {manifest['format']!r}, expected {FORMAT!r}")
             return cls(path, int(manifest["height"]), int(manifest["width"]), storage)
         except FileNotFoundError as error:
-            raise DataError(f"{path}: no finished superpixels there (manifest.json is missing)") from error
+            raise DataError(f"{path}: no finished superpixels there ({store.MANIFEST} is missing)") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file}: not the manifest of superpixels ({' '.join(str(error).split())})") from error
 
@@ -86,8 +85,7 @@ class SuperpixelStore:
             StorageError: the object store cannot be reached or refuses.
         """
         file = _file(self.path, frame_id)
-        if self.storage is not None:
-            self.storage.fetch(file)
+        self.storage.fetch(file)
         with _opened(file) as arrays:
             maps = {camera: arrays[camera] for camera in arrays.files if camera != _ABOUT}
         for camera, map_HW in maps.items():
@@ -100,7 +98,7 @@ class SuperpixelStore:
 
 
 def superpixel_digest(index_digest: str, settings: ContrastSettings, height: int, width: int) -> str:
-    """Address of the superpixels: of the images, how SLIC is called, the image size and scikit-image's version."""
+    """Address of the superpixels: hash of the images, the SLIC settings, the image size and scikit-image's version."""
     return digest_of(FORMAT, index_digest, _how(settings, height, width))
 
 
@@ -114,59 +112,51 @@ def segment_images(
     num_workers: int,
     progress: Progress,
     *,
-    storage: Storage | None = None,
-) -> tuple[store.BrokenImage, ...]:
+    storage: Storage,
+) -> None:
     """Segment every image of the frames that the store does not hold yet, as Ray tasks. Ray must be initialised.
 
+    Images that cannot be read have no superpixels, until they are repaired and this is called again.
+
     Args:
-        index: the dataset that the frames are of.
-        frames: what to segment; the store may hold more, and keeps it.
+        index: the dataset of the frames.
+        frames: what to segment; other frames in the store stay there.
         settings: SLIC's settings.
         height: H, of the teacher's input.
         width: W.
         store_path: folder of the superpixels.
-        num_workers: tasks at a time, one CPU each; 0: in this process, without Ray.
+        num_workers: how many tasks run at once, with one CPU each; 0: in this process, without Ray.
         progress: draws the progress bar.
-        storage: that the store lies in, where that may be an object store.
-
-    Returns:
-        Images of the frames that cannot be read and have no superpixels, found now or earlier.
+        storage: the storage that the store is part of.
 
     Raises:
-        DataError: the store is of other settings, a frame id names no file, or the store cannot be written.
-        StorageError: the object store cannot be reached or refuses.
+        DataError: the store is of other settings, a frame id is not a file name, or a frame cannot be written.
+        StorageError: the folder cannot be written, or the object store cannot be reached or refuses.
     """
     path, how = Path(store_path).resolve(), _how(settings, height, width)
-    storage = storage or Storage(path)
-    wanted = {frame.frame_id: frame for frame in frames}
-    for frame_id in wanted:
-        _file(path, frame_id)
+    for frame in frames:
+        _file(path, frame.frame_id)
     with locked(path, "fills this store"):
-        for aside in (path / "frames").glob(".*"):
-            aside.unlink(missing_ok=True)
-        broken = _all_known(path, storage, index, wanted, how)
-        pending = [frame for frame_id, frame in wanted.items() if frame_id not in broken]
-        images = {frame.frame_id: len(frame.cameras) for frame in pending}
-        if pending or not storage.fetch(path / "manifest.json"):
-            storage.remove(path / "manifest.json")
-            with progress("superpixels", sum(images.values()), unit="images") as advance:
+        store.remove_leftovers(path)
+        current = _current_frames(path, storage, index, frames, how)
+        pending = {frame.frame_id: frame for frame in frames if frame.frame_id not in current}
+        manifest = path / store.MANIFEST
+        if pending or not storage.fetch(manifest):
+            storage.remove(manifest)
+            total = sum(len(frame.cameras) for frame in pending.values())
+            with progress("superpixels", total, unit="images") as advance:
                 root = index.root.resolve()
-                jobs = ((path, storage, root, frame.frame_id, _images(frame), how) for frame in pending)
-                for frame_id, found, error in _run_all(jobs, num_workers):
+                jobs = ((path, storage, root, frame_id, _images(frame), how) for frame_id, frame in pending.items())
+                for frame_id, error in _run_all(jobs, num_workers):
                     if error:
                         raise DataError(error)
-                    broken[frame_id] = found
-                    advance(images[frame_id])
-            _write_manifest(path, storage, how)
-    return tuple(
-        store.BrokenImage(frame_id, camera, why)
-        for frame_id in wanted
-        for camera, why in sorted(broken[frame_id].items())
-    )
+                    advance(len(pending[frame_id].cameras))
+            with storage.writing(manifest) as aside:
+                aside.write_text(json.dumps({"format": FORMAT, **how}, indent=1) + "\n", encoding="utf-8")
 
 
 def segments_at(maps_MHW: torch.Tensor, image_P: torch.Tensor, position_P2: torch.Tensor) -> torch.Tensor:
-    """Segment of the pixel that lies nearest to every position.
+    """Segment of the pixel nearest to each position.
 
     Args:
         maps_MHW: segments of M images, any integer type.
@@ -177,7 +167,7 @@ def segments_at(maps_MHW: torch.Tensor, image_P: torch.Tensor, position_P2: torc
         (P,) int64. Positions outside an image read its edge.
     """
     _, height, width = maps_MHW.shape
-    # A pixel covers [i, i + 1), so the nearest centre is that of the pixel that the position lies in.
+    # A pixel covers [i, i + 1), so the nearest centre is that of the pixel around the position.
     column_P = (position_P2[:, 0] * width).floor().long().clamp(0, width - 1)
     row_P = (position_P2[:, 1] * height).floor().long().clamp(0, height - 1)
     return maps_MHW[image_P, row_P, column_P].long()
@@ -210,7 +200,7 @@ def slic_segments(image_HW3: np.ndarray, how: dict[str, Any]) -> np.ndarray:
 
 
 def _how(settings: ContrastSettings, height: int, width: int) -> dict[str, Any]:
-    """Everything but the image that decides its segments; JSON-able."""
+    """Everything besides the image that determines its segments, ready for JSON."""
     return {
         "superpixels_per_image": settings.superpixels_per_image,
         "compactness": settings.compactness,
@@ -223,8 +213,8 @@ def _how(settings: ContrastSettings, height: int, width: int) -> dict[str, Any]:
 _Image = tuple[str, str, int, int]
 """Camera, path below the dataset's root, width and height (pixels)."""
 _Job = tuple[Path, Storage, Path, str, list[_Image], dict[str, Any]]
-_Done = tuple[str, dict[str, str], str]
-"""Frame id, its broken images with their reasons, and why the frame could not be written (empty: it was)."""
+_Done = tuple[str, str]
+"""Frame id, and why the frame could not be written (empty if it was)."""
 
 
 def _run_all(jobs: Iterable[_Job], num_workers: int) -> Iterator[_Done]:
@@ -243,15 +233,16 @@ def _run_all(jobs: Iterable[_Job], num_workers: int) -> Iterator[_Done]:
 
 
 def _images(frame: Frame) -> list[_Image]:
-    """What a task is told about a frame: a frame itself is sent with the index's whole table, 147 MB of nuScenes."""
+    """What a task gets of a frame: pickling a frame takes the index's whole table along, 147 MB for nuScenes."""
     return [(camera.name, camera.image_path, camera.width, camera.height) for camera in frame.cameras]
 
 
 def _segment_frame(
     path: Path, storage: Storage, root: Path, frame_id: str, images: list[_Image], how: dict[str, Any]
 ) -> _Done:
-    """Segment and store one frame; runs on a worker, and tells of errors instead of raising them."""
-    maps, broken = {}, {}
+    """Segment and store one frame. Runs on a worker, and returns errors instead of raising them."""
+    maps: dict[str, np.ndarray] = {}
+    broken: dict[str, str] = {}
     for camera, image_path, width, height in images:
         try:
             image_HW3 = read_image(resolve(root, image_path), width, height)
@@ -264,57 +255,38 @@ def _segment_frame(
         with storage.writing(_file(path, frame_id)) as aside, aside.open("wb") as file:
             np.savez_compressed(file, **{_ABOUT: np.array(about)}, **maps)
     except (StorageError, OSError) as error:
-        return frame_id, broken, str(error)
-    return frame_id, broken, ""
+        return frame_id, str(error)
+    return frame_id, ""
 
 
-def _all_known(
-    path: Path, storage: Storage, index: Index, wanted: dict[str, Frame], how: dict[str, Any]
-) -> dict[str, dict[str, str]]:
-    """:func:`_known` of the frames that need no work; the others are left out. Brings those of an object store here."""
+def _current_frames(
+    path: Path, storage: Storage, index: Index, frames: Sequence[Frame], how: dict[str, Any]
+) -> set[str]:
+    """Ids of the frames that need no work. Those of an object store are fetched."""
     stored = set(storage.names(path / "frames"))
-    there = [frame for frame_id, frame in wanted.items() if _file(path, frame_id).name in stored]
+    there = [frame for frame in frames if _file(path, frame.frame_id).name in stored]
 
-    def known(frame: Frame) -> dict[str, str] | None:
-        storage.fetch(_file(path, frame.frame_id))
-        return _known(path, index, frame, how)
+    def is_current(frame: Frame) -> bool:
+        file = _file(path, frame.frame_id)
+        return storage.fetch(file) and _is_current(file, index, frame, how)
 
     with ThreadPoolExecutor(_FRAMES_AT_A_TIME) as readers:
-        found = zip(there, readers.map(known, there), strict=True)
-        return {frame.frame_id: broken for frame, broken in found if broken is not None}
+        return {frame.frame_id for frame, done in zip(there, readers.map(is_current, there), strict=True) if done}
 
 
-def _known(path: Path, index: Index, frame: Frame, how: dict[str, Any]) -> dict[str, str] | None:
-    """Broken images of a frame that needs no work; None where it is missing, damaged, or an image was repaired."""
-    file = _file(path, frame.frame_id)
-    if not file.exists():
-        return None
+def _is_current(file: Path, index: Index, frame: Frame, how: dict[str, Any]) -> bool:
+    """Whether a frame's file is intact and complete; False also if an image was repaired since."""
     try:
         with _opened(file) as arrays:
             about = json.loads(str(arrays[_ABOUT]))
             broken: dict[str, str] = about["broken"]
-            cameras = {*arrays.files, *broken} - {_ABOUT}
+            cameras = set(arrays.files) - {_ABOUT}
     except DataError as error:
         _log.warning("%s; it is computed again", error)
-        return None
+        return False
     if about["how"] != how:
         raise DataError(f"{file}: superpixels of other settings ({about['how']}); give another folder")
-    if cameras != {camera.name for camera in frame.cameras}:
-        return None
-    for camera in frame.cameras:
-        if camera.name in broken:
-            with contextlib.suppress(DataError):
-                read_image(resolve(index.root, camera.image_path), camera.width, camera.height)
-                return None
-    return broken
-
-
-def _write_manifest(path: Path, storage: Storage, how: dict[str, Any]) -> None:
-    try:
-        with storage.writing(path / "manifest.json") as aside:
-            aside.write_text(json.dumps({"format": FORMAT, **how}, indent=1) + "\n", encoding="utf-8")
-    except (StorageError, OSError) as error:
-        raise DataError(str(error)) from error
+    return store.is_current(index.root, frame, cameras, broken)
 
 
 def _file(path: Path, frame_id: str) -> Path:
@@ -330,5 +302,5 @@ def _opened(file: Path) -> Iterator[Any]:
         raise DataError(f"{file}: the frame has no superpixels in this store") from error
     except DataError:
         raise
-    except _DAMAGES as error:
+    except _UNREADABLE as error:
         raise DataError(f"{file}: damaged superpixels ({' '.join(str(error).split())})") from error

@@ -1,4 +1,4 @@
-"""Pieces of a page that needs nothing else: its style is inside, its figures too, and it prints."""
+"""Pieces of a self-contained HTML page: style and figures are inside the file, and it can be printed."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def page(title: str, lead: str, parts: Iterable[str], heading: str | None = None
     """A whole page.
 
     Args:
-        title: Of the window.
-        lead: A sentence below the heading.
+        title: Title of the window.
+        lead: Sentence below the heading.
         parts: HTML of the body.
-        heading: Of the page; the title when not given.
+        heading: Heading of the page; the title when not given.
     """
     above = [
         "<!doctype html>",
@@ -66,12 +66,12 @@ def page(title: str, lead: str, parts: Iterable[str], heading: str | None = None
 
 
 def note(words: str) -> str:
-    """A paragraph in small soft letters."""
+    """A paragraph in small grey letters."""
     return f'<p class="note">{text(words)}</p>'
 
 
 def links_note(what: str, pages_at: str) -> str:
-    """Where the links to runs open, when that is not the server that was read."""
+    """A note on where links to runs open, for a page that links to another server than the one that was read."""
     return (
         '<p class="note">The links open where <code>clip2scene ui --storage FOLDER</code> shows the runs of the '
         f"{text(what)}'s storage folder: {text(pages_at)}</p>"
@@ -79,7 +79,7 @@ def links_note(what: str, pages_at: str) -> str:
 
 
 def entries(values: Mapping[str, str], plain: Iterable[str] = ()) -> str:
-    """Names and values in two columns, values in typewriter letters but for those of the names in ``plain``."""
+    """Names and values in two columns; values are monospaced, except for the names in ``plain``."""
     found = [
         f'<dt>{text(key)}</dt><dd class="{"" if key in plain else "mono"}">{text(value)}</dd>'
         for key, value in values.items()
@@ -88,7 +88,7 @@ def entries(values: Mapping[str, str], plain: Iterable[str] = ()) -> str:
 
 
 def figure_tag(figure: Figure, caption: str) -> str:
-    """A figure with its picture inside, and its caption."""
+    """A figure as an inline image with its caption."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     image = base64.b64encode(file.getvalue()).decode()
@@ -97,5 +97,5 @@ def figure_tag(figure: Figure, caption: str) -> str:
 
 
 def text(value: object) -> str:
-    """A value as it may stand in HTML."""
+    """A value, escaped for HTML."""
     return html.escape(str(value))

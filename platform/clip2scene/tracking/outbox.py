@@ -1,8 +1,8 @@
-"""What a run writes while its MLflow server is away: kept on disk in order, delivered by a later write or command.
+"""Keeps on disk what a run writes while its MLflow server is away, until a later write or command delivers it.
 
-A write is a small dictionary (a call) that :func:`send` makes at once or an :class:`Outbox` makes later, by the same
-code and with the times of the writing. Made twice it does no harm, because MLflow keeps a metric once per key, step,
-time and value: a delivery that is killed begins again.
+Every write is a small dictionary (a call). :func:`send` makes it at once, or an :class:`Outbox` makes it later with the
+same code and the original times. Making a call twice does no harm, because MLflow keeps one metric per key, step, time
+and value, so a delivery that is killed can start over.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip2scene.config import one_line
 from clip2scene.progress import console
-from clip2scene.tracking.errors import TrackingError
-from clip2scene.tracking.server import healthy
+from clip2scene.tracking.server import TrackingError, healthy
 
-METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100
-"""What MLflow takes in one request."""
+METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
+"""The most that MLflow takes in one request."""
 _SECONDS_BETWEEN_TRIES = 1.0
 _GLANCE_S = 2.0
 _CALLS = "calls.jsonl"
@@ -38,20 +38,20 @@ _tried_at_s: dict[str, float] = {}
 
 @dataclass(frozen=True)
 class Outbox:
-    """A folder with a folder for every run that could not be written to; safe for many processes at once."""
+    """A folder with one subfolder per run that has calls waiting; safe for several processes at once."""
 
     folder: Path
 
     def holds(self, run_id: str) -> bool:
-        """Whether something of this run waits to be delivered."""
+        """Whether calls of this run are waiting."""
         return (self.folder / run_id / _CALLS).is_file()
 
     def run_ids(self) -> list[str]:
-        """The runs that something waits for."""
+        """The runs that have calls waiting."""
         return sorted(calls.parent.name for calls in self.folder.glob(f"*/{_CALLS}"))
 
     def append(self, run_id: str, call: Call) -> None:
-        """Keep a call, and a copy of the file that it is about."""
+        """Keep a call, with a copy of its file if it has one."""
         box = self.folder / run_id
         with self._locked():
             box.mkdir(exist_ok=True)
@@ -61,23 +61,23 @@ class Outbox:
                 shutil.copyfile(call["file"], box / copy)
                 call = {**call, "file": str(copy)}
             with (box / _CALLS).open("a+b") as calls:
-                # A line that its writer was killed in is no call; the next begins on a line of its own.
+                # A writer that was killed may have left half a line; the next call starts a new one.
                 torn = calls.tell() > 0 and os.pread(calls.fileno(), 1, calls.tell() - 1) != b"\n"
                 calls.write(b"\n" * torn + json.dumps(call).encode() + b"\n")
                 calls.flush()
                 os.fsync(calls.fileno())
 
     def deliver(self, client: Any, run_id: str) -> None:
-        """Make a run's calls in their order, and forget them when all were taken."""
+        """Make a run's calls in order, and delete them once the server has taken all."""
         box = self.folder / run_id
         with self._locked():
             for call in _read(box / _CALLS):
                 make(client, run_id, {**call, "file": str(box / call["file"])} if "file" in call else call)
-            (box / _CALLS).unlink(missing_ok=True)  # first: without it the rest is no one's
+            (box / _CALLS).unlink(missing_ok=True)  # first: without it, the other files mean nothing
             shutil.rmtree(box, ignore_errors=True)
 
     def deliver_all(self, client: Any, uri: str) -> None:
-        """Deliver to the server at ``uri`` what waits for it, and say so; what it does not take stays here."""
+        """Deliver what waits to the server at ``uri`` and report it; what the server does not take stays here."""
         run_ids, left = self.run_ids(), {}
         for run_id in run_ids:
             try:
@@ -91,7 +91,7 @@ class Outbox:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """One writer at a time; the lock goes with its process."""
+        """Allow one writer at a time; the lock is released when its process ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -101,8 +101,8 @@ class Outbox:
 def send(uri: str, client: Any, run_id: str, call: Call, outbox: Path | None, patience_s: float) -> None:
     """Make a call, or keep it in the outbox when the server stays away for longer than ``patience_s``.
 
-    While something of the run waits, everything goes behind it, and all of it is tried again once in ``patience_s``
-    and at the run's end.
+    While calls of the run are waiting, new ones queue behind them; all are tried again every ``patience_s`` and at the
+    run's end.
 
     Raises:
         TrackingError: the server refuses the call, or is away and there is no outbox.
@@ -141,7 +141,7 @@ def _deliver(box: Outbox, uri: str, client: Any, run_id: str) -> None:
 
 
 def answers(uri: str, patience_s: float) -> bool:
-    """Whether a server answers at ``uri`` within so many seconds."""
+    """Whether a server answers at ``uri`` within ``patience_s``."""
     if healthy(uri):
         return True
     if patience_s:
@@ -155,19 +155,19 @@ def answers(uri: str, patience_s: float) -> bool:
 
 
 def is_away(error: Exception) -> bool:
-    """Whether a call failed for want of the server or of its database, and not because it was wrong."""
+    """Whether a call failed because the server or its database is away, not because the call was wrong."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
 
     if isinstance(error, MlflowException):
         return error.error_code in _AWAY
-    if isinstance(error, RequestException):  # of an artifact
+    if isinstance(error, RequestException):  # raised by transfers of artifacts
         return error.response is None or error.response.status_code >= 500
     return False
 
 
 def make(client: Any, run_id: str, call: Call) -> None:
-    """Make one call against MLflow; the same call again changes nothing.
+    """Make one call; making it again changes nothing.
 
     ``do`` says which: ``metrics`` (``rows`` of key, value, time in ms, step), ``params``, ``tags``, ``artifact``
     (``file``, ``folder``), ``dataset`` (``name``, ``digest``, ``source``, ``context``), ``end`` (``status``,
@@ -177,17 +177,17 @@ def make(client: Any, run_id: str, call: Call) -> None:
 
     if call["do"] == "metrics":
         metrics = [entities.Metric(*row) for row in call["rows"]]
-        for batch in _batches(metrics, METRICS_A_BATCH):
+        for batch in _batches(metrics, METRICS_PER_BATCH):
             client.log_batch(run_id, metrics=batch)
     elif call["do"] == "params":
         known, given = client.get_run(run_id).data.params, call["params"]
         new = [entities.Param(key, value) for key, value in given.items() if key not in known]
-        for batch in _batches(new, PARAMS_A_BATCH):
+        for batch in _batches(new, PARAMS_PER_BATCH):
             client.log_batch(run_id, params=batch)
         other = {f"resumed.{key}": value for key, value in given.items() if known.get(key, value) != value}
         make(client, run_id, {"do": "tags", "tags": other})
     elif call["do"] == "tags":
-        for batch in _batches([entities.RunTag(*tag) for tag in call["tags"].items()], PARAMS_A_BATCH):
+        for batch in _batches([entities.RunTag(*tag) for tag in call["tags"].items()], PARAMS_PER_BATCH):
             client.log_batch(run_id, tags=batch)
     elif call["do"] == "artifact":
         client.log_artifact(run_id, call["file"], call["folder"])
@@ -210,13 +210,8 @@ def _read(path: Path) -> Iterator[Call]:
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             yield json.loads(line)
-        except ValueError:  # its writer was killed in it
+        except ValueError:  # half a line of a writer that was killed
             continue
-
-
-def one_line(error: Exception, characters: int) -> str:
-    """An error's text for a sentence."""
-    return " ".join(str(error).split())[:characters]
 
 
 def _say(sentence: str) -> None:

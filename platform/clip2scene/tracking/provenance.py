@@ -8,22 +8,22 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+_PACKAGE = Path(__file__).resolve().parents[1]
 REVISION = "REVISION"
 """File in the package that says its revision where there is no checkout to ask: in an image, and on a cluster."""
 
 
-def git_revision(folder: str | Path | None = None) -> str:
+@functools.cache
+def git_revision() -> str:
     """The checkout's commit, ``-dirty`` when files differ from it, or ``unknown`` outside a checkout.
 
-    The file ``REVISION`` of ``folder``, where there is one, says it instead. ``folder`` is this package's own when not
-    given.
+    Where the package has a file ``REVISION``, that says it instead.
     """
-    folder = Path(folder) if folder is not None else Path(__file__).resolve().parents[1]
     with suppress(OSError):
-        return (folder / REVISION).read_text(encoding="utf-8").strip() or "unknown"
+        return (_PACKAGE / REVISION).read_text(encoding="utf-8").strip() or "unknown"
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
+        command = ["git", "-C", str(_PACKAGE), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
@@ -35,7 +35,7 @@ def git_revision(folder: str | Path | None = None) -> str:
 
 def origin_tags() -> dict[str, str]:
     """Tags of a new run: who started it, and from which code."""
-    revision = _revision()
+    revision = git_revision()
     tags = {"mlflow.source.name": "clip2scene", "mlflow.source.type": "LOCAL", "git_revision": revision}
     if revision != "unknown":
         tags["mlflow.source.git.commit"] = revision.removesuffix("-dirty")
@@ -45,12 +45,7 @@ def origin_tags() -> dict[str, str]:
 
 
 def user_name() -> str | None:
-    """Of who runs this; None where there is none, as in a container whose user id has no name."""
+    """The current user's name; None where there is none, as in a container whose user id has no name."""
     with suppress(OSError, KeyError):
         return getpass.getuser()
     return None
-
-
-@functools.cache
-def _revision() -> str:
-    return git_revision()

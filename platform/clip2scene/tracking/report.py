@@ -1,4 +1,4 @@
-"""The table at the end of a pipeline, from the contents of its ``report.json``."""
+"""The tables that a pipeline prints at its end, from the contents of its ``report.json``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from clip2scene.progress import duration
+from clip2scene.tracking.text import new_table, plain_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,8 +22,8 @@ _SCORES = (
 _INITIALISATIONS = {"pretrained": "from the student", "scratch": "from random weights"}
 
 
-def summary_table(report: Mapping[str, Any]) -> RenderableType:
-    """Scores, scores per class and seconds per stage; print it with a rich console, which may be a file.
+def summary_text(report: Mapping[str, Any]) -> str:
+    """Scores, scores per class and seconds per stage as plain text.
 
     Args:
         report: The contents of ``report.json``: ``seed``, ``teacher_2d_miou``, ``student_3d_miou``, ``finetuned_miou``
@@ -30,27 +31,13 @@ def summary_table(report: Mapping[str, Any]) -> RenderableType:
             None), ``images_encoded``, ``seconds`` (stage to s), ``protocol``, ``vocabulary``; scores and the label
             fraction are fractions of 1. What is missing, because its stage did not run, is left out.
     """
-    from rich.console import Group
-
     rows = _scores(report)
     parts = [_score_table(rows)] if rows else []
     if report.get("per_class"):
-        parts += [_classes(report["per_class"])]
+        parts.append(_classes(report["per_class"]))
     if report.get("seconds"):
-        parts += [_seconds(report)]
-    return Group(*parts, _origin(report))
-
-
-def summary_text(report: Mapping[str, Any], width: int = 100) -> str:
-    """:func:`summary_table` as plain text without colours, for logs and artifacts."""
-    import io
-
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, highlight=False)
-    with console.capture() as captured:
-        console.print(summary_table(report))
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+        parts.append(_seconds(report["seconds"]))
+    return plain_text([*parts, _origin(report)], width=100)
 
 
 def percent(fraction: float | None) -> str:
@@ -68,7 +55,7 @@ def _scores(report: Mapping[str, Any]) -> list[tuple[str, float | None]]:
 
 
 def _score_table(rows: list[tuple[str, float | None]]) -> RenderableType:
-    table = _table("mIoU on held-out scenes")
+    table = new_table("mIoU on held-out scenes")
     table.add_column("", justify="left")
     table.add_column("mIoU (%)", justify="right", style="bold")
     for text, score in rows:
@@ -77,7 +64,7 @@ def _score_table(rows: list[tuple[str, float | None]]) -> RenderableType:
 
 
 def _classes(per_class: Mapping[str, Mapping[str, float | None]]) -> RenderableType:
-    table = _table("IoU per class (%)")
+    table = new_table("IoU per class (%)")
     table.add_column("class", justify="left", no_wrap=True)
     for method in per_class:
         table.add_column(method.replace("_", " "), justify="right")
@@ -86,9 +73,8 @@ def _classes(per_class: Mapping[str, Mapping[str, float | None]]) -> RenderableT
     return table
 
 
-def _seconds(report: Mapping[str, Any]) -> RenderableType:
-    seconds = report["seconds"]
-    table = _table("time")
+def _seconds(seconds: Mapping[str, float]) -> RenderableType:
+    table = new_table("time")
     table.add_column("stage", justify="left")
     table.add_column("took", justify="right")
     for stage, taken_s in seconds.items():
@@ -99,20 +85,7 @@ def _seconds(report: Mapping[str, Any]) -> RenderableType:
     return table
 
 
-def _origin(report: Mapping[str, Any]) -> RenderableType:
-    """What the scores hold for, so that they are not compared with others' by mistake."""
-    from rich.text import Text
-
-    parts = [
-        f"{name.replace('_', ' ')} {report[name]}"
-        for name in ("seed", "protocol", "vocabulary", "images_encoded")
-        if report.get(name) is not None
-    ]
-    return Text(", ".join(parts))
-
-
-def _table(title: str) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+def _origin(report: Mapping[str, Any]) -> str:
+    """What the scores hold for, so that they are not compared with others by mistake."""
+    names = ("seed", "protocol", "vocabulary", "images_encoded")
+    return ", ".join(f"{name.replace('_', ' ')} {report[name]}" for name in names if report.get(name) is not None)

@@ -1,4 +1,4 @@
-"""A run in MLflow, as what writes to it sees it: a handle that any process can carry, and MLflow's client behind it."""
+"""A handle that any process can write to an MLflow run with, and MLflow's client behind it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ PATIENCE_S = 60.0
 class Run:
     """Handle of one MLflow run; picklable, and safe to write through from several processes and threads at once.
 
-    A write waits for a server that is away, and goes to the outbox when it stays away; without an outbox it raises
-    :class:`TrackingError`.
+    A write waits for a server that is away, and goes to the outbox when the server stays away; without an outbox it
+    raises :class:`TrackingError`.
     """
 
     uri: str
@@ -40,10 +40,10 @@ class Run:
     """How long a write waits for the server."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Keep the values of one step (an epoch) in one request.
+        """Keep the values of one step (an epoch), in one request.
 
-        NaN is kept as such (an absent class). MLflow would draw an infinity as 1.8e308 and flatten the chart, so it is
-        kept as NaN too.
+        NaN is kept (an absent class). Infinity is kept as NaN too, because MLflow would draw it as 1.8e308 and flatten
+        the chart.
         """
         rows = [
             (name, float(value) if math.isfinite(value) else math.nan, _now_ms(), int(step))
@@ -54,7 +54,7 @@ class Run:
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Keep parameters, flat or nested (see :func:`flatten`), each once.
 
-        A parameter never changes in MLflow. Where a resumed run brings another value, the first stays and the new one
+        A parameter never changes in MLflow: when a resumed run has another value, the first stays and the new one
         becomes the tag ``resumed.KEY``.
 
         Raises:
@@ -91,13 +91,13 @@ class Run:
         self.log_text(json.dumps(dict(values), indent=2, default=str), path)
 
     def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
-        """Say which data the run read.
+        """Record which data the run read.
 
         Args:
-            name: For people (``nuscenes v1.0-mini``).
+            name: A readable name (``nuscenes v1.0-mini``).
             digest: Hash of the contents, at most 36 characters.
-            source: Folder or URI it lies at.
-            context: What for (``teacher features``, ``training``, ``evaluation``).
+            source: Folder or URI of the data.
+            context: Its use (``teacher features``, ``training``, ``evaluation``).
         """
         self._send({"do": "dataset", "name": name, "digest": digest, "source": str(source), "context": context})
 
@@ -134,8 +134,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 @functools.cache
 def client_of(uri: str) -> Any:
-    """MLflow's client of a server, one a process."""
-    # MLflow's own retries, but a minute or so in all instead of many; the user's settings win.
+    """MLflow's client of a server, one per process."""
+    # MLflow's own retries, but for about a minute in all instead of many; the user's settings win.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -1,12 +1,14 @@
-"""An MLflow server of our own for one machine: sqlite and artifacts in one folder, on 127.0.0.1 only.
+"""The embedded MLflow server: sqlite and artifacts in one folder, reachable from this machine only.
 
-Always a server, never sqlite from several processes: writers that open a fresh database at once destroy it.
+Runs are always written through a server, never to sqlite directly: processes that open a new database at the same time
+destroy it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.client
 import os
 import re
 import secrets
@@ -22,24 +24,27 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip2scene.config import ConfigError
-from clip2scene.tracking.errors import TrackingError
+from clip2scene.config import Clip2sceneError, ConfigError
 
 HOST = "127.0.0.1"
 UI_PORT = 5000
 UI_PAGES = f"http://{HOST}:{UI_PORT}"
-"""Where ``clip2scene ui`` shows runs, which an embedded server does not outlive."""
+"""Where ``clip2scene ui`` shows runs after the embedded server that kept them has ended."""
 START_TIMEOUT_S = 300.0
+
+
+class TrackingError(Clip2sceneError, RuntimeError):
+    """A tracking server that does not start, does not answer or refuses a request."""
 
 
 @dataclass(frozen=True)
 class Login:
-    """Who may use a server that asks: one user, who may do everything."""
+    """The one user of a server that asks for a login; may do everything."""
 
     user: str
     password: str
     folder: Path
-    """Where the server keeps its users; with another password, another folder."""
+    """Where the server keeps its users; another password needs another folder."""
 
 
 @contextlib.contextmanager
@@ -50,9 +55,9 @@ def embedded_server(folder: str | Path, port: int | None = None, login: Login | 
     outlives this one, however it ends.
 
     Args:
-        folder: Where the runs are kept; made when it is missing.
+        folder: Where the runs are kept; created when missing.
         port: TCP port on 127.0.0.1; a free one when not given.
-        login: Whom it answers; when not given, every user of this machine.
+        login: The only user that it answers; when not given, it answers every user of this machine.
 
     Yields:
         The tracking URI, ``http://127.0.0.1:PORT``.
@@ -67,7 +72,7 @@ def embedded_server(folder: str | Path, port: int | None = None, login: Login | 
 
 @contextlib.contextmanager
 def starting_server(folder: str | Path) -> Iterator[Callable[[], str]]:
-    """An :func:`embedded_server` that starts while the block begins; yields what waits for it and gives its URI."""
+    """Start an :func:`embedded_server` in the background; yields a function that waits for it and returns its URI."""
     with ThreadPoolExecutor(1) as starter:
         server = embedded_server(folder)
         starting = starter.submit(server.__enter__)
@@ -101,7 +106,7 @@ def serve_ui(folder: str | Path, port: int = UI_PORT) -> None:
     """Serve the runs kept in ``folder`` until Ctrl-C (or SIGTERM); ``clip2scene ui``.
 
     Raises:
-        ConfigError: nothing was ever tracked there, or as in :func:`embedded_server`.
+        ConfigError: no runs are kept there, or as in :func:`embedded_server`.
         TrackingError: the server did not come up, or ended by itself.
     """
     from clip2scene.progress import console
@@ -109,11 +114,11 @@ def serve_ui(folder: str | Path, port: int = UI_PORT) -> None:
     folder = Path(folder).resolve()
     if not (folder / "mlflow.db").is_file():
         raise ConfigError(f"{folder}: no runs are kept there (no mlflow.db)")
-    # SIGINT too: a shell that starts a command in the background has it ignored.
+    # SIGINT too: shells ignore it for commands that they start in the background.
     before = {kind: signal.signal(kind, signal.default_int_handler) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
         with _running(folder, port) as (process, uri):
-            page = f"{uri}/#/experiments?workflowType=machine_learning"  # else it opens on language models
+            page = f"{uri}/#/experiments?workflowType=machine_learning"  # otherwise it opens on language models
             console().print(f"MLflow shows the runs at [bold]{page}[/bold] (Ctrl-C ends it)", soft_wrap=True)
             process.wait()
             raise TrackingError(f"the MLflow server at {uri} ended ({_last_line(folder)})")
@@ -131,8 +136,23 @@ def healthy(uri: str, timeout_s: float = 10.0) -> bool:
             return True
     except urllib.error.HTTPError as error:
         return error.code < 500
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):  # the last: it speaks, but no HTTP
         return False
+
+
+def answering(uri: str) -> str:
+    """The address of an MLflow server that answers, without a slash at its end.
+
+    Raises:
+        ConfigError: ``uri`` is not the address of a server.
+        TrackingError: nothing answers there.
+    """
+    if not uri.startswith(("http://", "https://")):
+        raise ConfigError(f"tracking URI {uri!r}: must be the address of an MLflow server, http://HOST:PORT")
+    uri = uri.rstrip("/")
+    if not healthy(uri):
+        raise TrackingError(f"no MLflow server answers at {uri}")
+    return uri
 
 
 def _start(folder: Path, port: int | None, login: Login | None) -> tuple[subprocess.Popen[bytes], int]:
@@ -156,15 +176,15 @@ def _launch(folder: Path, port: int, login: Login | None) -> subprocess.Popen[by
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     command += ["--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--uvicorn-opts", "--log-level=warning"]  # no line for every request
-    others = ("MLFLOW_", "_MLFLOW_", "RAY_")  # Ray's token is no business of its
+    command += ["--uvicorn-opts", "--log-level=warning"]  # no log line per request
+    others = ("MLFLOW_", "_MLFLOW_", "RAY_")  # the server must not see Ray's token
     environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     if login is not None:
         command += ["--app-name", "basic-auth"]
         environment |= _login_environment(login)
     log_path = folder / "server.log"
-    log_path.unlink(missing_ok=True)  # another server of this folder keeps writing to its own
+    log_path.unlink(missing_ok=True)  # an older server of this folder keeps writing to its own file
     with log_path.open("wb") as log:
         return subprocess.Popen(
             command,
@@ -178,7 +198,7 @@ def _launch(folder: Path, port: int, login: Login | None) -> subprocess.Popen[by
 
 
 def _login_environment(login: Login) -> dict[str, str]:
-    """What MLflow's basic-auth app reads; the password is in no file and in no argument."""
+    """The environment of MLflow's basic-auth app; the password is in no file and in no argument."""
     login.folder.mkdir(parents=True, exist_ok=True)
     settings = login.folder / "basic_auth.ini"
     settings.write_text(
@@ -208,7 +228,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, folder: Pat
 
 
 def _listens(pid: int, port: int) -> bool:
-    """Whether the answer came from our server, and not from one that took the port just before it."""
+    """Whether our server listens on the port, and not another that took it first."""
     import psutil
 
     try:
@@ -247,9 +267,8 @@ def check_port(port: int) -> None:
     if not 1 <= port <= 65535:
         raise ConfigError(f"port {port} does not exist; allowed: 1 to 65535")
     with socket.socket() as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # as the server does: a closing connection is no user
+        # As the server does: a connection that is closing does not keep the port busy.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
             probe.listen()
@@ -260,7 +279,7 @@ def check_port(port: int) -> None:
 
 
 def _last_line(folder: Path) -> str:
-    """The line of the log that says most: the last one with an error's name, or else the last."""
+    """The most informative line of the log: the last that names an error, or else the last."""
     text = (folder / "server.log").read_text(encoding="utf-8", errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "address already in use" in line or re.search(r"(Error|Exception)\W", line)]

@@ -1,8 +1,8 @@
 """The thin wrapper around MLflow: experiments, nested runs, and handles that any process can write through.
 
-Only ``MlflowClient`` is used, never the fluent API's global state, so that threads, several runs at once and Ray
-workers are all alike. A :class:`Run` holds no connection: it pickles, and each process makes its own client. mlflow is
-imported when it is first needed, because importing it takes seconds.
+Only ``MlflowClient`` is used, never the fluent API's global state, so that threads, concurrent runs and Ray workers all
+work alike. A :class:`Run` holds no connection: it pickles, and each process makes its own client. mlflow is imported
+when it is first needed, because importing it takes seconds.
 """
 
 from __future__ import annotations
@@ -15,22 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip2scene.config import ConfigError
+from clip2scene.config import ConfigError, one_line
 from clip2scene.progress import console
-from clip2scene.tracking.errors import TrackingError
-from clip2scene.tracking.outbox import Outbox, answers, is_away, one_line
-from clip2scene.tracking.provenance import git_revision, origin_tags
-from clip2scene.tracking.run import PATIENCE_S, Run, client_of, flatten
-from clip2scene.tracking.server import healthy
+from clip2scene.tracking.outbox import Outbox, answers, is_away
+from clip2scene.tracking.provenance import origin_tags
+from clip2scene.tracking.run import PATIENCE_S, Run, client_of
+from clip2scene.tracking.server import TrackingError, answering, healthy
 
-__all__ = ["Run", "Tracker", "client_of", "connect", "flatten", "git_revision"]
+__all__ = ["Run", "Tracker", "client_of", "connect"]
 
 SYSTEM_METRICS_INTERVAL_S = 5.0
 _OPENING_PATIENCES = 5
 _EXPERIMENT_TAGS = {
-    "mlflow.experimentKind": "custom_model_development",  # else the UI opens on its pages for language models
+    "mlflow.experimentKind": "custom_model_development",  # otherwise the UI opens on its pages for language models
     "mlflow.note.content": "CLIP2Scene: a LiDAR network taught by CLIP without labels. "
-    "A run per pipeline, one below it per stage; the scores are in the pipeline's run.",
+    "One run per pipeline, and below it one per stage; the scores are in the pipeline's run.",
 }
 
 
@@ -41,9 +40,9 @@ class Tracker:
     uri: str
     experiment_id: str
     outbox: Path | None = None
-    """Of its runs."""
+    """Folder that keeps what the server does not take of its runs."""
     patience_s: float = PATIENCE_S
-    """Of its runs; opening one waits several times as long, because it cannot be put off."""
+    """How long a write waits for the server; opening a run waits longer, because it cannot be deferred."""
 
     @contextmanager
     def run(
@@ -64,8 +63,8 @@ class Tracker:
             run_id: Continue that run, with its parameters and metrics.
             tags: Searchable words about the run; ``mlflow.note.content`` is its description in the UI (Markdown).
             params: Settings, flat or nested.
-            system_metrics: Keep the CPU, memory and GPU use of this machine meanwhile. What cannot be delivered within
-                a minute of it is dropped.
+            system_metrics: Record the use of this machine's CPU, memory and GPU. Values that cannot be delivered within
+                a minute are dropped.
 
         Raises:
             TrackingError: ``run_id`` is not a run of this experiment, or the server is away and stays away.
@@ -73,7 +72,7 @@ class Tracker:
         """
         opened = self._create(name, parent, tags or {}) if run_id is None else self._reopen(run_id)
         run = Run(self.uri, opened, self.outbox, self.patience_s)
-        at_once = dataclasses.replace(run, patience_s=0.0)  # an error is not to wait for the server
+        at_once = dataclasses.replace(run, patience_s=0.0)  # an error must not wait for the server
         status, monitor = "FAILED", None
         try:
             if run_id is not None:
@@ -87,11 +86,11 @@ class Tracker:
             status = "KILLED"
             raise
         except BaseException as error:
-            with suppress(Exception):  # the first error is the one to tell
-                at_once.set_tags({"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]})
+            with suppress(Exception):  # the first error is the one to report
+                at_once.set_tags({"error": one_line(f"{type(error).__name__}: {error}")})
             raise
         finally:
-            if monitor is not None and not self._holds(run):  # it would try again for minutes; it ends by itself
+            if monitor is not None and not self._holds(run):  # it would retry for minutes; it ends by itself
                 monitor.finish()
             if status == "FINISHED":
                 run.end(status)
@@ -103,24 +102,18 @@ class Tracker:
                 console().print(f"run {name!r}: {what}", markup=False, soft_wrap=True)
 
     def find_run(self, tags: Mapping[str, str]) -> str | None:
-        """Id of the latest run that carries all these tags, or None; how a stage finds the run that it continues.
+        """Id of the latest run that has all these tags, or None; how a stage finds the run that it continues.
 
-        Values are digests and names, without quotation marks.
+        Values must not contain quotation marks.
 
         Raises:
             TrackingError: the server is away and stays away.
         """
         text = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         order = ["attributes.start_time DESC"]
-        with self.present("look for a run") as client:
+        with self.reachable("look for a run") as client:
             runs = client.search_runs([self.experiment_id], text, max_results=1, order_by=order)
         return runs[0].info.run_id if runs else None
-
-    def url(self, run: Run | None = None) -> str:
-        """Address of the experiment, or of one of its runs, in the UI."""
-        page = f"{self.uri}/#/experiments/{self.experiment_id}/runs"
-        page = page if run is None else f"{page}/{run.run_id}"
-        return f"{page}?workflowType=machine_learning"  # else the UI shows its menus for language models
 
     def _holds(self, run: Run) -> bool:
         return self.outbox is not None and Outbox(self.outbox).holds(run.run_id)
@@ -129,13 +122,13 @@ class Tracker:
         given = {**origin_tags(), **tags}
         if parent is not None:
             given["mlflow.parentRunId"] = parent.run_id
-        with self.present(f"open the run {name!r}") as client:
+        with self.reachable(f"open the run {name!r}") as client:
             return str(client.create_run(self.experiment_id, run_name=name, tags=given).info.run_id)
 
     def _reopen(self, run_id: str) -> str:
         from mlflow.exceptions import MlflowException
 
-        with self.present(f"continue the run {run_id!r}") as client:
+        with self.reachable(f"continue the run {run_id!r}") as client:
             try:
                 known = client.get_run(run_id)
             except MlflowException as error:
@@ -152,31 +145,31 @@ class Tracker:
         return run_id
 
     def close_below(self, run: Run) -> None:
-        """Close what is open below a run: a process that was killed could not close its own.
+        """Close the runs that are still open below a run: a process that was killed could not close its own.
 
-        Where the server is away they stay open until the run goes on.
+        While the server is away they stay open, until the run is continued.
         """
         from mlflow.exceptions import MlflowException
 
-        if not healthy(self.uri):  # MLflow's client would try again for a minute
+        if not healthy(self.uri):  # MLflow's client would retry for a minute
             return
         client = client_of(self.uri)
         below = f"tags.`mlflow.parentRunId` = '{run.run_id}' and attributes.status = 'RUNNING'"
-        with suppress(MlflowException):  # a first error is the one to tell
+        with suppress(MlflowException):  # the first error is the one to report
             for left in client.search_runs([self.experiment_id], below, max_results=1000):
                 client.set_terminated(left.info.run_id, "KILLED")
 
     @contextmanager
-    def told(self, purpose: str) -> Iterator[None]:
-        """Inside of the block the server has what runs wrote, the outbox too; :meth:`present` says what is raised."""
-        with self.present(purpose) as client:
+    def synced(self, purpose: str) -> Iterator[None]:
+        """A block in which the server has all that runs wrote, the outbox included; raises as :meth:`reachable`."""
+        with self.reachable(purpose) as client:
             if self.outbox is not None:
                 Outbox(self.outbox).deliver_all(client, self.uri)
             yield
 
     @contextmanager
-    def present(self, purpose: str) -> Iterator[Any]:
-        """A client for what only a server that is there can do.
+    def reachable(self, purpose: str) -> Iterator[Any]:
+        """A block with a client for requests that cannot be deferred.
 
         Raises:
             TrackingError: the server is away and stays away; the sentence says that we cannot ``purpose``.
@@ -195,23 +188,19 @@ class Tracker:
 
 
 def connect(uri: str, experiment: str, outbox: Path | None = None, patience_s: float = PATIENCE_S) -> Tracker:
-    """The tracker of an experiment, which is made when it does not exist; safe when many processes do so at once.
+    """The tracker of an experiment, which is created when it does not exist; safe for many processes at once.
 
     Args:
         uri: Address of an MLflow server.
-        experiment: Its name.
+        experiment: Name of the experiment.
         outbox: Folder for what the server does not take. What an earlier command left there is delivered first.
         patience_s: How long a write waits for a server that is away.
 
     Raises:
-        ConfigError: ``uri`` is no server's address, or the experiment was deleted.
-        TrackingError: nothing answers there.
+        ConfigError: ``uri`` is not the address of a server, or the experiment was deleted.
+        TrackingError: nothing answers there, or it refuses the experiment.
     """
-    if not uri.startswith(("http://", "https://")):
-        raise ConfigError(f"tracking URI {uri!r}: must be the address of an MLflow server, http://HOST:PORT")
-    uri = uri.rstrip("/")
-    if not healthy(uri):
-        raise TrackingError(f"no MLflow server answers at {uri}")
+    uri = answering(uri)
     client = client_of(uri)
     experiment_id = _experiment_id(uri, client, experiment)
     if outbox is not None:

@@ -1,8 +1,8 @@
 """Run a command that must not outlive its owner: ``python -m clip2scene.tracking.watchdog COMMAND ...``.
 
-The owner starts this module as the leader of a new session with a pipe as standard input and keeps the other end. When
-that end closes, on purpose or because the owner died in whatever way, every process of the session's group is ended.
-(PR_SET_PDEATHSIG would not do: it does not reach the command's own children and follows a thread, not a process.)
+The owner starts this module as the leader of a new session with a pipe as standard input, and keeps the other end. When
+that end closes, deliberately or because the owner died, every process of the session's group is ended.
+(PR_SET_PDEATHSIG would not do: it does not reach the command's own children, and follows a thread, not a process.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GRACE_S = 5.0
 
 def main(command: list[str]) -> int:
     """Run ``command`` until it ends or standard input closes, and return its exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: None)  # ours to send to the group, not to die of
+    signal.signal(signal.SIGTERM, lambda *_: None)  # sent to the group below; this process must survive it
     owner = os.getppid()
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     while process.poll() is None:

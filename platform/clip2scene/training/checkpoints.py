@@ -1,4 +1,4 @@
-"""Checkpoints of a run: numbered folders, each with the hashes of its files, so that a damaged one is passed over."""
+"""Checkpoints of a run: numbered folders, each with the hashes of its files, so that a damaged one is skipped."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ SEAL = "seal.json"
 
 
 def seal(folder: Path) -> None:
-    """Write down what a checkpoint's files are, so that :func:`newest_whole` can tell whether it still has them all."""
+    """Record the hashes of a checkpoint's files, so that :func:`newest_intact` can check them."""
     digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
     (folder / SEAL).write_text(json.dumps(digests), encoding="utf-8")
 
 
-def newest_whole(folders: Sequence[Path], note: Callable[[str], None]) -> Path | None:
-    """The last of the checkpoints whose files are all as they were written; ``note`` is told of those passed over."""
+def newest_intact(folders: Sequence[Path], note: Callable[[str], None]) -> Path | None:
+    """The last checkpoint with its files as they were written; ``note`` gets a sentence for each that is skipped."""
     for folder in reversed(folders):
-        if _is_whole(folder):
+        if _is_intact(folder):
             return folder
         note(f"{folder}: this checkpoint is damaged; going on from the one before")
     return None
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_intact(folder: Path) -> bool:
     try:
         digests: dict[str, str] = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         return all(_digest(folder / name) == digest for name, digest in digests.items())

@@ -1,4 +1,4 @@
-"""Pre-training without labels, by the method or by a rival, in the one training loop (CLIP2Scene, section 3)."""
+"""Pre-training without labels in the one training loop, by CLIP2Scene (section 3) or a baseline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clip2scene.training.samples import Sample
 
 @dataclass(frozen=True)
 class Distillation(Training):
-    """The loss is that of ``settings.method``; see :mod:`clip2scene.training.objectives`."""
+    """Minimises the loss of ``settings.method``; see :mod:`clip2scene.training.objectives`."""
 
     settings: DistillSettings
     text_CD: torch.Tensor
@@ -30,16 +30,16 @@ class Distillation(Training):
             raise ValueError("distill.method=slidr needs a source with superpixels")
 
     def build(self) -> nn.Module:
-        """A student with the heads into the teacher's space that the loss trains: ``scr``, and StCR's own."""
+        """A student with the heads into the teacher's space that the loss trains: ``scr``, and ``stcr`` beside it."""
         settings = self.settings
         two = settings.method == "clip2scene" and bool(settings.scr.weight and settings.stcr.weight)
         heads: tuple[Literal["scr", "stcr"], ...] = ("scr", "stcr") if two else ("scr",)
         return Student(self.student, embedding_dim=self.text_CD.shape[1], heads=heads)
 
     def loss(self, model: Network, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
-        """``loss``; ``scr`` and ``stcr`` of the method itself; ``agreement`` of whichever methods use the images."""
+        """``loss``; for CLIP2Scene its terms ``scr`` and ``stcr``; ``agreement`` for all methods that use images."""
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        about = Step(
+        about_step = Step(
             settings=self.settings,
             augment=self.settings.augment,
             voxel_size_m=self.student.voxel_size_m,
@@ -49,4 +49,4 @@ class Distillation(Training):
             number=step,
             rank=torch.distributed.get_rank() if distributed else 0,
         )
-        return OBJECTIVES[self.settings.method](model, batch, about)
+        return OBJECTIVES[self.settings.method](model, batch, about_step)

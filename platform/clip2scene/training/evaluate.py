@@ -1,9 +1,8 @@
 """Scores on raw points, of annotation-free methods and fine-tuned networks alike.
 
-Every method is scored on the same keyframes. The domain ``seen`` holds the points that at least one encoded image
-shows: the same points for every method, so one that leaves out a point there gets a wrong answer counted, and no method
-gains by keeping silent. ``all`` holds every point that the method itself answers: not more than ``seen`` for 2D-only.
-Ignored points count nowhere; nothing is scored on voxels.
+Two domains on the same keyframes for every method. ``seen``: points that at least one encoded image shows, the same for
+all methods; no answer there counts as wrong, so abstaining never helps. ``all``: every point the method answers (for
+2D-only at most ``seen``). Ignored points are not counted; nothing is scored on voxels.
 
 Legend: N points, C classes.
 """
@@ -54,7 +53,7 @@ class Scores:
     """Counts of one evaluation."""
 
     counts: dict[str, dict[str, np.ndarray]]
-    """Per method and domain (``seen``, ``all``) a (C, C) int64 confusion matrix, rows the truth."""
+    """(C, C) int64 confusion matrix per method and domain (``seen``, ``all``); rows are the truth."""
     example: dict[str, np.ndarray]
     """One keyframe for figures: ``points`` (N, 3), ``truth`` (N,) labels, and per method (N,) labels, 0 = none."""
 
@@ -72,7 +71,7 @@ class _Evaluation:
         predictors = {name: method.prepare(worker.device) for name, method in self.methods.items()}
         size = self.num_classes
         counts = torch.zeros((len(predictors), 2, size, size), dtype=torch.int64)
-        # Rank 0 reads the example even if its turn is another's, as only rank 0 is heard.
+        # Rank 0 also reads the example when another rank owns it: only rank 0's messages reach the driver.
         for at, frame in enumerate(self.frames):
             mine = at % worker.world_size == worker.rank
             example = frame.frame_id == self.example_id and worker.rank == 0
@@ -110,37 +109,37 @@ def evaluate(
     resources: ResourceSettings,
     on_frames: Callable[[int], None] = lambda count: None,
 ) -> Scores:
-    """Score every method on the keyframes, spread over the workers; counts are summed over all of them.
+    """Score every method on the keyframes, which the workers share; counts are summed over all of them.
 
     Args:
         frames: keyframes with label files.
-        source: with a label vocabulary, and a store where a method or the domain ``seen`` needs one.
+        source: with a label vocabulary, and with a store if a method or the domain ``seen`` needs one.
         methods: by name.
         num_classes: C.
         name: of the run.
         folder: absolute, shared by all nodes.
         resources: workers.
-        on_frames: called with numbers of keyframes done.
+        on_frames: called with the number of keyframes scored since the last call.
 
     Raises:
-        DataError: a damaged file, met in this process; a Ray worker's is a TrainingError with the same sentence.
+        DataError: this process met a damaged file; from a Ray worker it is a TrainingError with the same message.
         TrainingError: the run failed.
     """
-    heard: dict[str, Any] = {}
+    received: dict[str, Any] = {}
 
     def on_message(kind: str, value: Any) -> None:
         if kind == "frames":
             on_frames(value)
         else:
-            heard[kind] = value
+            received[kind] = value
 
     work = _Evaluation(frames, source, methods, num_classes, example_frame(frames).frame_id)
     launch(work, name=name, folder=folder, resources=resources, on_message=on_message)
-    if "counts" not in heard:
+    if "counts" not in received:
         raise TrainingError(f"run {name} ended without counts")
-    per_method = dict(zip(methods, heard["counts"], strict=True))
+    per_method = dict(zip(methods, received["counts"], strict=True))
     counts = {method: {"seen": both[0], "all": both[1]} for method, both in per_method.items()}
-    return Scores(counts, heard["example"])
+    return Scores(counts, received["example"])
 
 
 def example_frame(frames: tuple[Frame, ...]) -> Frame:
@@ -149,7 +148,7 @@ def example_frame(frames: tuple[Frame, ...]) -> Frame:
 
 
 def label_counts(frames: tuple[Frame, ...], source: SampleSource, num_classes: int) -> np.ndarray:
-    """Points per class over the keyframes' labels, (C,) int64: decides the majority class."""
+    """Points per class in the keyframes' labels, (C,) int64; they decide the majority class."""
     counts_C = np.zeros(num_classes + 1, dtype=np.int64)
     for frame in frames:
         counts_C += np.bincount(source.read(frame).labels_N.numpy(), minlength=num_classes + 1)
@@ -159,11 +158,11 @@ def label_counts(frames: tuple[Frame, ...], source: SampleSource, num_classes: i
 def answered(classes_N: np.ndarray, truth_N: np.ndarray, num_classes: int) -> np.ndarray:
     """Classes (N,) with a wrong one wherever the method gave none.
 
-    Wrong is the class that the method gives most often in the keyframe, or its second where that one would be right: a
-    class that the method never gives gets no false points from this.
+    The wrong class is the one that the method predicts most often in the keyframe, or the second most frequent where
+    the first would be right. So a class that the method never predicts gets no false positives from this.
 
     Args:
-        classes_N: 0-based, :data:`UNSEEN` where there is none.
+        classes_N: 0-based, :data:`UNSEEN` where the method gave none.
         truth_N: labels, 0 = ignore, class ``c`` is ``c + 1``.
         num_classes: C, at least 2.
     """

@@ -21,12 +21,12 @@ from clip2scene.training.samples import Sample
 
 @dataclass(frozen=True)
 class Finetuning(Training):
-    """Cross-entropy over the labelled points, with Lovász-Softmax or without; ignore is left out."""
+    """Cross-entropy over the labelled points, with or without Lovász-Softmax; ignored points do not count."""
 
     settings: FinetuneSettings
     num_classes: int
     pretrained: dict[str, torch.Tensor] | None
-    """State of a distilled student whose backbone to start from; None for random initialisation."""
+    """Weights of the distilled student to take the backbone from; None for random initialisation."""
 
     def build(self) -> nn.Module:
         """A student with a classifier; a linear probe's backbone is frozen."""
@@ -44,7 +44,7 @@ class Finetuning(Training):
         return self.settings.head_learning_rate_scale if parameter.startswith("heads.") else 1.0
 
     def loss(self, model: Network, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
-        """``loss`` and ``accuracy`` on labelled points; with ``finetune.loss=lovasz`` also that part of the loss."""
+        """``loss`` and ``accuracy`` on labelled points; also ``lovasz`` if that is part of the loss."""
         logits_NC = model(batch.points_N4, batch.cloud_N)["classifier"].float()
         labels_N = batch.labels_N.long() - 1
         counted_N = labels_N >= 0

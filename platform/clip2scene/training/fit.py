@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -22,19 +23,19 @@ from clip2scene.config import ResourceSettings, StudentSettings, TrainingSetting
 from clip2scene.data.index import Frame
 from clip2scene.student.network import Network
 from clip2scene.training.launch import DivergedError, TrainingError, Worker, launch
-from clip2scene.training.samples import Sample, SampleCache, SampleSource, augment, join, made_ahead
+from clip2scene.training.samples import Sample, SampleCache, SampleSource, augment, join, prefetched
 from clip2scene.training.validation import Validation
 
 Metrics = dict[str, float]
-_TELL_EVERY_S = 0.2
-"""Steps of a GPU would come faster than the driver need hear of them."""
+_REPORT_EVERY_S = 0.2
+"""Limits messages: GPU steps are faster than the driver needs to hear of."""
 _ATTEMPTS = 2
-"""A newest checkpoint that cannot be read when all is done costs the epochs since the one before, once."""
+"""If the final checkpoint is unreadable, the epochs since the one before are trained again, once."""
 
 
 @dataclass(frozen=True)
 class Training(ABC):
-    """Everything a worker needs to train; subclasses say which network and which loss."""
+    """Everything that a worker needs to train; subclasses define the network and the loss."""
 
     seed: int
     frames: tuple[Frame, ...]
@@ -43,11 +44,11 @@ class Training(ABC):
     student: StudentSettings
     settings: TrainingSettings
     validation: Validation | None = field(default=None, kw_only=True)
-    """Held-out scores among an epoch's metrics; they change nothing of what is learned."""
+    """Adds held-out scores to an epoch's metrics; it does not change what is learned."""
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The network with its initial weights; random ones are drawn from torch's (seeded) generator."""
+        """The network with its initial weights; random ones come from torch's global generator, which is seeded."""
 
     @abstractmethod
     def loss(self, model: Network, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
@@ -59,7 +60,7 @@ class Training(ABC):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps until every keyframe was seen; the last step is filled up from the start."""
+        """Steps until every keyframe was seen; the last batch is filled up from the start of the order."""
         return math.ceil(len(self.frames) / self.settings.batch_size)
 
     @property
@@ -67,82 +68,95 @@ class Training(ABC):
         """Steps in all."""
         return min(self.settings.epochs * self.steps_per_epoch, self.settings.max_steps or math.inf)  # type: ignore[return-value]
 
+    @property
+    def num_epochs(self) -> int:
+        """Epochs in all; ``max_steps`` may cut the last one short."""
+        return math.ceil(self.steps / self.steps_per_epoch)
+
     def __call__(self, worker: Worker) -> None:
-        """Train on this worker; rank 0 emits now and then the ``step`` it is at, and every ``epoch`` with metrics."""
+        """Train on this worker; rank 0 emits ``step`` every now and then, and ``epoch`` with each epoch's metrics."""
         torch.manual_seed(self.seed)
         learner = _Learner(self, worker.device)
-        model, checkpoint = learner.model, worker.last_checkpoint()
+        checkpoint = worker.last_checkpoint()
         history = [] if checkpoint is None else learner.read(checkpoint)
         for metrics in history:
             worker.emit("epoch", metrics)
-        wrapped = _data_parallel(model) if worker.world_size > 1 else model
-        half = self.settings.precision == "fp16"
-        network = torch.autocast(worker.device.type, torch.float16, enabled=half)(lambda *given: wrapped(*given))
+        network = self._network(learner.model, worker)
         cache = SampleCache(self.source, self.frames, self.resources.cached_frames)
-        beside = worker.device.type == "cuda"  # else the network takes all threads itself
-        mapped: Any = ThreadPoolExecutor(self.resources.threads_per_worker).map if beside else map
-        validate: Callable[[nn.Module], dict[str, float]] = _nothing
+        on_gpu = worker.device.type == "cuda"  # on CPUs the network itself takes all threads
+        read_map: Any = ThreadPoolExecutor(self.resources.threads_per_worker).map if on_gpu else map
+        validate: Callable[[nn.Module], Metrics] = _no_scores
         validate_every = 1
         if self.validation is not None:
             validate, validate_every = self.validation.prepare(worker), self.validation.every_epochs
-        step = len(history) * self.steps_per_epoch
-        worker.emit("step", min(step, self.steps))
-        for epoch in range(len(history), self.settings.epochs):
-            if step >= self.steps:
-                break
-            started, totals = time.perf_counter(), _Totals()
-            told = -math.inf  # of an epoch's first step at once
-            wrapped.train()
-            batches = self._batches(cache, worker, epoch, mapped)
-            for batch in made_ahead(batches, Sample.pinned) if beside else batches:
-                if step >= self.steps:
-                    break
-                terms = self.loss(network, batch.to(worker.device), epoch, step)
-                learner.step(terms["loss"])
-                totals.add(terms)
-                step += 1
-                if time.perf_counter() - told > _TELL_EVERY_S:
-                    told = time.perf_counter()
-                    worker.emit("step", step)
-            worker.emit("step", step)
-            metrics = totals.mean(worker)
-            if not math.isfinite(metrics["loss"]):
-                raise DivergedError(
-                    f"the loss is not finite after epoch {epoch + 1}: {metrics}; lower the learning rate"
-                    + " or train with precision=fp32" * half
-                )
-            seconds = time.perf_counter() - started
-            last = epoch + 1 == self.settings.epochs or step >= self.steps
+        worker.emit("step", min(len(history) * self.steps_per_epoch, self.steps))
+        for epoch in range(len(history), self.num_epochs):
+            batches = self._batches(cache, worker, epoch, read_map)
+            metrics = self._train_epoch(
+                learner, network, worker, epoch, prefetched(batches, Sample.pinned) if on_gpu else batches
+            )
+            last = epoch + 1 == self.num_epochs
             if last or (epoch + 1) % validate_every == 0:
-                metrics |= validate(model)
-            metrics |= {
-                "epoch": float(epoch + 1),
-                "learning_rate": learner.learning_rate,
-                "frames_per_second": totals.count * self.settings.batch_size / seconds,
-            }
+                metrics |= validate(learner.model)
             history.append(metrics)
             worker.emit("epoch", metrics)
             if last or (epoch + 1) % self.resources.checkpoint_every_epochs == 0:
                 worker.save(lambda folder: learner.write(folder, history))
 
+    def _network(self, model: nn.Module, worker: Worker) -> Network:
+        """The model as the loss calls it: with gradients averaged over the ranks, and in half precision if set."""
+        wrapped = _data_parallel(model) if worker.world_size > 1 else model
+        half = self.settings.precision == "fp16"
+        return torch.autocast(worker.device.type, torch.float16, enabled=half)(lambda *given: wrapped(*given))
+
+    def _train_epoch(
+        self, learner: _Learner, network: Network, worker: Worker, epoch: int, batches: Iterator[Sample]
+    ) -> Metrics:
+        """Train one epoch on this worker; returns its metrics, averaged over the ranks."""
+        started, totals = time.perf_counter(), _Totals()
+        reported = -math.inf  # so that an epoch's first step is reported at once
+        learner.model.train()
+        step = epoch * self.steps_per_epoch
+        for batch in itertools.islice(batches, self.steps - step):
+            terms = self.loss(network, batch.to(worker.device), epoch, step)
+            learner.step(terms["loss"])
+            totals.add(terms)
+            step += 1
+            if time.perf_counter() - reported > _REPORT_EVERY_S:
+                reported = time.perf_counter()
+                worker.emit("step", step)
+        worker.emit("step", step)
+        metrics = totals.mean(worker)
+        if not math.isfinite(metrics["loss"]):
+            raise DivergedError(
+                f"the loss is not finite after epoch {epoch + 1}: {metrics}; lower the learning rate"
+                + " or train with precision=fp32" * (self.settings.precision == "fp16")
+            )
+        seconds = time.perf_counter() - started
+        return metrics | {
+            "epoch": float(epoch + 1),
+            "learning_rate": learner.learning_rate,
+            "frames_per_second": totals.count * self.settings.batch_size / seconds,
+        }
+
     def learning_rate_factor(self, step: int) -> float:
-        """Of the optimiser's learning rate at a step: the warm-up, then half a cosine."""
+        """Factor of the optimiser's learning rate at a step: linear warm-up, then half a cosine down to 0."""
         warmup = self.settings.optimiser.warmup_fraction * self.steps
         if step < warmup:
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.steps - warmup, 1)))
 
-    def _batches(self, cache: SampleCache, worker: Worker, epoch: int, mapped: Any = map) -> Iterator[Sample]:
-        """This rank's share of every batch of the epoch, in an order that only seed and epoch decide.
+    def _batches(self, cache: SampleCache, worker: Worker, epoch: int, read_map: Any = map) -> Iterator[Sample]:
+        """This rank's share of each batch of the epoch, in an order that depends on seed and epoch only.
 
-        ``mapped`` reads the keyframes of a batch as ``map`` does, or several at a time.
+        ``read_map`` reads the keyframes of a batch: ``map``, or one that reads several at a time.
         """
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.frames))
         order = np.resize(order, self.steps_per_epoch * self.settings.batch_size)
         share = self.settings.batch_size // worker.world_size
         for start in range(worker.rank * share, len(order), self.settings.batch_size):
             places = range(start, start + share)
-            yield join([*mapped(lambda at: self._augmented(cache, epoch, at, int(order[at])), places)])
+            yield join([*read_map(lambda at: self._augmented(cache, epoch, at, int(order[at])), places)])
 
     def _augmented(self, cache: SampleCache, epoch: int, at: int, position: int) -> Sample:
         rng = np.random.default_rng([self.seed, epoch, at])
@@ -155,7 +169,7 @@ class Fitted:
 
     weights: dict[str, torch.Tensor]
     history: list[Metrics]
-    """One row an epoch."""
+    """The metrics of each epoch."""
 
 
 def fit(
@@ -167,63 +181,63 @@ def fit(
     on_epoch: Callable[[int, Metrics], None] = lambda epoch, metrics: None,
     on_steps: Callable[[int], None] = lambda count: None,
 ) -> Fitted:
-    """Train on all workers; a run of the same name that did not finish continues from its last checkpoint.
+    """Train on all workers; an unfinished run of the same name continues from its last checkpoint.
 
     Args:
         training: what to learn.
         name: of the run below ``folder``.
         folder: absolute, shared by all nodes.
         resources: workers.
-        on_epoch: called once for every epoch, also for those of an earlier attempt.
-        on_steps: called with numbers of steps that were finished.
+        on_epoch: called once per epoch, including those of an earlier attempt.
+        on_steps: called with the number of steps finished since the last call.
 
     Raises:
-        DataError: a damaged file, met in this process; a Ray worker's is a TrainingError with the same sentence.
-        DivergedError: the loss became non-finite.
+        DataError: this process met a damaged file; from a Ray worker it is a TrainingError with the same message.
+        DivergedError: the loss is not finite.
         TrainingError: the run failed.
     """
-    heard: set[int] = set()
+    reported: set[int] = set()
     steps = 0
 
     def on_message(kind: str, value: Any) -> None:
         nonlocal steps
-        if kind == "step" and value > steps:  # those of a lost epoch come again
+        if kind == "step" and value > steps:  # the steps of a lost epoch are reported again
             on_steps(value - steps)
             steps = value
-        elif kind == "epoch" and int(value["epoch"]) not in heard:
-            heard.add(int(value["epoch"]))
+        elif kind == "epoch" and int(value["epoch"]) not in reported:
+            reported.add(int(value["epoch"]))
             on_epoch(int(value["epoch"]), {key: number for key, number in value.items() if key != "epoch"})
 
-    epochs, wanted = 0, math.ceil(training.steps / training.steps_per_epoch)
+    epochs = 0
     for _ in range(_ATTEMPTS):
         checkpoint = launch(training, name=name, folder=folder, resources=resources, on_message=on_message)
         if checkpoint is not None:
             history = json.loads((checkpoint / "history.json").read_text())
             epochs = len(history)
-            if epochs == wanted:
+            if epochs == training.num_epochs:
                 return Fitted(load_file(checkpoint / "model.safetensors"), history)
     raise TrainingError(
-        f"run {name} ended, and its last whole checkpoint is of epoch {epochs} of {wanted}; run it again"
+        f"run {name} ended, but its last intact checkpoint is of epoch {epochs} of {training.num_epochs}; run it again"
     )
 
 
 def _data_parallel(model: nn.Module) -> nn.Module:
     """Sum gradients over the ranks in an order that a restart does not change.
 
-    Unless it looks for unused parameters, torch lays out its buckets anew after the first step of a process; a
-    gradient's place in them decides in which order three ranks or more are summed, so a training that goes on from a
-    checkpoint would differ in the last bit from one that was never interrupted.
+    Unless it looks for unused parameters, torch rebuilds its gradient buckets after the first step of a process. A
+    gradient's position in them decides in which order three or more ranks are summed, so a training that was resumed
+    would differ in the last bit from one that was not interrupted.
     """
     warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")  # there are none
     return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
 
 
-def _nothing(model: nn.Module) -> Metrics:
+def _no_scores(model: nn.Module) -> Metrics:
     return {}
 
 
 class _Learner:
-    """The network and what changes with it from step to step: all that a checkpoint holds."""
+    """The network, optimiser, schedule and loss scaler: everything that a checkpoint holds."""
 
     def __init__(self, training: Training, device: torch.device):
         self._training = training
@@ -232,17 +246,16 @@ class _Learner:
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, training.learning_rate_factor)
         self._scaler = torch.amp.GradScaler(device.type, enabled=training.settings.precision == "fp16")
         if self._scaler.is_enabled():
-            # A step that overflows is left out, and the schedule goes on; torch suspects a mistake if it is the first.
+            # A step that overflows is skipped, but the schedule goes on; torch warns if it is the first one.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        self._device = device
 
     @property
     def learning_rate(self) -> float:
-        """For the next step; the backbone's, where its and the head's differ."""
+        """For the next step; the backbone's if it differs from the head's."""
         return float(self._schedule.get_last_lr()[0])
 
     def step(self, loss: torch.Tensor) -> None:
-        """Follow the gradient of a loss."""
+        """Take one optimiser step on a loss."""
         self._optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
         self._scaler.step(self._optimiser)
@@ -250,16 +263,17 @@ class _Learner:
         self._schedule.step()
 
     def write(self, folder: Path, history: list[Metrics]) -> None:
-        """A checkpoint, with the metrics of the epochs so far."""
+        """Write a checkpoint with the metrics of the epochs so far."""
         weights = {key: value.contiguous() for key, value in self.model.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
         torch.save({name: part.state_dict() for name, part in self._parts().items()}, folder / "optimiser.pt")
         (folder / "history.json").write_text(json.dumps(history))
 
     def read(self, folder: Path) -> list[Metrics]:
-        """Go on from a checkpoint; its metrics."""
+        """Load a checkpoint; returns its metrics."""
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
-        saved = torch.load(folder / "optimiser.pt", weights_only=True, map_location=self._device)
+        # Moments go to their parameters by themselves. AdamW reads its step counts on the host: on a GPU it would wait.
+        saved = torch.load(folder / "optimiser.pt", weights_only=True, map_location="cpu")
         for name, part in self._parts().items():
             part.load_state_dict(saved[name])
         history: list[Metrics] = json.loads((folder / "history.json").read_text())
@@ -286,7 +300,7 @@ class _Learner:
 
 
 class _Totals:
-    """Sums of the terms of an epoch, kept on the device until the epoch ends."""
+    """Sums of an epoch's loss terms, kept on the device until the epoch ends."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -1,6 +1,6 @@
-"""The one wrapper around Ray Train's TorchTrainer: run a piece of work on every worker and hear from rank 0.
+"""The one wrapper around Ray Train's TorchTrainer: run work on every worker and receive the messages of rank 0.
 
-Inside of :func:`crew`, one start of the workers serves many pieces of work, one after another. With
+Within a :func:`worker_group` block the workers start once and do many pieces of work, one after another. With
 ``resources.num_workers=0`` the same work runs in this process, without Ray.
 """
 
@@ -19,11 +19,11 @@ from typing import Any, Protocol
 import torch
 
 from clip2scene.config import Clip2sceneError, ResourceSettings
-from clip2scene.processor import use_threads
+from clip2scene.machine import use_threads
 from clip2scene.progress import console
 from clip2scene.storage import CACHE, is_seen, locked
-from clip2scene.training.checkpoints import CHECKPOINTS_KEPT, newest_whole, numbered, seal
-from clip2scene.training.orders import Orders
+from clip2scene.training.checkpoints import CHECKPOINTS_KEPT, newest_intact, numbered, seal
+from clip2scene.training.work_queue import WorkQueue
 
 
 class TrainingError(Clip2sceneError, RuntimeError):
@@ -31,11 +31,11 @@ class TrainingError(Clip2sceneError, RuntimeError):
 
 
 class DivergedError(TrainingError):
-    """A loss that is no number any more: settings that cannot be trained with, no fault of the machine's."""
+    """The loss is not finite any more: the settings are at fault, not the machine."""
 
 
 class Worker:
-    """What a piece of work knows of where it runs. This one is the only worker, in the caller's process."""
+    """Where a piece of work runs: its rank and device. This one is the only worker, in the caller's process."""
 
     rank = 0
     world_size = 1
@@ -45,15 +45,15 @@ class Worker:
         self._folder, self._on_message = folder, on_message
 
     def emit(self, kind: str, value: Any) -> None:
-        """Send something to the driver; only rank 0 is heard."""
+        """Send a message to the driver; only rank 0's are delivered."""
         self._on_message(kind, value)
 
     def last_checkpoint(self) -> Path | None:
-        """Folder of the newest whole checkpoint of this run, of an earlier attempt too."""
-        return newest_whole(numbered(self._folder), functools.partial(self.emit, "note"))
+        """Folder of the newest intact checkpoint of this run, also of an earlier attempt."""
+        return newest_intact(numbered(self._folder), functools.partial(self.emit, "note"))
 
     def save(self, write: Callable[[Path], None]) -> None:
-        """Keep what ``write`` puts into a folder as the newest checkpoint. Every rank calls this equally often."""
+        """Keep what ``write`` puts into a folder as the newest checkpoint; every rank must call this equally often."""
         for left in self._folder.glob(".checkpoint.*"):  # of a killed attempt
             shutil.rmtree(left, ignore_errors=True)
         aside = self._folder / f".checkpoint.{uuid.uuid4().hex[:8]}"
@@ -68,12 +68,12 @@ class Worker:
 
 
 class _RayWorker(Worker):
-    def __init__(self, folder: Path, orders: Any):
+    def __init__(self, folder: Path, queue: Any):
         import ray.train
         import ray.train.torch
 
         context = ray.train.get_context()
-        self._folder, self._orders = folder, orders
+        self._folder, self._queue = folder, queue
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.device = ray.train.torch.get_device()
@@ -82,12 +82,12 @@ class _RayWorker(Worker):
         import ray
 
         if self.rank == 0:
-            ray.get(self._orders.say.remote(kind, value))
+            ray.get(self._queue.send.remote(kind, value))
 
     def last_checkpoint(self) -> Path | None:
         from ray.train.collective import broadcast_from_rank_zero
 
-        # Rank 0 chooses for all: another node may see a shared folder as it was some seconds ago.
+        # Rank 0 chooses for all: on another node a shared folder may lag by some seconds.
         chosen = super().last_checkpoint() if self.rank == 0 else None
         name = broadcast_from_rank_zero(chosen.name if chosen else None)
         return self._folder / name if name else None
@@ -98,36 +98,36 @@ class _RayWorker(Worker):
 
 
 class Work(Protocol):
-    """Something picklable that every worker calls."""
+    """A picklable function that every worker calls."""
 
     def __call__(self, worker: Worker) -> None:
         """Do the work; an exception ends the run."""
 
 
 _MARK = "mark"
-"""The driver's file that every worker must see."""
-_crews: list[Crew] = []
-"""The crew of the block that runs in this process."""
+"""A file of the driver that every worker must see."""
+_groups: list[WorkerGroup] = []
+"""Those of the blocks that this process is in, the innermost last."""
 
 
 @contextlib.contextmanager
-def crew(resources: ResourceSettings) -> Iterator[None]:
-    """Inside of the block, :func:`launch` with these resources finds its workers started.
+def worker_group(resources: ResourceSettings) -> Iterator[None]:
+    """Share one start of the workers among all calls of :func:`launch` with these resources in the block.
 
-    They start with the first launch, and hold their CPUs and GPUs until the block ends: nothing else that waits for
-    Ray's resources has its place in it.
+    Workers start at the first launch and hold their CPUs and GPUs until the block ends; run nothing in it that waits
+    for Ray's resources.
     """
-    ours = Crew(resources)
-    _crews.append(ours)
+    group = WorkerGroup(resources)
+    _groups.append(group)
     try:
         yield
     except BaseException:
-        ours.abandon()
+        group.abandon()
         raise
     else:
-        ours.dismiss()
+        group.stop()
     finally:
-        _crews.remove(ours)
+        _groups.remove(group)
 
 
 def launch(
@@ -142,45 +142,45 @@ def launch(
 
     Args:
         work: called on every worker.
-        name: of the run below ``folder``; the same name continues from its last checkpoint, so it must hold a digest
-            of everything that decides the result.
+        name: of the run below ``folder``; the same name continues from its last checkpoint, so it must contain a
+            digest of everything that decides the result.
         folder: absolute, shared by all nodes.
-        resources: how many workers and what each gets.
-        on_message: called with what rank 0 emits, in order.
+        resources: how many workers, and the threads and GPUs of each.
+        on_message: called with each message of rank 0, in order.
 
     Returns:
         Folder of the newest checkpoint, if the work saved any.
 
     Raises:
-        DivergedError: the work's own, from whichever worker.
-        TrainingError: a worker met a damaged file (its sentence), or the run failed for another reason.
+        DivergedError: the work raised it on any worker.
+        TrainingError: a worker found a damaged file (with its message), or the run failed for another reason.
     """
 
-    def hear(kind: str, value: Any) -> None:
+    def receive(kind: str, value: Any) -> None:
         if kind == "note":
             console().print(value, markup=False, soft_wrap=True)
         else:
             on_message(kind, value)
 
-    here = Worker(folder / name, hear)
-    # Of two commands that train the same, each would take the other's checkpoints for those of a killed attempt.
+    here = Worker(folder / name, receive)
+    # Two commands with the same training would each take the other's checkpoints for those of a killed attempt.
     with locked(folder / name, "trains this"):
         if resources.num_workers == 0:
             use_threads(resources.threads_per_worker)
             work(here)
         else:
             with contextlib.ExitStack() as stack:
-                if not (_crews and _crews[-1].resources == resources):
-                    stack.enter_context(crew(resources))
-                _crews[-1].run(work, folder / name, hear)
+                if not (_groups and _groups[-1].resources == resources):
+                    stack.enter_context(worker_group(resources))
+                _groups[-1].run(work, folder / name, receive)
         return here.last_checkpoint()
 
 
-class Crew:
+class WorkerGroup:
     """Ray Train's workers, which do one piece of work after another.
 
-    A worker that dies makes Ray Train start all of them again, and they begin the work in hand anew, from its last
-    checkpoint; ``resources.max_failures`` times, then the crew has failed and the next work gets a new one.
+    When a worker dies, Ray Train restarts all of them, and they continue the current work from its last checkpoint, at
+    most ``resources.max_failures`` times; after that the work fails, and the next work starts new workers.
     """
 
     def __init__(self, resources: ResourceSettings):
@@ -189,28 +189,27 @@ class Crew:
         self._failure: BaseException | None = None
 
     def run(self, work: Work, folder: Path, on_message: Callable[[str, Any], None]) -> None:
-        """Have the work done; see :func:`launch`."""
+        """Run one piece of work; see :func:`launch`."""
         import ray
 
         if self._running is None:
             self._start(folder.parent)
         assert self._running is not None
-        order = ray.put(work)
-        number = ray.get(self._orders.give.remote((order, folder)))
+        number = ray.get(self._queue.put.remote((ray.put(work), folder)))
         error: TrainingError | None = None
         while True:
             ended = not self._running.is_alive()
-            said = ray.get(self._orders.hear.remote(0.0 if ended else 0.5))
-            for kind, value in said:
+            messages = ray.get(self._queue.messages.remote(0.0 if ended else 0.5))
+            for kind, value in messages:
                 if kind == "error":
                     name, sentence = value
                     error = error or (DivergedError if name == DivergedError.__name__ else TrainingError)(sentence)
-                    self._orders.close.remote()  # not again: it would be the same
+                    self._queue.close.remote()  # another attempt would fail in the same way
                 elif kind == "done" and value == number:
                     return
                 elif kind != "done":
                     on_message(kind, value)
-            if ended and not said:
+            if ended and not messages:
                 break
         failure = self._failure
         self._forget()
@@ -218,17 +217,17 @@ class Crew:
             raise error from failure
         raise TrainingError(f"run {folder.name} failed: {_last_line(failure)}") from failure
 
-    def dismiss(self) -> None:
-        """End the workers, who have nothing to do, and wait until their places are free."""
+    def stop(self) -> None:
+        """Stop the idle workers, and wait until their CPUs and GPUs are free."""
         if self._running is not None:
-            self._orders.close.remote()
+            self._queue.close.remote()
             self._running.join()
             self._forget()
 
     def abandon(self) -> None:
-        """Let the workers end when they next have something to say."""
+        """Let the workers end when they next send a message, without waiting."""
         if self._running is not None:
-            self._orders.close.remote()
+            self._queue.close.remote()
             self._forget()
 
     def _start(self, folder: Path) -> None:
@@ -236,16 +235,18 @@ class Crew:
         import ray.train
         import ray.train.torch
 
-        # Ray Train wants a folder; of ours it holds what shows that the workers see the same one.
-        self._folder = folder / f".crew-{uuid.uuid4().hex[:8]}"
+        # Ray Train needs a folder; our mark in it shows whether the workers see the same one.
+        self._folder = folder / f".workers-{uuid.uuid4().hex[:8]}"
         self._folder.mkdir(parents=True)
         (self._folder / _MARK).touch()
         here = {"num_cpus": 0, "scheduling_strategy": on_this_node()}
-        self._orders = ray.remote(Orders).options(**here).remote()
+        self._queue = ray.remote(WorkQueue).options(**here).remote()
         gpus = self.resources.gpus_per_worker
+        # With a GPU, the threads read keyframes, and each would bring as many threads of torch's.
+        threads = 1 if gpus else self.resources.threads_per_worker
         trainer = ray.train.torch.TorchTrainer(
-            functools.partial(_serve, self._orders, self.resources.threads_per_worker, self._folder / _MARK),
-            # Two workers on one GPU: NCCL refuses that.
+            functools.partial(_serve, self._queue, threads, self._folder / _MARK),
+            # NCCL refuses two workers on one GPU.
             torch_config=ray.train.torch.TorchConfig(backend="gloo" if 0 < gpus < 1 else None),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.resources.num_workers,
@@ -261,7 +262,7 @@ class Crew:
             ),
         )
         self._failure = None
-        self._running = threading.Thread(target=self._fit, args=(trainer,), name="clip2scene-crew", daemon=True)
+        self._running = threading.Thread(target=self._fit, args=(trainer,), name="clip2scene-workers", daemon=True)
         self._running.start()
 
     def _fit(self, trainer: Any) -> None:
@@ -275,13 +276,13 @@ class Crew:
         self._running = None
 
 
-def _serve(orders: Any, threads: int, mark: Path) -> None:
-    """What every worker does: order after order until there are no more.
+def _serve(queue: Any, threads: int, mark: Path) -> None:
+    """Run on every worker: do the work of the queue until it is closed.
 
     Args:
-        orders: the actor.
+        queue: the actor.
         threads: of this worker.
-        mark: file that the driver has made; here too it must be there, or checkpoints would not be found again.
+        mark: file of the driver; if it is not visible here, checkpoints would not be found again.
     """
     import ray
     import ray.train
@@ -293,26 +294,26 @@ def _serve(orders: Any, threads: int, mark: Path) -> None:
             f"{mark.parents[1]}: the training worker on {platform.node()} does not see this folder of the driver's; "
             f"give a storage that all nodes share (with s3:// a {CACHE} that they share)"
         )
-        ray.get(orders.say.remote("error", (TrainingError.__name__, sentence)))
+        ray.get(queue.send.remote("error", (TrainingError.__name__, sentence)))
         raise TrainingError(sentence)
     leads = ray.train.get_context().get_world_rank() == 0
-    number = broadcast_from_rank_zero(ray.get(orders.first.remote()) if leads else None)
-    while (order := ray.get(orders.get.remote(number))) is not None:
-        work, folder = ray.get(order[0]), order[1]
+    number = broadcast_from_rank_zero(ray.get(queue.first.remote()) if leads else None)
+    while (item := ray.get(queue.get.remote(number))) is not None:
+        work, folder = ray.get(item[0]), item[1]
         try:
-            work(_RayWorker(folder, orders))
+            work(_RayWorker(folder, queue))
         except Clip2sceneError as error:
-            ray.get(orders.say.remote("error", (type(error).__name__, str(error))))
+            ray.get(queue.send.remote("error", (type(error).__name__, str(error))))
             raise
         del work
         barrier()
         if leads:
-            ray.get(orders.done.remote(number))
+            ray.get(queue.done.remote(number))
         number += 1
 
 
 def on_this_node() -> Any:
-    """Place of an actor that driver and workers share: the driver's node, so that no other node's end takes it away."""
+    """Scheduling strategy of an actor that driver and workers share: on the driver's node, which no other node ends."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -1,4 +1,4 @@
-"""What is scored: a method is prepared once per worker and then gives every point of a keyframe a class.
+"""The methods that are scored: each is prepared once per worker, then predicts a class for every point of a keyframe.
 
 Legend: N points, P pairs (point-pixel or point-view), V virtual views, C classes, D width of the teacher's space,
 h x w patches, H x W pixels of the teacher's input.
@@ -13,23 +13,23 @@ import torch
 from torch.nn.functional import normalize
 
 from clip2scene.config import StudentSettings, TeacherSettings
-from clip2scene.geometry.depth_views import render, show
+from clip2scene.geometry.depth_views import project_into_views, render
 from clip2scene.geometry.interpolation import bilinear
 from clip2scene.student.network import Student
 from clip2scene.training.samples import Sample
 
 UNSEEN = -1
-"""Class of a point that a method says nothing about: no image, or no virtual view, shows it."""
+"""Class of a point without an answer: no image, or no virtual view, shows it."""
 _PAIRS_AT_ONCE = 65536
-"""Pairs whose features are held at a time: a room's mesh has millions."""
+"""Pairs with features in memory at the same time: the mesh of a room has millions."""
 
 Predictor = Callable[[Sample], torch.Tensor]
-"""From a keyframe to classes (N,) int64, :data:`UNSEEN` where there is no answer."""
+"""Maps a keyframe to classes (N,) int64, :data:`UNSEEN` where there is no answer."""
 
 
 @dataclass(frozen=True)
 class TeacherMethod:
-    """2D-only: a point's class is that of the mean of its pixels' features."""
+    """2D-only: the class of a point is that of the mean feature of its pixels."""
 
     text_CD: torch.Tensor
 
@@ -46,7 +46,7 @@ class TeacherMethod:
 
 @dataclass(frozen=True)
 class StudentMethod:
-    """3D-only: the class whose text is nearest to the SCR head's feature, or the classifier's class."""
+    """3D-only: the class with the text nearest to the SCR head's feature, or the classifier's class."""
 
     student: StudentSettings
     weights: dict[str, torch.Tensor]
@@ -76,8 +76,8 @@ class StudentMethod:
 class EnsembleMethod:
     """2D and 3D together, by the rule of OpenScene (Peng et al., CVPR 2023, section 3.3).
 
-    Of a point's two features, the mean of its pixels' and the SCR head's, that one decides which comes nearer to a
-    text: the one of the higher maximal cosine over the classes. Where no image shows the point the 3D one is alone.
+    A point has two features, the mean of its pixels' and the SCR head's. The one with the higher maximal cosine over
+    the class texts decides; where no image shows the point, the 3D feature does.
     """
 
     student: StudentSettings
@@ -100,24 +100,24 @@ class EnsembleMethod:
 
 @dataclass(frozen=True)
 class PointClipMethod:
-    """PointCLIP (Zhang et al., CVPR 2022) carried to scenes: CLIP looks at depth images of the cloud, no camera.
+    """PointCLIP (Zhang et al., CVPR 2022) adapted to scenes: CLIP encodes depth images of the cloud.
 
-    The cloud is drawn as depth images from the sensor's place (:mod:`clip2scene.geometry.depth_views`), three equal
-    channels, and encoded densely as any image; every point reads the features at its own pixels, hidden or not, and
-    takes the class of the mean of its logits. PointCLIP's class prompt is "point cloud depth map of a {}.".
+    The cloud is rendered as depth images from the sensor's position (:mod:`clip2scene.geometry.depth_views`) with three
+    equal channels, and encoded densely like any image. Every point, occluded or not, reads the features at its pixels
+    and takes the class of its mean logits. PointCLIP's class prompt is "point cloud depth map of a {}.".
     """
 
     teacher: TeacherSettings
-    """With absolute paths: every worker loads it."""
+    """With absolute paths, as every worker loads it."""
     text_CD: torch.Tensor
-    """Class embeddings of PointCLIP's own sentence, unit length."""
+    """Class embeddings of PointCLIP's own prompt, unit length."""
     sensor_at_centre: bool = False
-    """Look from the middle of the cloud's bounding box (ScanNet: a mesh has no sensor) instead of the origin."""
+    """Render from the centre of the cloud's bounding box (ScanNet: a mesh has no sensor) instead of the origin."""
 
     def prepare(self, device: torch.device) -> Predictor:
         """A function from a keyframe to classes (N,) int64, :data:`UNSEEN` where no view shows the point.
 
-        Only points within some centimetres of the sensor are shown by no view.
+        That is the case only within some centimetres of the sensor.
         """
         from clip2scene.teacher.clip import load_teacher  # with open_clip, which no other method needs
 
@@ -130,12 +130,13 @@ class PointClipMethod:
             points_N3 = sample.points_N4[:, :3]
             if self.sensor_at_centre:
                 points_N3 = points_N3 - (points_N3.amin(0) + points_N3.amax(0)) / 2
-            shown = show(points_N3, *size)
-            images_VHW = (render(shown, *size) * 255).round().byte()
-            view_P, point_P = shown.view_P[shown.asked_P], shown.point_P[shown.asked_P]
-            position_P2 = shown.pixel_P2[shown.asked_P] / width_height_2
+            projected = project_into_views(points_N3, *size)
+            images_VHW = (render(projected, *size) * 255).round().byte()
+            read_P = projected.read_back_P
+            view_P, point_P = projected.view_P[read_P], projected.point_P[read_P]
+            position_P2 = projected.pixel_P2[read_P] / width_height_2
             logits_NC = torch.zeros(len(points_N3), len(text_CD), device=device)
-            # One view after another: an image's features never depend on what they are computed with.
+            # One view at a time, so that an image's features never depend on its batch.
             for view in view_P.unique().tolist():
                 image_HW3 = images_VHW[view].cpu().numpy()[..., None].repeat(3, axis=2)
                 features_1hwD = teacher(teacher.preprocess(image_HW3)[None].to(device))
@@ -145,7 +146,7 @@ class PointClipMethod:
                 logits_NC.index_add_(0, point_P[rows], features_PD @ text_CD.T)
             answered_N = torch.zeros(len(points_N3), dtype=torch.bool, device=device)
             answered_N[point_P] = True
-            # The sum has the same greatest class as the mean.
+            # The sum has the same argmax as the mean.
             return torch.where(answered_N, logits_NC.argmax(1), UNSEEN)
 
         return predict
@@ -153,7 +154,7 @@ class PointClipMethod:
 
 @dataclass(frozen=True)
 class ConstantMethod:
-    """The same class everywhere: what a network must beat."""
+    """The same class everywhere: the baseline that a network must beat."""
 
     constant: int
 
@@ -173,14 +174,14 @@ def seen(sample: Sample) -> torch.Tensor:
 
 
 def _distilled(settings: StudentSettings, weights: dict[str, torch.Tensor], dim: int) -> Student:
-    """A student with only the head that predicts: how many heads it was trained with depends on the losses."""
+    """A student with only the head that predicts; the losses decide which other heads it was trained with."""
     model = Student(settings, embedding_dim=dim, heads=("scr",))
     model.load_state_dict({name: value for name, value in weights.items() if not name.startswith("heads.stcr.")})
     return model
 
 
 def _sum_of_pixels(sample: Sample) -> torch.Tensor:
-    """(N, D): the sum of the unit-length features of each point's pixels; zero where no image shows it."""
+    """(N, D): sum of the unit-length features of each point's pixels; zero where no image shows the point."""
     dim = sample.features_MhwD.shape[-1]
     sums_ND = torch.zeros(len(sample.points_N4), dim, device=sample.points_N4.device)
     pairs = (sample.pair_point_P, sample.pair_image_P, sample.pair_position_P2)

@@ -1,7 +1,7 @@
-"""What each pre-training method minimises on a batch: CLIP2Scene's losses and its rivals', over the same network.
+"""The loss of each pre-training method on a batch: CLIP2Scene's and its baselines', over the same network.
 
-Every method predicts with the head ``scr``; ``agreement`` is the share of pairs for which the nearest text of the
-point is the nearest text of its pixel.
+Every method predicts with the head ``scr``. ``agreement`` is the share of pairs with the same nearest text for the
+point and for its pixel.
 
 Legend: N points of all clouds, P point-pixel pairs, C classes, D width of the teacher's space.
 """
@@ -30,7 +30,7 @@ Terms = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """What a method knows of a training step beside the network and the batch."""
+    """What a loss needs to know of a training step besides the network and the batch."""
 
     settings: DistillSettings
     augment: AugmentSettings
@@ -46,12 +46,12 @@ class Step:
     rank: int
 
     def features(self, features_PD: torch.Tensor) -> torch.Tensor:
-        """In float32, and L2-normalised if the settings say so."""
+        """Features in float32, and L2-normalised if the settings say so."""
         features_PD = features_PD.float()
         return normalize(features_PD, dim=1) if self.settings.normalise_features else features_PD
 
     def pixels(self, batch: Sample) -> torch.Tensor:
-        """The teacher's features at the pairs' pixels, (P, D) float32, as they are stored."""
+        """The teacher's stored features at the pairs' pixels, (P, D) float32."""
         return bilinear(batch.features_MhwD, batch.pair_image_P, batch.pair_position_P2)
 
     def rows(self, num_rows: int, device: torch.device) -> torch.Tensor:
@@ -61,23 +61,23 @@ class Step:
         return random_rows(num_rows, self.settings.contrast.max_pairs, generator).to(device, non_blocking=True)
 
     def classes(self, features_PD: torch.Tensor) -> torch.Tensor:
-        """Class whose text is nearest to each row, (P,) int64."""
+        """Class with the nearest text for each row, (P,) int64."""
         return (features_PD.detach() @ self.text_CD.T).argmax(1)
 
     def agreement(self, points_PD: torch.Tensor, pixels_PD: torch.Tensor) -> torch.Tensor:
-        """Share of pairs where student and teacher say the same class."""
+        """Share of pairs where student and teacher predict the same class."""
         return share(self.classes(points_PD) == self.classes(pixels_PD))
 
 
 def share(true_P: torch.Tensor) -> torch.Tensor:
-    """Of the rows that are true; 0 where there are none."""
+    """Share of rows that are true; 0 without rows."""
     return true_P.sum() / max(len(true_P), 1)
 
 
 def clip2scene(model: Network, batch: Sample, step: Step) -> Terms:
-    """``scr`` (equation 1) and ``stcr`` (equations 2 to 4) on heads of their own, with S3's labels for SCR.
+    """``scr`` (equation 1) and ``stcr`` (equations 2 to 4), each on its own head, with S3's labels for SCR.
 
-    A loss of weight 0 is left out, and so is its head: the other one then trains, and predicts with, ``scr``.
+    A loss of weight 0 is left out, and so is its head: the other loss then trains the head ``scr``, which predicts.
     """
     settings, terms, total = step.settings, {}, []
     heads = model(batch.points_N4, batch.cloud_N, batch.pair_point_P)
@@ -113,14 +113,14 @@ def clip2scene(model: Network, batch: Sample, step: Step) -> Terms:
 
 
 def kl(model: Network, batch: Sample, step: Step) -> Terms:
-    """KL divergence of the student's from the teacher's class probabilities, both with SCR's ``tau``."""
+    """KL divergence between the class probabilities of student and teacher, both with SCR's ``tau``."""
     points_PD, pixels_PD = (step.features(rows_PD) for rows_PD in _pairs(model, batch, step))
     loss = class_divergence(points_PD, pixels_PD, step.text_CD, step.settings.scr.tau)
     return {"loss": loss, "agreement": step.agreement(points_PD, pixels_PD)}
 
 
 def openscene(model: Network, batch: Sample, step: Step) -> Terms:
-    """OpenScene's distillation: one minus the cosine of a point's and its pixel's feature."""
+    """OpenScene's distillation: one minus the cosine between the features of a point and its pixel."""
     points_PD, pixels_PD = _pairs(model, batch, step)
     return {"loss": cosine_distance(points_PD, pixels_PD), "agreement": step.agreement(points_PD, pixels_PD)}
 
@@ -134,7 +134,7 @@ def ppkt(model: Network, batch: Sample, step: Step) -> Terms:
 
 
 def slidr(model: Network, batch: Sample, step: Step) -> Terms:
-    """SLidR (Sautier et al., CVPR 2022): InfoNCE from superpoints to superpixels, over all of the batch."""
+    """SLidR (Sautier et al., CVPR 2022): InfoNCE from superpoints to superpixels over the whole batch."""
     points_PD, pixels_PD = (normalize(rows_PD, dim=1) for rows_PD in _pairs(model, batch, step))
     queries_SD, keys_SD = superpixel_means(points_PD, pixels_PD, batch.pair_segment_P)
     loss = info_nce(queries_SD, keys_SD, step.settings.contrast.temperature)
@@ -144,14 +144,14 @@ def slidr(model: Network, batch: Sample, step: Step) -> Terms:
 def pointcontrast(model: Network, batch: Sample, step: Step) -> Terms:
     """PointContrast (Xie et al., ECCV 2020): InfoNCE between two views of a random subset of the points.
 
-    The second view turns, flips and scales every cloud once more, as ``augment`` allows. No image is used.
+    The second view rotates, flips and scales each cloud once more, as ``augment`` allows. No image is used.
     """
     num_clouds, num_points = int(batch.cloud_N.max()) + 1, len(batch.points_N4)
     rng = np.random.default_rng([step.seed, step.number, step.rank])
-    turn_K33 = torch.stack([random_transform(step.augment, rng) for _ in range(num_clouds)])
-    turn_K33 = turn_K33.to(batch.points_N4, non_blocking=True)
-    turned_N3 = torch.einsum("nij,nj->ni", turn_K33[batch.cloud_N], batch.points_N4[:, :3])
-    second_N4 = torch.cat((turned_N3, batch.points_N4[:, 3:]), dim=1)
+    transform_K33 = torch.stack([random_transform(step.augment, rng) for _ in range(num_clouds)])
+    transform_K33 = transform_K33.to(batch.points_N4, non_blocking=True)
+    moved_N3 = torch.einsum("nij,nj->ni", transform_K33[batch.cloud_N], batch.points_N4[:, :3])
+    second_N4 = torch.cat((moved_N3, batch.points_N4[:, 3:]), dim=1)
     points_2N4 = torch.cat((batch.points_N4, second_N4))
     features_2ND = model(points_2N4, torch.cat((batch.cloud_N, batch.cloud_N + num_clouds)))["scr"]
     chosen = step.rows(num_points, features_2ND.device)

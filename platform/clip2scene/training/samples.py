@@ -25,7 +25,7 @@ from clip2scene.data.clouds import read_cloud, read_depths, read_labels, resolve
 from clip2scene.data.index import DataError, Frame, Sweep
 from clip2scene.data.vocabulary import Vocabulary
 from clip2scene.geometry.pairing import Pairs, pair
-from clip2scene.geometry.registration import choose_sweeps, register
+from clip2scene.geometry.registration import choose_sweeps, register, without_ego_returns
 from clip2scene.teacher.store import FeatureStore
 from clip2scene.teacher.superpixels import SuperpixelStore, segments_at
 
@@ -40,7 +40,7 @@ class Sample:
     points_N4: torch.Tensor
     """x, y, z in metres and intensity in [0, 1], float32."""
     cloud_N: torch.Tensor
-    """Input cloud of each point, int64 from 0: one a sweep, the keyframe's own first; or one for all, merged."""
+    """Input cloud of each point, int64 from 0: one per sweep, the keyframe's own first, or a single merged one."""
     labels_N: torch.Tensor
     """uint8 labels, 0 = ignore; empty where labels were not asked for."""
     features_MhwD: torch.Tensor
@@ -66,24 +66,26 @@ class Sample:
         return Sample(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
     def pinned(self) -> Sample:
-        """In memory from which a GPU fetches by itself; without it :meth:`to` waits."""
+        """In pinned memory, so that :meth:`to` is asynchronous."""
         return Sample(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
 
 
 @dataclass(frozen=True)
 class SampleSource:
-    """How keyframes are read; picklable, so that every worker can read them itself."""
+    """How keyframes are read; picklable, so that every worker reads its own."""
 
     root: Path
     store: FeatureStore | None = None
-    """Without one no pairs are made."""
+    """Without a store there are no pairs."""
     num_sweeps: int = 1
     sweep_window_s: float = 0.5
     sweep_choice: Literal["spread", "random"] = "spread"
     merge_sweeps: bool = False
     superpixels: SuperpixelStore | None = None
+    ego_radius_m: float = 0.0
+    """Points of earlier sweeps so near to their sensor are the car's own and left out."""
     label_vocabulary: Vocabulary | None = None
-    """Set only where labels may be read: annotation-free training has no way to open a label file."""
+    """Set only if labels may be read: without it, annotation-free training cannot open a label file."""
 
     def read(self, frame: Frame, rng: np.random.Generator | None = None) -> Sample:
         """Read one keyframe; ``rng`` draws its sweeps where ``sweep_choice`` is random.
@@ -93,8 +95,10 @@ class SampleSource:
         """
         clouds, starts, pairs = [], [0], []
         depths = None if self.store is None else read_depths(self.root, frame)
-        for path, world_from_lidar in self._sweeps(frame, rng):
+        for number, (path, world_from_lidar) in enumerate(self._sweeps(frame, rng)):
             cloud_N4 = read_cloud(resolve(self.root, path))
+            if number:  # the keyframe's are scored, and never in view
+                cloud_N4 = without_ego_returns(cloud_N4, self.ego_radius_m)
             if self.store is not None:
                 pairs.append(pair(cloud_N4[:, :3], world_from_lidar, frame.cameras, depths))
             points_N3 = register(cloud_N4[:, :3], world_from_lidar, frame.world_from_lidar)
@@ -131,7 +135,7 @@ class SampleSource:
         return [(frame.cloud_path, frame.world_from_lidar)] + [(s.path, s.world_from_lidar) for s in chosen]
 
     def _features(self, frame: Frame) -> tuple[torch.Tensor, np.ndarray]:
-        """The frame's feature maps, and each camera's row among them (-1: its image has none)."""
+        """The frame's feature maps, and the row of each camera among them (-1: its image has none)."""
         image_of_camera = np.full(len(frame.cameras), -1, dtype=np.int64)
         if self.store is None:
             return torch.zeros((0, 0, 0, 0), dtype=torch.float16), image_of_camera
@@ -141,7 +145,7 @@ class SampleSource:
             if camera.name in stored:
                 image_of_camera[position] = len(grids)
                 grids.append(stored[camera.name])
-        if not grids:  # quarantined while extracting, or a scene without posed images: a cloud without pairs
+        if not grids:  # all images are quarantined, or the scene has no posed ones
             grids_MhwD = np.zeros((0, *self.store.grid, self.store.dim), np.float16)
             return torch.from_numpy(grids_MhwD), image_of_camera
         return torch.from_numpy(np.stack(grids)), image_of_camera
@@ -149,13 +153,13 @@ class SampleSource:
     def _pairs(
         self, frame: Frame, pairs: list[Pairs], starts: list[int], image_of_camera: np.ndarray
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Pairs of all clouds with images that have features: point, image, relative position."""
+        """Pairs of all clouds with the images that have features: point, image, relative position."""
         if not pairs:
             none = torch.zeros(0, dtype=torch.int64)
             return none, none, torch.zeros((0, 2))
         point_P = np.concatenate([p.point_P + start for p, start in zip(pairs, starts, strict=False)])
         camera_P = np.concatenate([p.camera_P for p in pairs])
-        # (0, 2) of a scene or a sequence without images.
+        # (0, 2) for a scene or a sequence without images.
         size_M2 = np.array([(camera.width, camera.height) for camera in frame.cameras]).reshape(-1, 2)
         position_P2 = np.concatenate([p.pixel_P2 for p in pairs]) / size_M2[camera_P]
         known_P = image_of_camera[camera_P] >= 0
@@ -168,7 +172,7 @@ class SampleSource:
     def _segments(
         self, frame: Frame, image_of_camera: np.ndarray, image_P: torch.Tensor, position_P2: torch.Tensor
     ) -> torch.Tensor:
-        """Superpixel of each pair, numbered through all images of the frame."""
+        """Superpixel of each pair, numbered consecutively over all images of the frame."""
         if self.superpixels is None:
             return torch.zeros(0, dtype=torch.int64)
         stored = self.superpixels.read(frame.frame_id)
@@ -192,14 +196,14 @@ class SampleSource:
 
 
 def num_clouds(frame: Frame, settings: DistillSettings) -> int:
-    """The keyframe's cloud and those of the sweeps that there are: K, or fewer at a scene's start."""
+    """Number of clouds of a keyframe, its own and its sweeps': K, or fewer at the start of a scene."""
     if settings.sweep_choice == "random":
         return min(settings.num_sweeps, 1 + len(frame.sweeps[:_RANDOM_POOL]))
     return 1 + len(choose_sweeps(frame, settings.num_sweeps, settings.sweep_window_s))
 
 
 class SampleCache:
-    """Reads samples, keeping the last ``size`` of them; several threads may ask at once."""
+    """Reads samples and keeps the last ``size`` of them; thread-safe."""
 
     def __init__(self, source: SampleSource, frames: tuple[Frame, ...], size: int):
         self._source, self._frames, self._size = source, frames, size
@@ -207,7 +211,7 @@ class SampleCache:
         self._lock = threading.Lock()
 
     def get(self, position: int, rng: np.random.Generator | None = None) -> Sample:
-        """The keyframe at ``position``; random sweeps are drawn, and read, anew every time."""
+        """The keyframe at ``position``; random sweeps are drawn and read again every time."""
         with self._lock:
             if position in self._kept:
                 self._kept.move_to_end(position)
@@ -221,17 +225,17 @@ class SampleCache:
         return sample
 
 
-def made_ahead(batches: Iterator[Sample], prepare: Callable[[Sample], Sample]) -> Iterator[Sample]:
-    """The same batches, each read and prepared in a thread while the one before is worked with."""
+def prefetched(batches: Iterator[Sample], prepare: Callable[[Sample], Sample]) -> Iterator[Sample]:
+    """The same batches, each read and prepared in a thread while the one before is in use."""
 
-    def following() -> Sample | None:
+    def read_next() -> Sample | None:
         batch = next(batches, None)
         return None if batch is None else prepare(batch)
 
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(following)
+        coming = reader.submit(read_next)
         while (batch := coming.result()) is not None:
-            coming = reader.submit(following)
+            coming = reader.submit(read_next)
             yield batch
 
 
@@ -258,14 +262,14 @@ def join(samples: list[Sample]) -> Sample:
 
 
 def _shifted(segment_P: torch.Tensor, by: torch.Tensor | int) -> torch.Tensor:
-    """Segments numbered on from others; -1, a pixel of an image without superpixels, stays."""
+    """Segments with a number added; -1, a pixel of an image without superpixels, stays."""
     return torch.where(segment_P < 0, segment_P, segment_P + by)
 
 
 def augment(sample: Sample, settings: AugmentSettings, rng: np.random.Generator) -> Sample:
-    """Rotate about z, flip and scale all clouds of a keyframe together; pairs and their coordinates stay."""
-    turned_N3 = sample.points_N4[:, :3] @ random_transform(settings, rng).T
-    return replace(sample, points_N4=torch.cat((turned_N3, sample.points_N4[:, 3:]), dim=1))
+    """Rotate about z, flip and scale all clouds of a keyframe together; pairs and their coordinates do not change."""
+    moved_N3 = sample.points_N4[:, :3] @ random_transform(settings, rng).T
+    return replace(sample, points_N4=torch.cat((moved_N3, sample.points_N4[:, 3:]), dim=1))
 
 
 def random_transform(settings: AugmentSettings, rng: np.random.Generator) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""How good a student is while it still learns: on held-out scenes, with and without their labels.
+"""Scores of a student on held-out scenes during training, with and without their labels.
 
 With labels: annotation-free mIoU. Without: ``agreement`` (mIoU of the student against its teacher's labels on the
-points that an image shows), ``consistency`` (share of grid cells that the student gives the same class in two sweeps),
-and ``label_free``, their geometric mean: each alone is high for a student that only copies its teacher, or that says
-the same everywhere. Where there are no sweeps ``consistency`` is NaN, and ``label_free`` the agreement.
+points that an image shows), ``consistency`` (share of grid cells where the student predicts the same class in two
+sweeps), and ``label_free``, their geometric mean; either can be gamed alone: agreement by copying the teacher,
+consistency by predicting one class everywhere. Without sweeps ``consistency`` is NaN and ``label_free`` the agreement.
 
 Legend: N points, C classes, D width of the teacher's space, M grid cells.
 """
@@ -25,9 +25,9 @@ from clip2scene.training.metrics import confusion, mean_iou
 from clip2scene.training.samples import Sample, SampleCache, SampleSource
 
 PREFIX = "verifying/"
-"""Of the scores' names among an epoch's metrics, whose own ``agreement`` is of the training pairs."""
+"""Prefix of the scores' names in an epoch's metrics, where ``agreement`` is that of the training pairs."""
 SWEEPS = 2
-"""The keyframe and one earlier sweep, whatever number the student learns from: scores of different ones compare."""
+"""Always the keyframe and one earlier sweep, whatever ``distill.num_sweeps`` is, so that trials are comparable."""
 CELL_M = 0.25
 """Edge of the cells in which two sweeps are compared."""
 
@@ -38,16 +38,16 @@ class Validation:
 
     frames: tuple[Frame, ...]
     source: SampleSource
-    """Of :data:`SWEEPS` sweeps, with a store; with a label vocabulary only where the labels may be read."""
+    """With :data:`SWEEPS` sweeps and a store, and with a label vocabulary only if labels may be read."""
     text_CD: torch.Tensor
     """Class embeddings of the scored classes, unit length."""
     every_epochs: int = 1
     cached_frames: int = 256
 
     def prepare(self, worker: Worker) -> Callable[[nn.Module], dict[str, float]]:
-        """A function from a network to its scores, the same on every rank; each rank reads its share of the keyframes.
+        """A function from a network to its scores, equal on every rank; each rank reads its share of the keyframes.
 
-        A network in training mode is put back into it.
+        It leaves the network in the mode (training or not) in which it was.
         """
         mine = self.frames[worker.rank :: worker.world_size]
         cache = SampleCache(self.source, mine, self.cached_frames)
@@ -57,7 +57,7 @@ class Validation:
         def validate(model: nn.Module) -> dict[str, float]:
             was_training = model.training
             if worker.world_size > 1:
-                # Batch norm's statistics are each rank's own; rank 0's are in the checkpoint, and are what is scored.
+                # Each rank has its own batch norm statistics; rank 0's are scored, as they are in the checkpoint.
                 for buffer in model.buffers():
                     torch.distributed.broadcast(buffer, 0)
             model.eval()
@@ -73,7 +73,7 @@ class Validation:
 
 
 class _Counts:
-    """Integers over keyframes and ranks; scores are made of their sums."""
+    """Integer counts over keyframes and ranks; the scores are computed from their sums."""
 
     def __init__(self, num_classes: int):
         self._size = num_classes
@@ -82,13 +82,13 @@ class _Counts:
         self._cells = np.zeros(2, dtype=np.int64)
 
     def add(self, sample: Sample, student_N: torch.Tensor, teacher_N: torch.Tensor) -> None:
-        shown_N = seen(sample)
-        own_N = shown_N & (sample.cloud_N == 0)
+        seen_N = seen(sample)
+        own_N = seen_N & (sample.cloud_N == 0)
         self._by_teacher += confusion(_numpy(teacher_N[own_N] + 1), _numpy(student_N[own_N]), self._size)
         labels_N = sample.labels_N
         if len(labels_N):
-            shown_N, student_of_keyframe_N = shown_N[: len(labels_N)], student_N[: len(labels_N)]
-            self._by_truth += confusion(_numpy(labels_N[shown_N]), _numpy(student_of_keyframe_N[shown_N]), self._size)
+            seen_N, student_of_keyframe_N = seen_N[: len(labels_N)], student_N[: len(labels_N)]
+            self._by_truth += confusion(_numpy(labels_N[seen_N]), _numpy(student_of_keyframe_N[seen_N]), self._size)
         self._cells += same_in_both_sweeps(sample.points_N4[:, :3], sample.cloud_N, student_N, self._size)
 
     def scores(self, worker: Worker, with_labels: bool) -> dict[str, float]:
@@ -101,8 +101,8 @@ class _Counts:
         same, both = flat[-2:]
         agreement = mean_iou(by_teacher_CC)
         consistency = same / both if both else float("nan")
-        both_together = (agreement * consistency) ** 0.5 if both else agreement
-        scores = {"agreement": agreement, "consistency": float(consistency), "label_free": float(both_together)}
+        label_free = (agreement * consistency) ** 0.5 if both else agreement
+        scores = {"agreement": agreement, "consistency": float(consistency), "label_free": float(label_free)}
         if with_labels:
             scores["miou"] = mean_iou(by_truth_CC)
         return {PREFIX + name: score for name, score in scores.items()}
@@ -111,7 +111,7 @@ class _Counts:
 def same_in_both_sweeps(
     points_N3: torch.Tensor, cloud_N: torch.Tensor, classes_N: torch.Tensor, num_classes: int
 ) -> np.ndarray:
-    """Cells whose most frequent class is the same in the keyframe (cloud 0) and in its earlier sweep (cloud 1).
+    """Count the cells with the same most frequent class in the keyframe (cloud 0) and its earlier sweep (cloud 1).
 
     Args:
         points_N3: registered to the keyframe, metres.
@@ -120,7 +120,7 @@ def same_in_both_sweeps(
         num_classes: C.
 
     Returns:
-        (2,) int64: cells that agree, and cells that have points of both sweeps.
+        (2,) int64: cells that agree, and cells with points of both sweeps.
     """
     ids_M, cell_N = torch.unique(grid_cells(points_N3, torch.zeros_like(cloud_N), CELL_M), return_inverse=True)
     size = len(ids_M)

@@ -1,0 +1,182 @@
+"""A search space on a job: every trial is that job with some settings changed, validated before anything runs."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clip2scene.config import TEXT_FREE, ConfigError, Job, WorkerSettings, digest_of
+from clip2scene.jobfile import kind_of, parse, put, read_values
+from clip2scene.storage import is_remote
+from clip2scene.sweeps.space import TRAIN_SPLIT, VERIFY_SPLIT, Space, TrialResources
+from clip2scene.sweeps.unread import why_unread
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration with one seed."""
+
+    number: int
+    seed: int
+    values: Mapping[str, Any]
+    """Value per dotted key of the space's parameters."""
+    variant: str | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A search space combined with a job."""
+
+    space: Space
+    job: Mapping[str, Any]
+    """The job file's values, with the user's changes."""
+
+    @property
+    def digest(self) -> str:
+        """Hash of everything that decides the trials, so neither the title nor the hours."""
+        space = self.space.model_dump(mode="json", by_alias=True, exclude={"title": True, "budget": {"hours"}})
+        return digest_of(space, self.base.model_dump(mode="json", by_alias=True, exclude={"name", "storage"}))
+
+    @functools.cached_property
+    def base(self) -> Job:
+        """The user's job."""
+        return Job.model_validate(self.job)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a trial that is not stopped."""
+        return self.space.budget.epochs or self.base.distill.epochs
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds that every configuration is trained with."""
+        return self.space.seeds or (self.base.seed,)
+
+    @functools.cached_property
+    def trials(self) -> tuple[Trial, ...]:
+        """All trials, in order; with ``searcher=tpe`` only their number and seed are known before they run."""
+        space = self.space
+        grids = {key: values for key, values in space.parameters.items() if values.grid is not None}
+        drawn = {key: values for key, values in space.parameters.items() if values.grid is None}
+        rng = np.random.default_rng(space.seed)
+        draws = [{key: values.draw(rng) for key, values in drawn.items()} for _ in range(space.num_trials)]
+        if space.searcher == "tpe":
+            draws = [{} for _ in draws]
+        corners = [
+            dict(zip(grids, corner, strict=True))
+            for corner in itertools.product(*(values.values for values in grids.values()))
+        ]
+        configurations = itertools.product(space.variants or (None,), corners, draws, self.seeds)
+        return tuple(
+            Trial(
+                number, seed, {key: (corner | draw)[key] for key in space.parameters if key in corner | draw}, variant
+            )
+            for number, (variant, corner, draw, seed) in enumerate(configurations)
+        )
+
+    def job_of(self, trial: Trial, source: str = "trial") -> Job:
+        """The job that a trial runs.
+
+        Raises:
+            ConfigError: the values do not make a valid job.
+        """
+        space, values = self.space, copy.deepcopy(dict(self.job))
+        changes: dict[str, Any] = {
+            "stage": "distill",
+            "seed": trial.seed,
+            "dataset.train_split": TRAIN_SPLIT,
+            "dataset.eval_split": VERIFY_SPLIT,
+            "distill.epochs": self.epochs,
+            **{f"resources.{name}": value for name, value in space.resources.model_dump().items()},
+        }
+        if self.base.dataset.kind == "streetworld":
+            changes["dataset.streetworld.seed"] = self.base.world_seed
+        changes |= {**space.set_, **(space.variants[trial.variant] if trial.variant else {}), **trial.values}
+        for key, value in changes.items():
+            put(values, key, value, source)
+        return parse(Job, values, source)
+
+
+def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Overrides of the space, and those of the job without their ``job.``."""
+    overrides = list(overrides)
+    of_job = [override.removeprefix("job.") for override in overrides if override.startswith("job.")]
+    return [override for override in overrides if not override.startswith("job.")], of_job
+
+
+def load_sweep(space_path: str | Path, job_path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
+    """Read a search space and a job; ``key=value`` overrides the space, ``job.key=value`` the job.
+
+    Raises:
+        ConfigError: a file cannot be read, or a key or value is wrong, in the space or in any trial.
+    """
+    if (kind := kind_of(job_path)) != "job":
+        raise ConfigError(f"--job {job_path}: a {kind}, but a job is needed")
+    of_space, of_job = split_overrides(overrides)
+    return combine(
+        read_values(space_path, of_space, "search space"),
+        read_values(job_path, of_job, "job"),
+        str(space_path),
+        str(job_path),
+    )
+
+
+def combine(space: dict[str, Any], job: dict[str, Any], space_source: str, job_source: str) -> Sweep:
+    """Validate a space, a job, and the space's values in the job.
+
+    Raises:
+        ConfigError: as for :func:`load_sweep`; or the storage is an object store, which cannot hold Ray Tune's state.
+    """
+    base = parse(Job, job, job_source)
+    if "sweep" not in space:
+        raise ConfigError(f"{space_source}: no search space (it has no key 'sweep')")
+    sweep = Sweep(_with_gpus_of(base, parse(Space, space, space_source)), job)
+    if base.stage == "streetworld_clip":
+        raise ConfigError(f"{job_source}: stage=streetworld_clip has nothing to sweep; give a job that distils")
+    if is_remote(base.storage):
+        raise ConfigError(f"{job_source}: storage={base.storage}: a sweep needs a folder that all its nodes see")
+    where = f"{space_source} on {job_source}"
+    jobs = [sweep.job_of(trial, where) for trial in _extreme_trials(sweep)]
+    for key in sweep.space.parameters:
+        reasons = [why_unread(key, made.distill) for made in jobs]
+        if all(reasons):
+            raise ConfigError(f"{where}: {key} changes nothing with {reasons[0]}; leave it out")
+    for made in jobs:
+        if made.distill.method in TEXT_FREE:
+            raise ConfigError(f"{where}: distill.method={made.distill.method} cannot be scored without fine-tuning")
+        if made.distill.max_steps is not None:
+            raise ConfigError(
+                f"{where}: distill.max_steps={made.distill.max_steps}: a trial runs the budget's epochs; give "
+                "budget.epochs instead (job.distill.max_steps=null)"
+            )
+        if sweep.space.scheduler.kind == "asha" and sweep.space.scheduler.grace_epochs > sweep.epochs:
+            raise ConfigError(
+                f"{where}: scheduler.grace_epochs={sweep.space.scheduler.grace_epochs} is above the {sweep.epochs} "
+                "epochs of a trial"
+            )
+    return sweep
+
+
+def _with_gpus_of(base: Job, space: Space) -> Space:
+    """The space; where it says nothing of resources, with the workers of a job that trains on GPUs."""
+    if "resources" in space.model_fields_set or not base.resources.gpus_per_worker:
+        return space
+    shared = base.resources.model_dump(include=set(WorkerSettings.model_fields))
+    return space.model_copy(update={"resources": TrialResources(**shared)})
+
+
+def _extreme_trials(sweep: Sweep) -> Iterable[Trial]:
+    """Per variant, trials that move one parameter at a time to each of its extremes: if these are valid, all are."""
+    space = sweep.space
+    first = {key: values.extremes[0] for key, values in space.parameters.items()}
+    others = [{key: value} for key, values in space.parameters.items() for value in values.extremes[1:]]
+    for variant in space.variants or (None,):
+        for change in ({}, *others):
+            yield Trial(0, sweep.seeds[0], first | change, variant)

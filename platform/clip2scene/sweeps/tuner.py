@@ -1,0 +1,112 @@
+"""A sweep's trials in Ray Tune: what is varied, who searches, what is booked, and how it goes on after a kill."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from clip2scene.sweeps.counts import Counts
+from clip2scene.sweeps.distribution import Distribution
+from clip2scene.sweeps.journal import BudgetStopper, Journal, JournalCallback
+from clip2scene.sweeps.progress import SweepProgress
+from clip2scene.sweeps.scheduler import scheduler_of
+from clip2scene.sweeps.slots import trial_slots
+from clip2scene.sweeps.sweep import Sweep
+from clip2scene.sweeps.trial import TrialWork, run_trial
+from clip2scene.tracking.tracker import Run, Tracker
+
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has everything
+    "TUNE_GLOBAL_CHECKPOINT_S": "2",  # how much of Tune's own state a SIGKILL of the driver may lose
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends this command like any other; what is saved is enough
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+_DRIVER_MEMORY_BYTES = 200 * 2**20
+
+
+def search(sweep: Sweep, work: TrialWork, tracker: Tracker, parent: Run, folder: Path, slots: int) -> None:
+    """Run the trials, or those left of an interrupted sweep, at most ``slots`` at once; ``folder`` is the sweep's."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    trainable = tune.with_resources(tune.with_parameters(run_trial, work=work), _resources(sweep))
+    space, counts, state = sweep.space, Counts(folder), folder / "tune"
+    with SweepProgress(space.sweep, space.metric, len(sweep.trials), sweep.epochs) as progress:
+        journal = Journal(sweep, tracker, parent, progress, on_ended=counts.add_seconds)
+        callback = JournalCallback(journal)
+        if tune.Tuner.can_restore(str(state)):
+            tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
+        else:
+            tuner = tune.Tuner(
+                trainable,
+                param_space=_param_space(sweep),
+                tune_config=tune.TuneConfig(
+                    metric="objective",
+                    mode="max",
+                    scheduler=scheduler_of(sweep),
+                    search_alg=_searcher(sweep),
+                    num_samples=len(sweep.trials) if space.searcher == "tpe" else 1,
+                    max_concurrent_trials=slots,
+                    reuse_actors=space.resources.num_workers == 0,
+                ),
+                run_config=tune.RunConfig(
+                    name=state.name,
+                    storage_path=str(folder),
+                    failure_config=tune.FailureConfig(max_failures=space.resources.max_failures),
+                    callbacks=[callback],
+                    stop=BudgetStopper(),
+                    verbose=0,
+                ),
+            )
+        try:
+            tuner.fit()
+            journal.finish()
+        finally:
+            journal.abandon()
+            counts.add_seconds()
+
+
+def slots_of(sweep: Sweep) -> int:
+    """Return how many trials fit at once into what Ray has.
+
+    Raises:
+        ConfigError: not even one fits.
+    """
+    return trial_slots((node["Resources"] for node in ray.nodes() if node["Alive"]), sweep.space.resources)
+
+
+def _param_space(sweep: Sweep) -> dict[str, Any]:
+    """What Tune varies: the trials' numbers if all draws were made beforehand, otherwise the searched settings."""
+    if sweep.space.searcher == "random":
+        return {"trial": tune.grid_search([trial.number for trial in sweep.trials])}
+    return {key: _domain(values) for key, values in sweep.space.parameters.items()}
+
+
+def _domain(values: Distribution) -> Any:
+    if values.choice is not None:
+        return tune.choice(list(values.choice))
+    low, high = values.bounds
+    if values.randint is not None:
+        return tune.randint(int(low), int(high) + 1)
+    return (tune.uniform if values.uniform is not None else tune.loguniform)(low, high)
+
+
+def _searcher(sweep: Sweep) -> Any:
+    if sweep.space.searcher == "random":
+        return None
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return OptunaSearch(metric="objective", mode="max", seed=sweep.space.seed)
+
+
+def _resources(sweep: Sweep) -> dict[str, float]:
+    """What Tune books for a trial's own process; its workers book theirs themselves, within :func:`trial_slots`."""
+    if sweep.space.resources.num_workers == 0:
+        return {"cpu": sweep.space.resources.threads_per_worker}
+    return {"cpu": 0, "memory": _DRIVER_MEMORY_BYTES}  # Ray refuses an empty bundle

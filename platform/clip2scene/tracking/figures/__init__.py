@@ -1,0 +1,1 @@
+"""Figures of one run: charts of its numbers, and its labels on images and from above."""

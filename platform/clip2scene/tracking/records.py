@@ -1,0 +1,161 @@
+"""What sweeps and tables have in common in MLflow: a parent run with a JSON artifact, found by name and read back."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clip2scene.config import ConfigError, one_line
+from clip2scene.tracking.run import Run, client_of
+from clip2scene.tracking.server import TrackingError, answering
+from clip2scene.tracking.tracker import Tracker
+
+_LATEST_FIRST = "attributes.start_time DESC"
+_RUNS_PER_PAGE = 500
+
+
+@dataclass(frozen=True)
+class Record:
+    """A sweep or a table, and where it was found."""
+
+    about: Mapping[str, Any]
+    """The JSON artifact of its own run."""
+    uri: str
+    """The MLflow server that was read."""
+    experiment_id: str
+    run_id: str
+    """Its own run."""
+    git_revision: str
+    started_ms: int
+
+    @property
+    def day(self) -> str:
+        """When it was started (``05 March 2026``, UTC)."""
+        return datetime.datetime.fromtimestamp(self.started_ms / 1000, datetime.UTC).strftime("%d %B %Y")
+
+    def url(self, run_id: str, pages_at: str | None = None) -> str:
+        """A run's page in MLflow, on the server at ``pages_at`` or on the one that was read."""
+        page = f"{pages_at or self.uri}/#/experiments/{self.experiment_id}/runs/{run_id}"
+        return f"{page}?workflowType=machine_learning"  # else the UI shows its menus for language models
+
+
+@contextmanager
+def parent_run(
+    tracker: Tracker, name: str, identity: Mapping[str, str], tags: Mapping[str, str] | None = None
+) -> Iterator[Run]:
+    """The own run of a sweep or a table: the one with the tags of ``identity`` continues, otherwise a new one begins.
+
+    When the block ends, no run below it stays open.
+    """
+    known = tracker.find_run(identity)
+    with tracker.run(name, run_id=known, tags={**identity, **(tags or {})}, system_metrics=False) as run:
+        try:
+            yield run
+        finally:
+            tracker.close_below(run)
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """A block that only reads from the server at ``uri``; a server that cannot be read is one sentence.
+
+    Raises:
+        ConfigError: ``uri`` is not the address of a server.
+        TrackingError: nothing answers there, or it refuses a request.
+    """
+    uri = answering(uri)
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    try:
+        yield
+    except (MlflowException, RequestException) as error:
+        raise TrackingError(f"MLflow at {uri} cannot be read ({one_line(error, 200)})") from error
+
+
+def find(uri: str, kind: str, name: str) -> Any | None:
+    """The own run of the latest ``sweep`` or ``table`` of that name in MLflow; None where there is none."""
+    return next((run for run in _all_of(uri, kind) if name in (run.data.tags[kind], run.info.run_name)), None)
+
+
+def find_known(uri: str, kind: str, name: str) -> Any:
+    """Like :func:`find`, but an unknown name is an error.
+
+    Raises:
+        ConfigError: there is none; the sentence lists those that there are.
+    """
+    found = find(uri, kind, name)
+    if found is None:
+        known = ", ".join(sorted({run.info.run_name for run in _all_of(uri, kind)}))
+        raise ConfigError(f"{kind} {name!r}: not in MLflow; known: {known or f'none, run a {kind} first'}")
+    return found
+
+
+def read_record(uri: str, parent: Any, artifact: str, format: str) -> Record:
+    """What the own run of a sweep or a table says of it.
+
+    Args:
+        uri: An MLflow server.
+        parent: MLflow's run.
+        artifact: Name of its JSON artifact.
+        format: The only value of the artifact's ``format`` that can be read.
+
+    Raises:
+        TrackingError: the artifact is missing or in another format.
+    """
+    uri, run_id = uri.rstrip("/"), parent.info.run_id
+    with tempfile.TemporaryDirectory() as folder:
+        path = download(uri, run_id, artifact, folder)
+        about = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    if about.get("format") != format:
+        raise TrackingError(f"run {run_id}: its {artifact} is not in the format {format}")
+    revision = parent.data.tags.get("git_revision", "unknown")
+    return Record(about, uri, parent.info.experiment_id, run_id, revision, parent.info.start_time)
+
+
+def search_runs(
+    uri: str, experiment_ids: list[str], condition: str, order: str = "attributes.start_time ASC"
+) -> list[Any]:
+    """All runs that fulfil a condition, read page by page; the earliest first unless ``order`` says otherwise."""
+    client, token, found = client_of(uri), None, []  # type: Any, Any, list[Any]
+    while True:
+        page = client.search_runs(
+            experiment_ids, condition, max_results=_RUNS_PER_PAGE, page_token=token, order_by=[order]
+        )
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def download(uri: str, run_id: str, artifact: str, folder: str) -> Path | None:
+    """A copy of an artifact below ``folder``; None where the run has none of that name."""
+    client = client_of(uri)
+    if artifact not in {item.path for item in client.list_artifacts(run_id)}:
+        return None
+    return Path(client.download_artifacts(run_id, artifact, folder))
+
+
+def seconds_of(run: Any) -> float:
+    """How long an MLflow run took; 0 while it is open."""
+    return float((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation (n - 1); None where there are too few values."""
+    mean = statistics.fmean(values) if values else None
+    return mean, statistics.stdev(values) if len(values) > 1 else None
+
+
+def _all_of(uri: str, kind: str) -> list[Any]:
+    uri = uri.rstrip("/")
+    experiment_ids = [experiment.experiment_id for experiment in client_of(uri).search_experiments()]
+    # Names are compared in Python: a quotation mark in a name would break MLflow's condition.
+    return search_runs(uri, experiment_ids, f"tags.stage = '{kind}'", _LATEST_FIRST)

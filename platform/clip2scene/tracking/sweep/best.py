@@ -1,0 +1,50 @@
+"""The best configuration of a sweep as a job file for ``clip2scene run``."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import yaml
+
+from clip2scene.config import ConfigError, Job
+from clip2scene.jobfile import parse, put
+from clip2scene.tracking.sweep.names import score_name
+from clip2scene.tracking.sweep.record import SweepRecord
+
+
+def best_job(record: SweepRecord) -> dict[str, Any]:
+    """The user's job with the settings of the best configuration, and those that the search space sets in all trials.
+
+    Raises:
+        ConfigError: no trial has a score yet, or the settings are not a valid job.
+    """
+    best, about = record.best, record.about
+    if best is None:
+        raise ConfigError(f"sweep {about['sweep']!r}: no trial ended with a score, so none is the best")
+    values = copy.deepcopy(about["job"])
+    values["name"] = f"{values['name']}-best"
+    variant = about["variants"][best.variant] if best.variant else {}
+    for key, value in {**about["set"], **variant, **best.values}.items():
+        put(values, key, value, f"best of sweep {about['sweep']}")
+    parse(Job, values, f"best of sweep {about['sweep']}")
+    return dict(values)
+
+
+def best_yaml(record: SweepRecord) -> str:
+    """:func:`best_job` as the text of a job file, below comments that say what was measured.
+
+    Raises:
+        ConfigError: as in :func:`best_job`.
+    """
+    values, best = best_job(record), record.best
+    assert best is not None
+    mean, deviation = best.score(record.metric)
+    score = f"{mean:.2f}%" if deviation is None else f"{mean:.2f} ± {deviation:.2f}%"
+    trials = ", ".join(f"{trial.number:02d} (seed {trial.seed})" for trial in best.compared)
+    comments = [
+        f"The best configuration of sweep {record.about['sweep']} (MLflow run {record.run_id}): trial {trials}.",
+        f"{score_name(record.metric)} {score} on {record.about['splits']['verify']} scenes after {best.epochs} epochs.",
+    ]
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
+    return "".join(f"# {comment}\n" for comment in comments) + text

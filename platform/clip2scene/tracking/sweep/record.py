@@ -1,0 +1,293 @@
+"""A sweep as MLflow keeps it: ``sweep.json`` of its own run says what was searched, its trials' runs hold the scores.
+
+Nothing else is read, so a sweep can be shown wherever the MLflow server answers, also while its trials still run.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from clip2scene.tracking.records import Record, find_known, mean_and_deviation, read_record, search_runs, seconds_of
+from clip2scene.tracking.run import client_of, flatten
+from clip2scene.tracking.sweep.runs import FAILED, FINAL, FORMAT
+
+_FULL_TRIALS = 4
+"""This many trials that ran all epochs are enough to compare them alone."""
+_RANKED_TRIALS = 3
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial's run."""
+
+    run_id: str
+    number: int
+    state: str
+    """``running``, ``finished``, ``stopped`` (by the scheduler), ``diverged``, ``failed``; or ``interrupted``, when it
+    was running as the sweep ended."""
+    seed: int
+    variant: str | None
+    values: Mapping[str, Any]
+    """Searched parameter to value."""
+    finals: Mapping[str, float]
+    """What was recorded at its end of ``miou``, ``agreement``, ``consistency``, ``label_free`` (fractions of 1),
+    ``epochs`` and ``seconds``."""
+    reason: str
+    """Why it diverged or failed."""
+    seconds: float
+
+    @property
+    def configuration(self) -> str:
+        """A key that trials share when they differ only in their seed."""
+        return json.dumps([self.variant, self.values], sort_keys=True)
+
+    @property
+    def epochs(self) -> int | None:
+        """How many it ran; None where that was not recorded."""
+        return int(self.finals["epochs"]) if "epochs" in self.finals else None
+
+    def score(self, name: str) -> float | None:
+        """A final score in percent; None where there is none."""
+        value = self.finals.get(name, math.nan)
+        return 100 * value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Trials that differ only in their seed."""
+
+    trials: tuple[TrialRecord, ...]
+    compared: tuple[TrialRecord, ...]
+    """The trials that are averaged: those that ran all epochs, or where none did, those that ran the most."""
+
+    @property
+    def variant(self) -> str | None:
+        """Name of the variant, where there are any."""
+        return self.trials[0].variant
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """Searched parameter to value."""
+        return self.trials[0].values
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs of the trials that are compared."""
+        return self.compared[0].epochs if self.compared else None
+
+    def score(self, name: str) -> tuple[float | None, float | None]:
+        """Mean and sample standard deviation over seeds, percent."""
+        found = [score for trial in self.compared if (score := trial.score(name)) is not None]
+        return mean_and_deviation(found)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How similarly two scores order trials."""
+
+    spearman: float
+    """Rank correlation, -1 to 1."""
+    trials: tuple[TrialRecord, ...]
+    """The trials that were ranked."""
+    full: bool
+    """Whether all of them ran all epochs; otherwise each is taken at its own last epoch."""
+
+
+@dataclass(frozen=True)
+class SweepRecord(Record):
+    """A sweep; ``about`` has its name, title, metric, parameters, variants, seeds, epochs, job, command, machine."""
+
+    trials: tuple[TrialRecord, ...]
+    """In the order of their numbers."""
+    metrics: Mapping[str, float]
+    """Of the sweep's own run: ``images_encoded``, ``epochs_run``, ...; none before the sweep has ended."""
+    selection: str
+    """What trials were selected by: ``no labels``, or the labels of which scenes."""
+
+    @property
+    def metric(self) -> str:
+        """The objective."""
+        return str(self.about["metric"])
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Searched parameters, dotted."""
+        return tuple(parameter["key"] for parameter in self.about["parameters"])
+
+    def is_full(self, trial: TrialRecord) -> bool:
+        """Whether a trial ran all epochs."""
+        return trial.state == "finished" and (trial.epochs or 0) >= self.about["epochs"]
+
+    def order(self, trial: TrialRecord) -> tuple[int, float, int]:
+        """A sort key, best first: trials that ran all epochs, then others that finished, other scores, and no score."""
+        score = trial.score(self.metric)
+        if score is None:
+            return 3, 0.0, trial.number
+        rank = 0 if self.is_full(trial) else 1 if trial.state == "finished" else 2
+        return rank, -score, trial.number
+
+    @functools.cached_property
+    def configurations(self) -> tuple[Configuration, ...]:
+        """All configurations, best first.
+
+        Configurations with more seeds that ran all epochs come before those with fewer, because a mean over the
+        surviving seeds is biased. Where no trial ran all epochs, those that ran longest come first.
+        """
+        groups: dict[str, list[TrialRecord]] = {}
+        for trial in self.trials:
+            groups.setdefault(trial.configuration, []).append(trial)
+        found = [Configuration(tuple(trials), self._compared(trials)) for trials in groups.values()]
+
+        def order(configuration: Configuration) -> tuple[float, ...]:
+            mean, _ = configuration.score(self.metric)
+            if mean is None:
+                return 3, 0, 0, 0.0, configuration.trials[0].number
+            rank = min(self.order(trial)[0] for trial in configuration.compared)
+            epochs = 0 if rank == 0 else configuration.epochs or 0
+            return rank, -epochs, -len(configuration.compared), -mean, configuration.trials[0].number
+
+        return tuple(sorted(found, key=order))
+
+    @property
+    def best(self) -> Configuration | None:
+        """The configuration with the best mean over its seeds; None where no trial ended with a score."""
+        first = next(iter(self.configurations), None)
+        return first if first and first.compared else None
+
+    @property
+    def best_trial(self) -> TrialRecord | None:
+        """The best trial of the best configuration."""
+        return min(self.best.compared, key=self.order) if self.best else None
+
+    def comparable(self, *scores: str) -> tuple[TrialRecord, ...]:
+        """The trials with all these scores: those that ran all epochs where there are at least four of them, else all.
+
+        Scores of trials that ran fewer epochs are those of their own last epoch.
+        """
+        scored = tuple(trial for trial in self.trials if all(trial.score(name) is not None for name in scores))
+        full = tuple(trial for trial in scored if self.is_full(trial))
+        return full if len(full) >= _FULL_TRIALS else scored
+
+    def ranking(self, name: str = "label_free") -> Ranking | None:
+        """How a score that reads no label ranks the trials, against mIoU.
+
+        Over the :meth:`comparable` trials. None for fewer than three of them, and where all have the same score.
+        """
+        chosen = self.comparable(name, "miou")
+        scores = [[trial.finals[key] for trial in chosen] for key in (name, "miou")]
+        if len(chosen) < _RANKED_TRIALS or any(len(set(values)) == 1 for values in scores):
+            return None
+        from scipy.stats import spearmanr
+
+        return Ranking(float(spearmanr(*scores).statistic), chosen, all(map(self.is_full, chosen)))
+
+    def curve(self, trial: TrialRecord, name: str) -> dict[int, float]:
+        """A metric of a trial by epoch (from 1), as it was logged: a fraction of 1."""
+        history = client_of(self.uri).get_metric_history(trial.run_id, name)
+        return {point.step: point.value for point in sorted(history, key=lambda point: point.step)}
+
+    def _compared(self, trials: list[TrialRecord]) -> tuple[TrialRecord, ...]:
+        scored = [trial for trial in trials if trial.score(self.metric) is not None]
+        if full := [trial for trial in scored if self.is_full(trial)]:
+            return tuple(full)
+        finished = [trial for trial in scored if trial.state == "finished"] or scored
+        most = max((trial.epochs or 0 for trial in finished), default=0)
+        return tuple(trial for trial in finished if (trial.epochs or 0) == most)
+
+
+def read_sweep(uri: str, name: str) -> SweepRecord:
+    """The latest sweep of that name, from MLflow alone.
+
+    Args:
+        uri: An MLflow server.
+        name: Name of a sweep.
+
+    Raises:
+        ConfigError: there is no such sweep; the sentence lists those that there are.
+        TrackingError: it was written in another format.
+    """
+    return _record(uri, find_known(uri, "sweep", name))
+
+
+def read_sweep_run(uri: str, run_id: str) -> SweepRecord:
+    """The sweep of one run, also where a later sweep has its name.
+
+    Args:
+        uri: An MLflow server.
+        run_id: A sweep's own run.
+
+    Raises:
+        TrackingError: it was written in another format.
+    """
+    return _record(uri, client_of(uri).get_run(run_id))
+
+
+def _record(uri: str, parent: Any) -> SweepRecord:
+    record = read_record(uri, parent, "sweep.json", FORMAT)
+    below = f"tags.stage = 'trial' and tags.`mlflow.parentRunId` = '{record.run_id}'"
+    runs = search_runs(record.uri, [record.experiment_id], below)
+    trials = {trial.number: trial for trial in (trial_from(run, record.about["parameters"]) for run in runs)}
+    return SweepRecord(
+        **vars(record),
+        trials=tuple(trials[number] for number in sorted(trials)),
+        metrics=dict(parent.data.metrics),
+        selection=parent.data.tags["selection"],
+    )
+
+
+def trial_from(run: Any, parameters: list[dict[str, Any]]) -> TrialRecord:
+    """The trial that an MLflow run holds.
+
+    Args:
+        run: MLflow's run.
+        parameters: Of the sweep's ``sweep.json``.
+    """
+    tags, metrics = run.data.tags, run.data.metrics
+    finals = _below(FINAL, metrics) or _below(FAILED, metrics)
+    state = tags["state"]
+    if state == "running" and run.info.status != "RUNNING":
+        state = "interrupted"
+    return TrialRecord(
+        run_id=run.info.run_id,
+        number=int(tags["trial"]),
+        state=state,
+        seed=int(tags["seed"]),
+        variant=tags.get("variant"),
+        values=_values(parameters, run.data.params),
+        finals=finals,
+        reason=tags.get("reason", ""),
+        seconds=finals.get("seconds", seconds_of(run)),
+    )
+
+
+def _below(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def _values(parameters: list[dict[str, Any]], params: Mapping[str, str]) -> dict[str, Any]:
+    """The searched settings of a trial, as the search space writes them where it lists them."""
+    found = {}
+    for parameter in parameters:
+        key = parameter["key"]
+        listed = [value for value in parameter.get("values", ()) if _holds(params, flatten({key: value}))]
+        if listed:
+            found[key] = max(listed, key=lambda value: len(flatten({key: value})))  # one may be part of another
+        elif key in params:
+            found[key] = _parsed(params[key])
+    return found
+
+
+def _holds(params: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    return all(key in params and _parsed(params[key]) == _parsed(text) for key, text in wanted.items())
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

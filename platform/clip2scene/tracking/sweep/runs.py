@@ -1,0 +1,119 @@
+"""A sweep's runs in MLflow while it runs: its own, and below it one per trial; a resumed sweep continues them.
+
+Only the driver writes them, from Ray Tune's callbacks: a trial's process needs no MLflow, and no run has two writers.
+What a run already holds is read once, when it is continued.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+from clip2scene.config import Job
+from clip2scene.tracking.records import find, parent_run
+from clip2scene.tracking.run import Run
+from clip2scene.tracking.tracker import Tracker
+
+FORMAT = "clip2scene-sweep-1"
+OBJECTIVES = ("miou", "agreement", "consistency", "label_free")
+"""Scores on the verifying scenes, as a sweep's metric may name them."""
+_TRAIN = "train/"
+FINAL, FAILED = "final/", "failed/"
+"""Prefixes of the metrics at a trial's end, and at a failure: a failed trial continues when its sweep is resumed."""
+
+
+def sweep_run(tracker: Tracker, name: str, digest: str, tags: Mapping[str, str]) -> AbstractContextManager[Run]:
+    """The parent run of a sweep; see :func:`parent_run`."""
+    return parent_run(tracker, name, {"stage": "sweep", "sweep": name, "sweep_digest": digest}, tags)
+
+
+def is_recorded(tracker: Tracker, run: Run) -> bool:
+    """Whether a sweep's run holds its final metrics, so that there is nothing left to run."""
+    with tracker.reachable("look into the sweep's run") as client:
+        return "trials" in client.get_run(run.run_id).data.metrics
+
+
+def is_sweep(uri: str, name: str) -> bool:
+    """Whether a server has a sweep of that name."""
+    return find(uri, "sweep", name) is not None
+
+
+class TrialRun:
+    """One trial's run: opened or continued when the trial starts, closed when it ends."""
+
+    def __init__(self, tracker: Tracker, parent: Run, sweep: str, number: int, job: Job, variant: str | None):
+        identity = {"mlflow.parentRunId": parent.run_id, "stage": "trial", "sweep": sweep, "trial": str(number)}
+        known = tracker.find_run(identity)
+        self.epoch = 0
+        """The last epoch that is kept."""
+        self._has_ended, self._has_reason = self._continued(tracker, known) if known else (False, False)
+        tags = {**identity, "seed": str(job.seed), "state": "running"} | ({"variant": variant} if variant else {})
+        self._stack = ExitStack()
+        self.run = self._stack.enter_context(
+            tracker.run(
+                f"trial {number:02d}",
+                parent=parent,
+                run_id=known,
+                tags=tags,
+                params=_compared(job),
+                system_metrics=False,
+            )
+        )
+
+    def _continued(self, tracker: Tracker, run_id: str) -> tuple[bool, bool]:
+        """Whether an earlier attempt kept metrics of an end, and a reason.
+
+        The metrics tell, not the state: a driver that is killed as a trial ends may have kept one without the other.
+        """
+        with tracker.reachable("read what a trial's run holds") as client:
+            history = client.get_metric_history(run_id, f"{_TRAIN}loss")
+            self.epoch = max((metric.step for metric in history), default=0)
+            data = client.get_run(run_id).data
+        return any(name.startswith(FINAL) for name in data.metrics), bool(data.tags.get("reason"))
+
+    def log_epoch(self, epoch: int, scores: Mapping[str, float], metrics: Mapping[str, float]) -> None:
+        """Keep an epoch, once: a trial that continues from a checkpoint reports its first epochs again.
+
+        Args:
+            epoch: From 1.
+            scores: Those of :data:`OBJECTIVES` that the epoch has.
+            metrics: Of the training.
+        """
+        if epoch <= self.epoch:
+            return
+        self.run.log_metrics({**scores, **{_TRAIN + name: value for name, value in metrics.items()}}, step=epoch)
+        self.epoch = epoch
+
+    def end(self, state: str, finals: Mapping[str, float], reason: str = "") -> None:
+        """Close the run.
+
+        Args:
+            state: ``finished``, ``stopped`` (by the scheduler or the clock), ``diverged`` or ``failed``.
+            finals: Scores, ``epochs`` and ``seconds`` at the end; kept once, except for those of a failure.
+            reason: A sentence, where it did not end well.
+        """
+        if state == "failed" or not self._has_ended:
+            prefix = FAILED if state == "failed" else FINAL
+            self.run.log_metrics({prefix + name: value for name, value in finals.items()})
+        # Also replaces the reason of an earlier attempt.
+        self.run.set_tags({"state": state} | ({"reason": reason[:500]} if reason or self._has_reason else {}))
+        if state == "failed":
+            error = RuntimeError(reason)
+            with contextlib.suppress(RuntimeError):
+                self._stack.__exit__(RuntimeError, error, None)
+        else:
+            self._stack.close()
+
+    def abandon(self) -> None:
+        """Close the run of a trial that will be continued later."""
+        with contextlib.suppress(KeyboardInterrupt):
+            self._stack.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+
+
+def _compared(job: Job) -> dict[str, Any]:
+    """The settings in which trials can differ."""
+    settings = job.model_dump(mode="json", by_alias=True)
+    groups = ("dataset", "teacher", "prompts", "student", "distill", "resources")
+    return {"seed": job.seed} | {group: settings[group] for group in groups}

@@ -1,0 +1,1 @@
+"""A table in MLflow: the record that is read back from its runs, and what is made of that."""

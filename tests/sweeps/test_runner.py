@@ -1,0 +1,106 @@
+"""A sweep that is kept and resumed, and what a trial does."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from clip2scene.config import ConfigError
+from clip2scene.sweeps import trial as trials
+from clip2scene.sweeps.runner import recall, remember
+from clip2scene.tracking.sweep import runs as sweep_runs
+from clip2scene.tracking.tracker import Tracker
+
+TAU, LAMBDA = "distill.scr.tau", "distill.stcr.lambda"
+
+
+PATHS = {
+    "storage": "store",
+    "dataset": {"kind": "streetworld", "root": "world"},
+    "teacher": {"model": "ViT-B-16", "pretrained": "clip.pt"},
+}
+
+
+def test_a_kept_sweep_can_be_resumed_from_any_folder(load, tmp_path, monkeypatch):
+    space = {"parameters": {TAU: {"uniform": [0.1, 1.0]}, LAMBDA: {"uniform": [0.1, 1.0]}}, "num_trials": 3}
+    monkeypatch.chdir(tmp_path)
+    Path("clip.pt").touch()
+    begun, folder = remember(load(**space, job=PATHS), "the command")
+    again, _ = remember(load(**space, job=PATHS, title="other"), "")
+    assert (again.digest, again.space.title) == (begun.digest, "other")
+    # Trials are numbered by the order of the kept keys, whatever order the file has now.
+    turned = {"parameters": dict(reversed(space["parameters"].items())), "num_trials": 3, "budget": {"hours": 2}}
+    again, _ = remember(load(**turned, job=PATHS), "")
+    assert (again.trials, again.space.budget.hours) == (begun.trials, 2)
+    monkeypatch.chdir(tmp_path.parent)
+    held, command = recall(folder)
+    assert (held, held.digest, command) == (begun, begun.digest, "the command")
+    assert (held.base.storage, held.base.dataset.root) == (str(tmp_path / "store"), str(tmp_path / "world"))
+    assert (held.base.teacher.model, held.base.teacher.pretrained) == ("ViT-B-16", str(tmp_path / "clip.pt"))
+    with pytest.raises(ConfigError, match="another sweep of this name"):
+        remember(load(**space, seed=1, job=PATHS | {"storage": held.base.storage}), "")
+
+
+def test_absolute_paths_change_nothing_else(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep = load(
+        variants={"paper": {"variant": "paper"}, "as it is": {}},
+        touches_features=True,
+        job=PATHS | {"variant": "released"},
+    )
+    before = copy.deepcopy(sweep.job)
+    kept, _ = remember(sweep, "")
+    assert sweep.job == before
+    normalised = {trial.variant: kept.job_of(trial).teacher.clip_normalisation for trial in kept.trials}
+    assert normalised == {"paper": True, "as it is": False}
+
+
+def test_a_trial_frees_the_teacher_before_it_trains(load, tmp_path, monkeypatch):
+    @dataclass
+    class Distillation:
+        validation: object = None
+
+    class Stages:
+        def __init__(self, job):
+            held.append(weakref.ref(self))
+
+        def validation(self, every_epochs, *, labels):
+            return "validation"
+
+        def distillation(self):
+            return Distillation()
+
+    def fit(training, **about):
+        fitted.append((training.validation, held[0]()))
+
+    held, fitted = [], []
+    monkeypatch.setattr(trials, "Stages", Stages)
+    monkeypatch.setattr(trials, "fit", fit)
+    work = trials.TrialWork(load(parameters={TAU: {"grid": [0.5]}}), tmp_path, labels=True)
+    monkeypatch.setattr(trials.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "0"))
+    trials.run_trial({"trial": 0}, work)
+    assert fitted == [("validation", None)]
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_an_error_is_raised_even_if_mlflow_is_down_at_the_end(answers, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    def search_runs(*_, **__):
+        raise MlflowException("away")
+
+    tracker = Tracker("http://127.0.0.1:1", "0")
+    monkeypatch.setattr(Tracker, "find_run", lambda self, tags: None)
+    monkeypatch.setattr(Tracker, "run", lambda self, name, **_: contextlib.nullcontext(SimpleNamespace(run_id="1")))
+    monkeypatch.setattr("clip2scene.tracking.tracker.healthy", lambda uri: answers)
+    monkeypatch.setattr("clip2scene.tracking.tracker.client_of", lambda uri: SimpleNamespace(search_runs=search_runs))
+    with pytest.raises(ValueError, match="first"), sweep_runs.sweep_run(tracker, "test", "digest", {}):
+        raise ValueError("first")
+    with sweep_runs.sweep_run(tracker, "test", "digest", {}):
+        pass
