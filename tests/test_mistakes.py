@@ -49,7 +49,6 @@ def test_doctor_tells_of_a_gpu_that_is_older_than_torchs_kernels(monkeypatch, ca
             ["run", "search_spaces/temperatures.yaml"],
             "`clip2scene sweep search_spaces/temperatures.yaml --job JOB.yaml`",
         ),
-        (["run", "jobs/demo.yaml", "--storage", "x"], "a setting is given without dashes: storage=x"),
         (
             ["settings", "tau"],
             "settings tau: unknown key; `clip2scene settings` lists all; did you mean distill.scr.tau?",
@@ -63,6 +62,10 @@ def test_doctor_tells_of_a_gpu_that_is_older_than_torchs_kernels(monkeypatch, ca
             ["sweep", "search_spaces/temperatures.yaml", "--job", "jobs/demo.yaml", "job.storage=s3://b/x"],
             "storage=s3://b/x: a sweep needs a folder",
         ),
+        (
+            ["sweep", "search_spaces/temperatures.yaml", "--job", "jobs/demo.yaml", "--storage", "x"],
+            "sweep: --storage belongs to --resume",
+        ),
         (["inspect", "/nowhere.parquet"], "no such index file"),
         (["ui", "--storage", "/nowhere"], "no runs there"),
         (["report"], "without a NAME, --storage is required"),
@@ -73,6 +76,13 @@ def test_a_mistake_is_one_sentence(words, sentence, tmp_path):
     if words[0] == "run" and not any(word.startswith("storage=") for word in words):
         words = [*words, f"storage={tmp_path}"]
     assert sentence in fail(*words)
+
+
+def test_a_report_that_is_none_is_one_sentence(tmp_path, capsys):
+    for text in ("", "[]", '"text"'):
+        (tmp_path / "report.json").write_text(text)
+        assert main(["report", "--storage", str(tmp_path)]) == 1
+        assert "no readable report there" in capsys.readouterr().err
 
 
 SCANNET = ["index", "scannet", "--root", "/data", "--output"]
@@ -86,6 +96,9 @@ SCANNET = ["index", "scannet", "--root", "/data", "--output"]
         ([*SCANNET, "x", "--max-sweeps", "-1"], "--max-sweeps: -1: must be an integer of at least 0"),
         ([*SCANNET, "x", "--max-sweeps", "two"], "--max-sweeps: two: must be an integer of at least 0"),
         (["index", "kitti", "--root", "/data", "--output", "x"], "DATASET: invalid choice: 'kitti' (choose from "),
+        (["inspect", "x.parquet", "--figure", "README.md/x"], "--figure: README.md is a file; a folder is needed"),
+        (["up", "--storage", "README.md/x"], "README.md is a file; a folder is needed"),
+        (["run", "jobs/demo.yaml", "--storage", "x"], "a setting is given without dashes: storage=x"),
         (["list", "--address", "http://127.0.0.1:8265"], "unrecognized arguments: --address http://127.0.0.1:8265"),
     ],
 )

@@ -51,10 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The parsed options, with ``key=value`` allowed after options too, which argparse alone does not."""
-    parser = _parser()
-    options, left = parser.parse_known_args(arguments)
+    options, left = _parser().parse_known_args(arguments)
     if left and ("overrides" not in options or any(word.startswith("-") for word in left)):
-        parser.error(f"unrecognized arguments: {' '.join(left)}{_as_setting(left) if 'overrides' in options else ''}")
+        options.error(f"unrecognized arguments: {' '.join(left)}{_as_setting(left) if 'overrides' in options else ''}")
     if left:
         options.overrides = [*options.overrides, *left]
     return options

@@ -7,7 +7,7 @@ import os
 from datetime import datetime
 from typing import Any
 
-from clip2scene.cli.options import Commands, add_dashboard, add_submission
+from clip2scene.cli.options import Commands, add_dashboard, add_submission, folder_to_write
 from clip2scene.cli.session import TRACKING_URI
 from clip2scene.config import ConfigError
 
@@ -34,6 +34,7 @@ def register(commands: Commands) -> None:
     up.add_argument(
         "--storage",
         metavar="FOLDER",
+        type=folder_to_write,
         default="cluster-output",
         help="folder for runs and secrets (default: %(default)s)",
     )

@@ -43,7 +43,9 @@ class Commands:
         self.overview += self._wrapped(f"{name:10}{help}", "  ", " " * 12) + "\n"
         text = self._wrapped(description or f"{help[0].upper()}{help[1:]}.")
         text += f"\n\nexample:\n  {example or f'clip2scene {name}'}"
-        return self._parsers.add_parser(name, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = self._parsers.add_parser(name, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.set_defaults(error=parser.error)
+        return parser
 
     def _wrapped(self, text: str, indent: str = "", next_indent: str = "") -> str:
         return textwrap.fill(
@@ -69,9 +71,18 @@ def add_dashboard(parser: argparse._ActionsContainer, help: str) -> None:
 
 
 def file_to_write(text: str) -> str:
-    """A path to write to; a folder is refused before any work is done."""
+    """A path to write to, refused before any work is done if it is a folder or lies below a file."""
     if Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder; a file is needed")
+    folder_to_write(str(Path(text).parent))
+    return text
+
+
+def folder_to_write(text: str) -> str:
+    """A folder to write to, which need not exist yet; refused if it is a file or lies below one."""
+    there = next(path for path in (Path(text), *Path(text).absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{there} is a file; a folder is needed")
     return text
 
 

@@ -73,10 +73,10 @@ def _report(options: argparse.Namespace) -> int:
     if is_remote(options.storage):
         Storage(options.storage).fetch(path, refresh=True)
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = summary_text(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
         raise ConfigError(f"--storage {options.storage}: no readable report there ({path}); run a job first") from error
-    print(summary_text(report))
+    print(text)
     return 0
 
 

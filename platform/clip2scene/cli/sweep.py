@@ -44,7 +44,9 @@ def _sweep(options: argparse.Namespace) -> int:
         folder = _folder_of(options.resume, options.storage)
         sweep, command = recall(folder)
     else:
-        if options.space is None or options.job is None or options.storage is not None:
+        if options.storage is not None:
+            raise ConfigError("sweep: --storage belongs to --resume; a new sweep takes job.storage=FOLDER")
+        if options.space is None or options.job is None:
             raise ConfigError(
                 "sweep: give FILE and --job FILE to start a sweep, or --resume NAME [--storage FOLDER] to continue one"
             )
