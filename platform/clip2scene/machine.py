@@ -93,6 +93,5 @@ def check_room(
         each = " and ".join([*([f"{cpus:g} CPU"] if cpus else []), *([f"{gpus:g} GPUs"] if gpus else [])])
         there = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes) or "none"
         raise ConfigError(
-            f"{settings}: {each} each is wanted and there is room for {room:g}; lower either one "
-            f"(nodes of {place}: {there})"
+            f"{settings}: with {each} each there is room for {room:g}; lower either one (nodes of {place}: {there})"
         )

@@ -140,7 +140,7 @@ def test_store_of_another_teacher_is_left_alone(run: Run) -> None:
 
 def test_more_gpus_than_there_are(run: Run, tmp_path: Path) -> None:
     settings = ExtractSettings(gpus_per_actor=8)
-    with pytest.raises(ConfigError, match=r"extract.gpus_per_actor=8: 8 GPUs each is wanted and there is room for 0"):
+    with pytest.raises(ConfigError, match=r"extract.gpus_per_actor=8: with 8 GPUs each there is room for 0"):
         extract(run.index, run.index.frames, run.teacher, settings, tmp_path, progress, storage=Storage(tmp_path))
 
 
