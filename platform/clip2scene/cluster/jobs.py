@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from clip2scene.cluster.auth import use_token
-from clip2scene.config import Clip2sceneError, ConfigError
+from clip2scene.config import Clip2sceneError, ConfigError, one_line
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 API_ADDRESS, RAY_ADDRESS = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
@@ -152,7 +152,7 @@ class Jobs:
         except (ConnectionError, RequestException, aiohttp.ClientError) as error:
             raise ClusterError(f"no Ray dashboard answers at {self.address}; give its URL with --dashboard") from error
         except (RuntimeError, RayStateApiException) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, 300)
             raise ClusterError(f"{self.address} refuses: {reason}") from error
 
 
