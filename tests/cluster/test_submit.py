@@ -76,7 +76,11 @@ def test_the_file_in_the_package_does_not_need_its_bases(name):
     ("overrides", "nodes", "sentence"),
     [
         ([], [{"CPU": 1.0}, {"CPU": 1.0}], None),
-        ([], [{"CPU": 1.5}, {"CPU": 0.5}], r"resources.num_workers=2 with resources.gpus_per_worker=0: 1 CPU each"),
+        (
+            [],
+            [{"CPU": 1.5}, {"CPU": 0.5}],
+            r"resources.num_workers=2 with resources.gpus_per_worker=0: with 1 CPU each",
+        ),
         (["resources.num_workers=0"], [{"CPU": 0.0}], None),
         (["stage=extract"], [{"CPU": 1.0}], None),
         (["resources.gpus_per_worker=0.5"], [{"CPU": 4.0, "GPU": 1.0}], None),

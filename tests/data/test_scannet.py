@@ -212,7 +212,7 @@ def test_truncated_mesh(tmp_path: Path, kind: str) -> None:
     [
         (b"format ascii", b"format morse", "without a known format; allowed: binary_little_endian"),
         (b"element vertex 4", b"element vertex 0", "without vertices"),
-        (b"element vertex 4", b"element vertex many", "first element is not 'element vertex COUNT'"),
+        (b"element vertex 4", b"element vertex many", "first element: not 'element vertex COUNT'"),
         (b"property float x", b"property list uchar int x", "is not a scalar property of a vertex"),
         (b"property float y", b"property float x", "property 'x' occurs twice"),
         (b"uchar red", b"uchar rot", "no property red"),

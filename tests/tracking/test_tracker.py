@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from clip2scene.config import ConfigError, DistillSettings
 from clip2scene.tracking import provenance
 from clip2scene.tracking.provenance import git_revision, origin_tags, user_name
-from clip2scene.tracking.run import flatten
+from clip2scene.tracking.run import client_of, flatten
 from clip2scene.tracking.server import TrackingError
 from clip2scene.tracking.tracker import Run, Tracker, connect
 
@@ -60,6 +61,20 @@ def test_nested_runs_are_read_back(tracker, client):
     assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
     assert sorted(item.path for item in client.list_artifacts(run.run_id)) == ["notes", "report.json"]
     assert [item.path for item in client.list_artifacts(run.run_id, "notes")] == ["notes/hello.txt"]
+
+
+def test_many_runs_name_a_new_dataset_at_the_same_moment(uri):
+    tracker, together = connect(uri, "dataset"), threading.Barrier(8)
+
+    def log(digest):
+        with tracker.run("run", system_metrics=False) as run:
+            together.wait(timeout=60)
+            run.log_dataset("nuscenes", digest, "/data", "training")
+        return client_of(uri).get_run(run.run_id).inputs.dataset_inputs
+
+    with ThreadPoolExecutor(8) as pool:
+        for digest in map(str, range(5)):
+            assert [len(inputs) for inputs in pool.map(log, [digest] * 8)] == [1] * 8
 
 
 def test_figures_and_files_are_artifacts(tracker, client, tmp_path):

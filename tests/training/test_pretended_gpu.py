@@ -63,7 +63,7 @@ def as_here(values):
 
 
 EXTRA = {
-    "clip2scene": {"losses/segments.py": 1},
+    "clip2scene": {"segments.py": 1},
     "slidr": {"losses/contrast.py": 2},
     "pointcontrast": {"training/objectives.py": 1},
 }

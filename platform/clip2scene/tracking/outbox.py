@@ -29,6 +29,8 @@ METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
 _SECONDS_BETWEEN_TRIES = 1.0
 _GLANCE_S = 2.0
 _CALLS = "calls.jsonl"
+_IS_THERE = ("IntegrityError", "UniqueViolation")
+"""Names of a database's errors, in MLflow's answer, for a row that another request has just inserted."""
 _AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
 Call = Mapping[str, Any]
@@ -195,10 +197,22 @@ def make(client: Any, run_id: str, call: Call) -> None:
         source = json.dumps({"uri": call["source"]})
         dataset = entities.Dataset(call["name"], call["digest"], source_type="local", source=source)
         tags = [entities.InputTag("mlflow.data.context", call["context"])]
-        client.log_inputs(run_id, datasets=[entities.DatasetInput(dataset, tags)])
+        _log_dataset(client, run_id, entities.DatasetInput(dataset, tags))
     else:
         assert call["do"] == "end", call
         client.set_terminated(run_id, call["status"], call["time_ms"])
+
+
+def _log_dataset(client: Any, run_id: str, dataset: Any) -> None:
+    """Log a dataset; again where another run logged it first at the same moment, and MLflow would insert it twice."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.log_inputs(run_id, datasets=[dataset])
+    except MlflowException as error:
+        if not any(name in str(error) for name in _IS_THERE):
+            raise
+        client.log_inputs(run_id, datasets=[dataset])
 
 
 def _batches(entries: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
