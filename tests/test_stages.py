@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,77 @@ def test_labels_and_sweeps_change_only_the_digests_that_depend_on_them(stages, s
     assert labelled.distill_digest == bare.distill_digest != few.distill_digest
 
 
+def changed_copy(root: Path, folder: Path, pattern: str) -> Path:
+    """A copy of the world in which the last byte of every file of a pattern is another."""
+    copy = shutil.copytree(root, folder)
+    files = sorted(copy.glob(pattern))
+    assert files
+    for file in files:
+        contents = bytearray(file.read_bytes())
+        contents[-1] ^= 1
+        file.write_bytes(contents)
+    return copy
+
+
+def test_a_copy_with_other_contents_is_another_data_set(stages, streetworld_root, tmp_path):
+    root, _ = streetworld_root
+    first, same = stages(), stages(f"dataset.root={shutil.copytree(root, tmp_path / 'same')}")
+    assert (first.index.digests, first.store_path) == (same.index.digests, same.store_path)
+
+    def changed(name: str, pattern: str) -> Stages:
+        return stages(f"dataset.root={changed_copy(root, tmp_path / name, pattern)}")
+
+    labels = changed("labels", "lidarseg/*/*.bin")
+    assert labels.index.digest != first.index.digest
+    assert labels.distill_digest == first.distill_digest
+    for number, pattern in enumerate(("samples/LIDAR_TOP/*", "sweeps/LIDAR_TOP/*")):
+        clouds = changed(f"clouds{number}", pattern)
+        assert clouds.distill_digest != first.distill_digest
+        assert clouds.store_path == first.store_path
+    images = changed("images", "samples/CAM_*/*")
+    assert images.store_path != first.store_path
+
+
+def test_labels_that_change_in_their_place_are_indexed_again(stages, streetworld_root, tmp_path):
+    root = shutil.copytree(streetworld_root[0], tmp_path / "world")
+    first = stages(f"dataset.root={root}").index
+    file = next((root / "lidarseg").glob("*/*.bin"))
+    labels = file.read_bytes()
+    file.write_bytes(bytes([labels[0] ^ 1]) + labels[1:])
+    again = stages(f"dataset.root={root}").index
+    assert again.digests.unlabelled == first.digests.unlabelled
+    assert again.digest != first.digest
+    index_file = next((tmp_path / "indexes").iterdir())
+    written = index_file.stat().st_mtime_ns
+    os.utime(file)
+    assert stages(f"dataset.root={root}").index.digest == again.digest
+    assert index_file.stat().st_mtime_ns == written
+
+
+def test_a_partial_split_is_named_in_the_protocol(stages, capsys):
+    job = stages()
+    pipeline = Pipeline(job.job, brief=True)
+    log = BriefRunLog(Silent(), Silent(), pipeline.stages)
+    pipeline._index(log)
+    assert capsys.readouterr().err.count("are there") == 2
+    assert log.report["protocol"].startswith("train (2 of 700 scenes)->val (2 of 150 scenes);")
+    vars(job)["index"] = job.index
+    whole = job.job.dataset.model_copy(update={"kind": "streetworld"})
+    job.job = job.job.model_copy(update={"dataset": whole})
+    assert job.missing == {}
+
+
+def test_a_window_beyond_the_indexed_sweeps_is_refused_before_the_teacher_is_loaded(stages):
+    # The world has a sweep every 125 ms.
+    job = stages("distill.num_sweeps=3", "distill.sweep_window_s=0.5", "dataset.max_sweeps=2")
+    with pytest.raises(
+        ConfigError, match=r"sweep_window_s=0\.5: the 2 indexed sweeps .*dataset\.max_sweeps=4 is needed"
+    ):
+        job.check_inputs()
+    for allowed in ("dataset.max_sweeps=4", "distill.sweep_window_s=0.25", "distill.sweep_choice=random"):
+        stages("distill.num_sweeps=3", "distill.sweep_window_s=0.5", "dataset.max_sweeps=2", allowed).check_inputs()
+
+
 def test_a_students_digest_covers_its_teachers_texts(stages, tmp_path, monkeypatch):
     plain, other = stages(), stages()
     monkeypatch.setitem(vars(other.teacher), "text_digest", "another tower")
@@ -115,7 +187,7 @@ def test_distilling_without_any_image_is_refused_before_the_teacher_is_loaded(st
         job.distill(lambda epoch, metrics: None)
     assert "teacher" not in vars(job)
     vars(job)["train_frames"] = (*bare, first)
-    job.check_images()
+    job.check_inputs()
 
 
 def test_what_is_missing_is_reported_before_the_teacher_is_loaded(stages, streetworld_root, tmp_path):
@@ -130,9 +202,9 @@ def test_what_is_missing_is_reported_before_the_teacher_is_loaded(stages, street
     with pytest.raises(DataError, match=r"dataset\.train_split='train': frame .* fine-tuning must read one"):
         job.check_labels()
     vars(job)["eval_frames"] = tuple(replace(frame, cameras=()) for frame in job.eval_frames)
-    job.check_images()
+    job.check_inputs()
     with pytest.raises(DataError, match=r"dataset\.eval_split='val': none of its . keyframes has an image"):
-        job.check_images(scored=True)
+        job.check_inputs(scored=True)
 
 
 def test_scores_need_labels(stages, streetworld_root, tmp_path):

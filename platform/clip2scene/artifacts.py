@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clip2scene.config import Job, digest_of
+from clip2scene.data.contents import are_current
 from clip2scene.data.datasets import build_index, fingerprint
 from clip2scene.data.index import Frame, Index, read_index, write_index
-from clip2scene.data.splits import split_frames
+from clip2scene.data.splits import missing_of_split, split_frames
 from clip2scene.data.vocabulary import Vocabulary, vocabulary, vocabulary_of
 from clip2scene.progress import progress
 from clip2scene.storage import Storage, folder_of
@@ -86,13 +87,16 @@ class Artifacts:
 
     @functools.cached_property
     def index(self) -> Index:
-        """All keyframes of the dataset; made if it is not in the storage yet."""
+        """All keyframes of the dataset; made if it is not in the storage yet, or if files have changed since."""
         root = self.root
         path = self.index_path
-        if not self.storage.fetch(path):
-            built = make_index(self.job)
-            with self.storage.writing(path) as aside:
-                write_index(built, aside)
+        if self.storage.fetch(path):
+            index = read_index(path, root)
+            if are_current(index):
+                return index
+        built = make_index(self.job)
+        with self.storage.writing(path) as aside:
+            write_index(built, aside)
         return read_index(path, root)
 
     @functools.cached_property
@@ -107,6 +111,15 @@ class Artifacts:
 
     def _split(self, key: str) -> tuple[Frame, ...]:
         return split_frames(self.index, getattr(self.job.dataset, key))
+
+    @functools.cached_property
+    def missing(self) -> dict[str, str]:
+        """Splits that are on disk only in part, and how much of each is; a streetworld is always whole."""
+        settings = self.job.dataset
+        if settings.kind == "streetworld":
+            return {}
+        parts = {name: missing_of_split(self.index, name) for name in (settings.train_split, settings.eval_split)}
+        return {name: part for name, part in parts.items() if part is not None}
 
     # --- teacher ---
 

@@ -51,7 +51,7 @@ class Pipeline:
         with tracker.run(
             name or f"{job.name}-seed{job.seed}",
             parent=parent,
-            tags=own_tags | comparable(self.stages) | dict(tags or {}),
+            tags=own_tags | comparable(job, self.stages.prompts_digest) | dict(tags or {}),
             params=job.model_dump(mode="json", by_alias=True),
             system_metrics=False,
         ) as run:
@@ -73,7 +73,7 @@ class Pipeline:
             self.stages.check_labels()
         if teaches:
             if last >= STAGES.index("distill"):
-                self.stages.check_images(scored=scored)
+                self.stages.check_inputs(scored=scored)
             self._extract(log)
         with worker_group(job.resources):
             if teaches and last >= STAGES.index("distill"):
@@ -89,8 +89,10 @@ class Pipeline:
         with log.stage("index") as run:
             index = self.stages.index
             splits = {"train": self.stages.train_frames, "eval": self.stages.eval_frames}
-            for sentence in index.left_out:
+            partial = [f"split {name}: {part} are there" for name, part in self.stages.missing.items()]
+            for sentence in (*index.left_out, *partial):
                 console().print(f"index: {sentence}", markup=False, soft_wrap=True)
+            log.indexed(run)
             run.log_metrics(
                 {"frames": len(index.frames), "left_out": len(index.left_out)}
                 | {f"{name}_frames": len(frames) for name, frames in splits.items()}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,14 +37,15 @@ class RunLog:
         self.run = run
         self.seconds: dict[str, float] = {}
         self.report: dict[str, Any] = {"name": job.name, "stage": job.stage, "seed": job.seed, "run_id": run.run_id}
-        self.report |= comparable(stages)
+        self._tags = comparable(stages.job, stages.prompts_digest)
+        self.report |= self._tags
         self.scores: dict[str, float] = {}
         """The last ones, named as in MLflow (``miou/student_3d``)."""
 
     @contextmanager
     def stage(self, name: str, group: str | None = None) -> Iterator[Run]:
         """The run of a stage, for the length of a block; ``group`` is what stages of one kind have in common."""
-        tags = {"stage": group or name, **comparable(self._stages)}
+        tags = {"stage": group or name, **self._tags}
         params = _params(self._stages.job, group or name)
         with self._tracker.run(name, parent=self.run, tags=tags, params=params) as run:
             started = time.perf_counter()
@@ -51,6 +53,14 @@ class RunLog:
             seconds = self._took(group or name, started)
             run.log_metrics({"seconds": seconds})
         self.say(f"{name}: {seconds:.1f} s")
+
+    def indexed(self, run: Run) -> None:
+        """Name the parts of splits that are missing, which the index tells, in the tags of the runs that follow."""
+        stages = self._stages
+        self._tags = comparable(stages.job, stages.prompts_digest, stages.missing)
+        self.report |= self._tags
+        for one in dict.fromkeys((run, self.run)):
+            one.set_tags(self._tags)
 
     def _took(self, group: str, started: float) -> float:
         seconds = time.perf_counter() - started
@@ -199,13 +209,13 @@ class History:
         self._run.log_metrics({f"{self._prefix}{name}": value for name, value in metrics.items()}, step=epoch)
 
 
-def comparable(stages: Stages) -> dict[str, str]:
-    """Tags in which runs must agree for their scores to be comparable."""
-    dataset, finetune = stages.job.dataset, stages.job.finetune
-    return {
-        "protocol": f"{dataset.train_split}->{dataset.eval_split};{finetune.protocol}",
-        "vocabulary": stages.prompts_digest,
-    }
+def comparable(job: Job, prompts_digest: str, missing: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Tags in which runs must agree for their scores to be comparable; ``missing``: how much of a split is on disk."""
+    splits = (
+        f"{name} ({missing[name]})" if name in missing else name
+        for name in (job.dataset.train_split, job.dataset.eval_split)
+    )
+    return {"protocol": f"{'->'.join(splits)};{job.finetune.protocol}", "vocabulary": prompts_digest}
 
 
 def _params(job: Job, stage: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from clip2scene.training.evaluate import (
 )
 from clip2scene.training.finetune import Finetuning, choose_labelled
 from clip2scene.training.fit import Fitted, Metrics, Training, fit
-from clip2scene.training.samples import SampleSource
+from clip2scene.training.samples import SampleSource, check_window
 from clip2scene.training.validation import SWEEPS, Validation
 
 OnEpoch = Callable[[int, Metrics], None]
@@ -68,15 +68,17 @@ class Stages(Artifacts):
         """Pre-train a student on the training split, unless it is there already."""
         return self._train(self.distillation(), "distill", self.distill_digest, on_epoch)
 
-    def check_images(self, *, scored: bool = False) -> None:
-        """Refuse to distil from a split without any image: the student would learn nothing, and yet be stored.
+    def check_inputs(self, *, scored: bool = False) -> None:
+        """Refuse to distil without any image, or without the sweeps that the settings ask for.
 
         Args:
             scored: whether the student is then scored, which needs images of the evaluation split too.
 
         Raises:
+            ConfigError: the window of the sweeps reaches further back than the index.
             DataError: no keyframe of a split has an image, and the method needs images.
         """
+        check_window(self.train_frames, self.job.distill, self.job.dataset.max_sweeps)
         if self.job.distill.method in TEXT_FREE:
             return
         splits = {"train_split": self.train_frames} | ({"eval_split": self.eval_frames} if scored else {})
@@ -106,7 +108,7 @@ class Stages(Artifacts):
 
     def distillation(self) -> Distillation:
         """The pre-training of the settings."""
-        self.check_images()
+        self.check_inputs()
         job = self.job
         return Distillation(
             seed=job.seed,

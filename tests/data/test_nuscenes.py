@@ -145,7 +145,7 @@ def test_index_survives_parquet_and_its_digest_does_not_depend_on_the_root(
     write_index(street_index, tmp_path / "index.parquet")
     read = read_index(tmp_path / "index.parquet")
     rows = [_row(frame) for frame in street_index.frames]
-    assert street_index.digest == digest_of(FORMAT, "nuscenes", street_index.version, rows)
+    assert street_index.digest == digest_of(FORMAT, "nuscenes", street_index.version, (), rows)
     assert (read.root, read.version, read.digest) == (street_index.root, street_index.version, street_index.digest)
     for a, b in zip(read.frames, street_index.frames, strict=True):
         _same_frame(a, b)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -323,7 +324,8 @@ def test_truncated_scan_and_damaged_labels(tiny: Path) -> None:
 
 
 def test_datasets_are_indexed_by_kind(tiny: Path) -> None:
-    assert build_any("semantickitti", tiny, max_sweeps=1).digest == build_index(tiny, max_sweeps=1).digest
+    found = replace(build_any("semantickitti", tiny, max_sweeps=1), contents=None)
+    assert found.digest == build_index(tiny, max_sweeps=1).digest
     with pytest.raises(
         ConfigError,
         match=r"nuscenes: give the name of its folder of tables .* as --version \(in a job: dataset\.version\)",

@@ -10,7 +10,7 @@ from refusals import refused
 
 from clip2scene.config import ConfigError
 from clip2scene.data.index import DataError, Frame, Index
-from clip2scene.data.splits import scenes_of_split, split_frames, split_scenes
+from clip2scene.data.splits import missing_of_split, scenes_of_split, split_frames, split_scenes
 
 
 @pytest.mark.parametrize(
@@ -98,3 +98,13 @@ def test_importing_splits_and_clouds_does_not_import_the_devkit() -> None:
         "sys.exit(any(name.split('.')[0] in {'nuscenes', 'torch', 'matplotlib'} for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_of_a_split_is_missing() -> None:
+    assert missing_of_split(_index("nuscenes", sorted(split_scenes("mini_val"))), "mini_val") is None
+    assert missing_of_split(_index("nuscenes", sorted(split_scenes("mini_val"))[:1]), "mini_val") == "1 of 2 scenes"
+    sequence = Index("semantickitti", Path("root"), "", _index("semantickitti", ["08"] * 4071).frames)
+    assert missing_of_split(sequence, "val") is None
+    assert missing_of_split(_index("semantickitti", ["08"] * 3), "val") == "3 of 4071 scans"
+    assert missing_of_split(_index("semantickitti", ["00", "08"]), "train") == "1 of 19130 scans"
+    assert missing_of_split(_index("semantickitti", ["11"]), "test") == "1 of 20351 scans"

@@ -164,6 +164,17 @@ def test_the_text_tower_has_a_digest_of_its_own(tiny_clip: TinyClip, tmp_path: P
     assert first.text_digest == load_teacher(tiny(tiny_clip("token"), clip_normalisation=False)).text_digest
 
 
+def test_the_text_digest_covers_how_the_weights_are_read(tiny_clip: TinyClip, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_clip("token"), tmp_path / "other")
+    file = folder / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    before = load_teacher(tiny(folder)).text_digest
+    assert before == load_teacher(tiny(tiny_clip("token"))).text_digest  # wherever the folder lies
+    config["model_cfg"]["text_cfg"]["heads"] *= 2
+    file.write_text(json.dumps(config))
+    assert load_teacher(tiny(folder)).text_digest != before
+
+
 def test_random_weights_follow_the_seed_and_leave_the_callers_generator() -> None:
     settings = TeacherSettings(model="RN50", pretrained="random", image_height_px=32, image_width_px=32)
     torch.manual_seed(3)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from clip2scene.config import ConfigError, digest_of
+from clip2scene.data.contents import sample_contents
 from clip2scene.data.index import Index
 
 KINDS = ("nuscenes", "semantickitti", "scannet")
 
-_BUILDERS = 2
+_BUILDERS = 3
 """Raised whenever a builder changes the index that it makes of the same files."""
 _WATCHED = {"semantickitti": "sequences/*/*", "scannet": "scans/*/*"}
 """Paths that change with a dataset that has no tables: files by size and time, folders by the time of their listing."""
@@ -26,7 +28,7 @@ def ego_radius_m(kind: str) -> float:
 def build_index(
     kind: str, root: Path, *, version: str | None = None, max_sweeps: int = 10, images_per_scene: int | None = None
 ) -> Index:
-    """Build the index of a dataset folder; a streetworld is read as nuScenes.
+    """Build the index of a dataset folder, with a sample of its contents; a streetworld is read as nuScenes.
 
     Args:
         kind: one of :data:`KINDS`, or ``streetworld``.
@@ -39,6 +41,11 @@ def build_index(
         ConfigError: nuScenes without a version.
         DataError: a part of the dataset is missing or damaged.
     """
+    index = _index_of(kind, root, version, max_sweeps, images_per_scene)
+    return replace(index, contents=sample_contents(index))
+
+
+def _index_of(kind: str, root: Path, version: str | None, max_sweeps: int, images_per_scene: int | None) -> Index:
     if kind == "semantickitti":
         from clip2scene.data import semantickitti
 

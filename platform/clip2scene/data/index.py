@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from clip2scene.config import Clip2sceneError
 from clip2scene.storage import writing
 
-FORMAT = "clip2scene-index-1"
+FORMAT = "clip2scene-index-2"
 
 
 class DataError(Clip2sceneError, ValueError):
@@ -86,6 +86,22 @@ class Digests(NamedTuple):
     """Of frame ids and images, which are all that a teacher's features depend on."""
 
 
+class Contents(NamedTuple):
+    """Hashes (16 hex characters each) of sampled files of each kind, and what tells that these have changed."""
+
+    images: str
+    clouds: str
+    """Of keyframes and sweeps, and depth maps."""
+    labels: str
+    files: tuple[tuple[str, int, int], ...]
+    """Path, bytes and time of modification (ns) of every sampled file. Not in any digest."""
+
+    @property
+    def hashes(self) -> tuple[str, str, str]:
+        """Of images, clouds and labels."""
+        return self.images, self.clouds, self.labels
+
+
 @dataclass(frozen=True)
 class Index:
     """All keyframes of a dataset version, in scene and time order."""
@@ -97,18 +113,23 @@ class Index:
     frames: tuple[Frame, ...]
     left_out: tuple[str, ...] = ()
     """One sentence per thing that was skipped (non-finite pose, missing mesh). Not in the digest."""
+    contents: Contents | None = None
+    """Not known of an index that was built without reading its files."""
 
     @property
     def digest(self) -> str:
-        """Hash of the contents, whatever folder the dataset lies in."""
+        """Hash of the dataset, whatever folder it lies in."""
         return self.digests.whole
 
     @functools.cached_property
     def digests(self) -> Digests:
-        """Hashes of the contents and of parts of them, for artifacts that depend only on these parts."""
-        # As digest_of(FORMAT, dataset, version, rows), but row by row: one text would be a gigabyte for nuScenes.
-        start = f"[{_json(FORMAT)},{_json(self.dataset)},{_json(self.version)},[".encode()
-        whole, unlabelled, images = (hashlib.sha256(start) for _ in range(3))
+        """Hashes of the dataset and of parts of it, for artifacts that depend only on these parts."""
+        # As digest_of(FORMAT, ..., hashes, rows), but row by row: one text would be a gigabyte for nuScenes.
+        start = ",".join(map(_json, (FORMAT, self.dataset, self.version)))
+        hashes = self.contents.hashes if self.contents else ()
+        whole, unlabelled, images = (
+            hashlib.sha256(f"[{start},{_json(known)},[".encode()) for known in (hashes, hashes[:2], hashes[:1])
+        )
         for number, row in enumerate(map(_row, self.frames)):
             comma, text, label = "," * bool(number), _json(row), _json(row["label_path"])
             whole.update(f"{comma}{text}".encode())
@@ -185,6 +206,7 @@ def write_index(index: Index, path: str | Path) -> None:
         "root": str(index.root.resolve()),
         "version": index.version,
         "left_out": index.left_out,
+        "contents": index.contents,
         "digests": index.digests._asdict(),  # computing them takes longer than reading the file
     }
     table = pa.Table.from_pylist([_row(frame) for frame in index.frames], schema=_SCHEMA)
@@ -213,9 +235,12 @@ def read_index(path: str | Path, root: str | Path | None = None) -> Index:
     # Arrow would keep the memory that it decoded the file in, which is more than the table's own.
     pa.default_memory_pool().release_unused()
     root = Path(root if root is not None else about["root"])
-    index = Index(about["dataset"], root, about["version"], _frames(table), tuple(about.get("left_out", ())))
-    if "digests" in about:
-        vars(index)["digests"] = Digests(**about["digests"])
+    contents = about["contents"]
+    if contents is not None:
+        images, clouds, labels, files = contents
+        contents = Contents(images, clouds, labels, tuple(map(tuple, files)))
+    index = Index(about["dataset"], root, about["version"], _frames(table), tuple(about["left_out"]), contents)
+    vars(index)["digests"] = Digests(**about["digests"])
     return index
 
 

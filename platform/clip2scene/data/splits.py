@@ -27,6 +27,13 @@ _SEMANTICKITTI = {
     "test": frozenset(str(number) for number in range(11, 22)),
 }
 
+_SEMANTICKITTI_SCANS = (
+    *(4541, 1101, 4661, 801, 271, 2761, 1101, 1101, 4071, 1591, 1201),
+    *(921, 1061, 3281, 631, 1901, 1731, 491, 1801, 4981, 831, 2721),
+)
+"""Scans of the sequences 00 to 21: 19,130 in ``train``, 4,071 in ``val`` and 20,351 in ``test``. Source: KITTI's
+odometry benchmark, from which SemanticKITTI has them."""
+
 _SCANNET_FOLDERS = (".", "splits", "Tasks/Benchmark")
 """Folders below the root that may hold ScanNet's lists; the last is their path in ScanNet's repository."""
 
@@ -121,3 +128,20 @@ def split_frames(index: Index, name: str) -> tuple[Frame, ...]:
         listed = ", ".join(scenes[:5]) + (f" and {len(scenes) - 5} more" if len(scenes) > 5 else "")
         raise DataError(f"split {name!r} has no keyframe in the index of {index.root} (its scenes: {listed or 'none'})")
     return frames
+
+
+def missing_of_split(index: Index, name: str) -> str | None:
+    """How much of an official split is on disk, like ``3 of 4071 scans``; None where all of it is.
+
+    Scores on a part of a split are not those of the split. Counted in scenes, and in SemanticKITTI in scans.
+
+    Raises:
+        ConfigError: no such split.
+        DataError: one of ScanNet's lists is missing or damaged.
+    """
+    scenes = scenes_of_split(index, name)
+    frames = index.select(scenes)
+    found, expected, unit = len({frame.scene for frame in frames}), len(scenes), "scenes"
+    if index.dataset == "semantickitti":
+        found, expected, unit = len(frames), sum(_SEMANTICKITTI_SCANS[int(scene)] for scene in scenes), "scans"
+    return f"{found} of {expected} {unit}" if found < expected else None

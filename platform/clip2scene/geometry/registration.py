@@ -13,7 +13,7 @@ import numpy as np
 from clip2scene.data.index import Frame, Sweep
 from clip2scene.data.poses import inverse
 
-_HALF_SWEEP_US = 25_000
+HALF_SWEEP_US = 25_000
 """Half the period of nuScenes' 20 Hz LiDAR: how far the last sweep may lie outside the window."""
 
 
@@ -87,7 +87,7 @@ def choose_sweeps(frame: Frame, num_sweeps: int, window_s: float) -> tuple[Sweep
         At most K - 1 sweeps, nearest in time first; fewer where the window holds fewer, as at a scene's start.
     """
     window_us = window_s * 1e6
-    left = [sweep for sweep in frame.sweeps if frame.timestamp_us - sweep.timestamp_us <= window_us + _HALF_SWEEP_US]
+    left = [sweep for sweep in frame.sweeps if frame.timestamp_us - sweep.timestamp_us <= window_us + HALF_SWEEP_US]
     chosen: list[Sweep] = []
     for step in range(1, num_sweeps):
         if not left:

@@ -28,6 +28,7 @@ from clip2scene.tracking.sweep.keep import keep_sweep
 from clip2scene.tracking.sweep.record import SweepRecord, read_sweep_run
 from clip2scene.tracking.sweep.runs import FORMAT, is_recorded, sweep_run
 from clip2scene.tracking.tracker import Run, Tracker
+from clip2scene.training.samples import check_window
 
 
 def remember(sweep: Sweep, command: str) -> tuple[Sweep, Path]:
@@ -115,15 +116,20 @@ def _prepare(sweep: Sweep, folder: Path) -> bool:
     """Make world, index, features and texts of all trials, each once; return whether trials may read labels.
 
     Raises:
-        ConfigError: trials are selected by labels, and there are none.
+        ConfigError: trials are selected by labels, and there are none; or a window of sweeps is too long for the index.
+        DataError: there is no image to distil from.
     """
+    indexed: dict[str, Stages] = {}
+    for job in map(sweep.job_of, sweep.extremes):
+        stages = indexed.setdefault(job.dataset.digest(), Stages(job))
+        check_window(stages.train_frames, job.distill, job.dataset.max_sweeps)
     prepared: dict[str, Stages] = {}
     encoded = wanted = 0
     for trial in sweep.trials if sweep.space.searcher == "random" else sweep.trials[:1]:
         stages = Stages(sweep.job_of(trial))
         if stages.inputs_digest not in prepared:
             prepared[stages.inputs_digest] = stages
-            stages.check_images()
+            stages.check_inputs()
             done = stages.make_inputs()
             encoded, wanted = encoded + done.images_encoded, wanted + done.images_encoded + done.images_cached
             stages.text(stages.vocabulary, stages.job.prompts.templates)

@@ -59,6 +59,18 @@ class Sweep:
         """Seeds that every configuration is trained with."""
         return self.space.seeds or (self.base.seed,)
 
+    @property
+    def extremes(self) -> tuple[Trial, ...]:
+        """Per variant, trials that move one parameter at a time to each extreme: if these are valid, all are."""
+        space = self.space
+        first = {key: values.extremes[0] for key, values in space.parameters.items()}
+        others = [{key: value} for key, values in space.parameters.items() for value in values.extremes[1:]]
+        return tuple(
+            Trial(0, self.seeds[0], first | change, variant)
+            for variant in space.variants or (None,)
+            for change in ({}, *others)
+        )
+
     @functools.cached_property
     def trials(self) -> tuple[Trial, ...]:
         """All trials, in order; with ``searcher=tpe`` only their number and seed are known before they run."""
@@ -143,7 +155,7 @@ def combine(space: dict[str, Any], job: dict[str, Any], space_source: str, job_s
     if is_remote(base.storage):
         raise ConfigError(f"{job_source}: storage={base.storage}: a sweep needs a folder that all its nodes see")
     where = f"{space_source} on {job_source}"
-    jobs = [sweep.job_of(trial, where) for trial in _extreme_trials(sweep)]
+    jobs = [sweep.job_of(trial, where) for trial in sweep.extremes]
     for key in sweep.space.parameters:
         reasons = [why_unread(key, made.distill) for made in jobs]
         if all(reasons):
@@ -170,13 +182,3 @@ def _with_gpus_of(base: Job, space: Space) -> Space:
         return space
     shared = base.resources.model_dump(include=set(WorkerSettings.model_fields))
     return space.model_copy(update={"resources": TrialResources(**shared)})
-
-
-def _extreme_trials(sweep: Sweep) -> Iterable[Trial]:
-    """Per variant, trials that move one parameter at a time to each of its extremes: if these are valid, all are."""
-    space = sweep.space
-    first = {key: values.extremes[0] for key, values in space.parameters.items()}
-    others = [{key: value} for key, values in space.parameters.items() for value in values.extremes[1:]]
-    for variant in space.variants or (None,):
-        for change in ({}, *others):
-            yield Trial(0, sweep.seeds[0], first | change, variant)

@@ -51,6 +51,7 @@ class DenseClip(nn.Module):
         self.settings = settings
         self.clip = loaded.model
         self._tokenizer_name = loaded.tokenizer
+        self._text_architecture = loaded.text_architecture
         visual: Any = loaded.model.visual
         patch = _patch_size(visual, settings.model)
         size = (settings.image_height_px, settings.image_width_px)
@@ -92,7 +93,8 @@ class DenseClip(nn.Module):
     @functools.cached_property
     def text_digest(self) -> str:
         """Hash of everything except the vision tower, which :meth:`encode_text` depends on."""
-        return _digest({k: v for k, v in self.clip.state_dict().items() if not k.startswith("visual.")}, {})
+        weights = {k: v for k, v in self.clip.state_dict().items() if not k.startswith("visual.")}
+        return _digest(weights, self._text_architecture)
 
     def train(self, mode: bool = True) -> DenseClip:
         """Refuse training mode.

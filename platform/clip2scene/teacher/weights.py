@@ -53,6 +53,8 @@ class Loaded:
     """Name of the model's tokenizer for ``open_clip.get_tokenizer``."""
     architecture: dict[str, Any]
     """Vision tower's configuration without its image size; ready for JSON, for digests."""
+    text_architecture: dict[str, Any]
+    """Likewise of the text tower, with the tokenizer's name."""
 
 
 def load_model(settings: TeacherSettings) -> Loaded:
@@ -75,7 +77,7 @@ def load_model(settings: TeacherSettings) -> Loaded:
     elif tag := open_clip.get_pretrained_cfg(name, settings.pretrained):
         checkpoint = _download(tag, settings)
         preprocessing = tag
-        quick_gelu = bool(tag.get("quick_gelu", False))
+        quick_gelu = bool(tag.get("quick_gelu", quick_gelu))
     else:
         checkpoint = _local_file(name, settings.pretrained)
         preprocessing, quick_gelu = _published_settings(checkpoint, name, quick_gelu)
@@ -87,7 +89,11 @@ def load_model(settings: TeacherSettings) -> Loaded:
     vision.pop("image_size", None)
     architecture = {**asdict(open_clip.CLIPVisionCfg(**vision)), "quick_gelu": quick_gelu}
     architecture.pop("image_size")
-    return Loaded(model, name, architecture)
+    text = {key: value for key, value in configuration["text_cfg"].items() if key != "hf_model_pretrained"}
+    text |= {"quick_gelu": quick_gelu, "custom_text": bool(configuration.get("custom_text", False))}
+    if folder is None:  # a folder's tokenizer is its own, and the folder may be moved
+        text["tokenizer"] = name
+    return Loaded(model, name, architecture, text)
 
 
 def absolute(settings: TeacherSettings) -> TeacherSettings:

@@ -9,6 +9,7 @@ Legend: N points of all clouds, P pairs, M images, K sweeps, D feature width.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -20,12 +21,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from clip2scene.config import AugmentSettings, DistillSettings
+from clip2scene.config import AugmentSettings, ConfigError, DistillSettings
 from clip2scene.data.clouds import read_cloud, read_depths, read_labels, resolve
 from clip2scene.data.index import DataError, Frame, Sweep
 from clip2scene.data.vocabulary import Vocabulary
 from clip2scene.geometry.pairing import Pairs, pair
-from clip2scene.geometry.registration import choose_sweeps, register, without_ego_returns
+from clip2scene.geometry.registration import HALF_SWEEP_US, choose_sweeps, register, without_ego_returns
 from clip2scene.teacher.store import FeatureStore
 from clip2scene.teacher.superpixels import SuperpixelStore, segments_at
 
@@ -200,6 +201,32 @@ def num_clouds(frame: Frame, settings: DistillSettings) -> int:
     if settings.sweep_choice == "random":
         return min(settings.num_sweeps, 1 + len(frame.sweeps[:_RANDOM_POOL]))
     return 1 + len(choose_sweeps(frame, settings.num_sweeps, settings.sweep_window_s))
+
+
+def check_window(frames: tuple[Frame, ...], settings: DistillSettings, max_sweeps: int) -> None:
+    """Refuse a window that reaches further back than the index does, as nearer sweeps would silently be taken instead.
+
+    Args:
+        frames: keyframes to train on.
+        settings: with K and the window.
+        max_sweeps: earlier sweeps that the index lists at most; 0 (only keyframes were downloaded) is allowed.
+
+    Raises:
+        ConfigError: the window is longer than the sweeps of most of 64 keyframes that have all of them.
+    """
+    if settings.num_sweeps == 1 or settings.sweep_choice == "random" or not max_sweeps:
+        return
+    chosen = [frames[row] for row in np.linspace(0, len(frames) - 1, min(len(frames), 64)).astype(int)]
+    full = [frame for frame in chosen if len(frame.sweeps) == max_sweeps]
+    if not full:
+        return
+    reached_s = float(np.median([(frame.timestamp_us - frame.sweeps[-1].timestamp_us) / 1e6 for frame in full]))
+    if reached_s < settings.sweep_window_s - HALF_SWEEP_US / 1e6:
+        needed = math.ceil(settings.sweep_window_s * max_sweeps / reached_s)
+        raise ConfigError(
+            f"distill.sweep_window_s={settings.sweep_window_s:g}: the {max_sweeps} indexed sweeps before a keyframe "
+            f"reach only {reached_s:.2g} s back; dataset.max_sweeps={needed} is needed, or a shorter window"
+        )
 
 
 class SampleCache:
