@@ -92,8 +92,9 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
         task = bars.add_task(escape(description), total=total, shown=fields)
 
         def advance(n: int = 1, **new_fields: Any) -> None:
-            fields.update(new_fields)
-            bars.advance(task, n)
+            nonlocal fields
+            fields = fields | new_fields  # a new one: rich draws the old one in its own thread
+            bars.update(task, advance=n, shown=fields)
 
         yield advance
         if total is None:

@@ -56,12 +56,13 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path, doing: str, *, name: str = LOCK) -> Iterator[None]:
+def locked(folder: Path, doing: str | None = None, *, name: str = LOCK) -> Iterator[None]:
     """Hold a lock, which is released even if this process is killed: a second command waits, and then finds all done.
 
     Args:
         folder: holds the lock's file; made if it is missing.
-        doing: what the run that holds the lock does (``fills this store``), for the message to the one that waits.
+        doing: what the run that holds the lock does (``fills this store``), for the message to the one that waits;
+            nothing is said when not given.
         name: of the lock's file.
 
     Raises:
@@ -76,10 +77,12 @@ def locked(folder: Path, doing: str, *, name: str = LOCK) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _log.warning("%s: another run %s; waiting for it", folder, doing)
+            if doing is not None:
+                _log.warning("%s: another run %s; waiting for it", folder, doing)
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:  # Lustre without the option flock, some FUSE
-            _log.warning("%s: no locks there (%s); do not start a command twice at once", folder, error.strerror)
+            if doing is not None:
+                _log.warning("%s: no locks there (%s); do not start a command twice at once", folder, error.strerror)
         yield
 
 

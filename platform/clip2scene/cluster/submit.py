@@ -21,7 +21,7 @@ import yaml
 
 import clip2scene
 from clip2scene.cluster.jobs import Jobs
-from clip2scene.cluster.session import trains
+from clip2scene.cluster.session import check_workers
 from clip2scene.config import ConfigError, Job, digest_of
 from clip2scene.jobfile import kind_of, kind_with_job, load_job, read_values
 from clip2scene.machine import check_room
@@ -30,7 +30,6 @@ from clip2scene.tracking.provenance import REVISION, git_revision, user_name
 
 FILES = "files"
 """Folder for the job's files in the package."""
-_CPUS_PER_WORKER = 1
 
 
 @dataclass(frozen=True)
@@ -171,10 +170,7 @@ def check_fits(job: Job, nodes: Sequence[dict[str, float]], address: str) -> Non
     actors, gpus = job.extract.num_actors, job.extract.gpus_per_actor
     asked = f"extract.num_actors={actors} with extract.gpus_per_actor={gpus:g}"
     check_room(nodes, actors, gpus=gpus, settings=asked, place=address)
-    if trains(job):
-        workers, gpus = job.resources.num_workers, job.resources.gpus_per_worker
-        asked = f"resources.num_workers={workers} with resources.gpus_per_worker={gpus:g}"
-        check_room(nodes, workers, cpus=_CPUS_PER_WORKER, gpus=gpus, settings=asked, place=address)
+    check_workers(job, nodes, address)
 
 
 def check_tracking_uri(uri: str) -> None:

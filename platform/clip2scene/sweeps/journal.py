@@ -9,7 +9,7 @@ from typing import Any
 
 from ray import tune
 
-from clip2scene.config import Job
+from clip2scene.config import Job, last_line
 from clip2scene.sweeps.progress import SweepProgress
 from clip2scene.sweeps.sweep import Sweep
 from clip2scene.sweeps.trial import trial_from_config
@@ -62,7 +62,7 @@ class Journal:
         result = self._results.get(number, {})
         finals = {"epochs": self._epochs.get(number, 0), "seconds": float(result.get("time_total_s", math.nan))}
         if error is not None:
-            state, reason = "failed", _sentence(error)
+            state, reason = "failed", last_line(error)
         elif "diverged" in result:
             state, reason = "diverged", result["diverged"]
         else:
@@ -140,9 +140,3 @@ def _scores(result: dict[str, Any]) -> dict[str, float]:
     """The objectives among the metrics of a report; none before the first."""
     metrics = result.get("metrics", {})
     return {name: metrics[PREFIX + name] for name in OBJECTIVES if PREFIX + name in metrics}
-
-
-def _sentence(error: BaseException) -> str:
-    """The last line of what a trial raised, which says most."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import ray
 
-from clip2scene.config import ExtractSettings, TeacherSettings
+from clip2scene.config import ExtractSettings, TeacherSettings, last_line
 from clip2scene.data.index import DataError, Frame, Index
 from clip2scene.machine import check_room
 from clip2scene.progress import Progress
@@ -169,9 +169,9 @@ def _encode_all(
                 yield row["frame_id"], store.FrameEntry(digest, tuple(status["cameras"]), status["broken"])
                 advance(images[row["frame_id"]])
         except ray.exceptions.RayActorError as error:
-            reason = str(error).strip().splitlines()[-1][:200]
             raise ExtractionError(
-                f"{path}: the actors that encode could not be kept alive ({reason}); run again to go on from here"
+                f"{path}: the actors that encode could not be kept alive ({last_line(error)[:200]}); run again to go "
+                "on from here"
             ) from error
 
 

@@ -26,7 +26,7 @@ import ray
 import torch
 from PIL import Image
 
-from clip2scene.config import ContrastSettings, digest_of
+from clip2scene.config import ContrastSettings, digest_of, one_line
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame, Index
 from clip2scene.progress import Progress
@@ -72,7 +72,7 @@ class SuperpixelStore:
         except FileNotFoundError as error:
             raise DataError(f"{path}: no finished superpixels there ({store.MANIFEST} is missing)") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file}: not the manifest of superpixels ({' '.join(str(error).split())})") from error
+            raise DataError(f"{file}: not the manifest of superpixels ({one_line(error)})") from error
 
     def read(self, frame_id: str) -> dict[str, np.ndarray]:
         """Superpixels of one frame.
@@ -303,4 +303,4 @@ def _opened(file: Path) -> Iterator[Any]:
     except DataError:
         raise
     except _UNREADABLE as error:
-        raise DataError(f"{file}: damaged superpixels ({' '.join(str(error).split())})") from error
+        raise DataError(f"{file}: damaged superpixels ({one_line(error)})") from error
