@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def num_cpus() -> int:
     except (OSError, ValueError):  # no container, or cgroups of version 1
         return mine
     return mine if quota == "max" else max(min(mine, int(quota) // int(period)), 1)
+
+
+def description() -> str:
+    """This machine in a few words, for reports."""
+    return f"{num_cpus()} cores, {platform.machine()}, Python {platform.python_version()}"
 
 
 def use_threads(threads: int) -> None:

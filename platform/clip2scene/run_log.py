@@ -18,7 +18,8 @@ from clip2scene.progress import console
 from clip2scene.stages import Stages, Trained
 from clip2scene.tracking.figures import charts, labels
 from clip2scene.tracking.figures.keyframe import frame_figure, readable_images
-from clip2scene.tracking.tracker import Run, Tracker
+from clip2scene.tracking.run import Run
+from clip2scene.tracking.tracker import Tracker
 from clip2scene.training.evaluate import Scores, example_frame
 from clip2scene.training.fit import Metrics
 from clip2scene.training.metrics import iou

@@ -144,8 +144,8 @@ def package(submission: Submission) -> Iterator[Path]:
 
     Ray puts it on the Python path of the job and its workers, before the packages installed there.
     """
-    with tempfile.TemporaryDirectory(prefix="clip2scene-package-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="clip2scene-package-") as temporary:
+        folder = Path(temporary)
         code = Path(clip2scene.__file__).parent
         shutil.copytree(code, folder / code.name, ignore=shutil.ignore_patterns("__pycache__"))
         (folder / code.name / REVISION).write_text(f"{git_revision()}\n", encoding="utf-8")

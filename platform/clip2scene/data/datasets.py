@@ -7,8 +7,6 @@ from pathlib import Path
 from clip2scene.config import ConfigError, digest_of
 from clip2scene.data.index import Index
 
-KINDS = ("nuscenes", "semantickitti", "scannet")
-
 _BUILDERS = 2
 """Raised whenever a builder changes the index that it makes of the same files."""
 _WATCHED = {"semantickitti": "sequences/*/*", "scannet": "scans/*/*"}
@@ -29,7 +27,7 @@ def build_index(
     """Build the index of a dataset folder; a streetworld is read as nuScenes.
 
     Args:
-        kind: one of :data:`KINDS`, or ``streetworld``.
+        kind: ``nuscenes``, ``semantickitti``, ``scannet`` or ``streetworld``.
         root: the dataset's folder.
         version: nuScenes' folder of tables; the others ignore it.
         max_sweeps: earlier sweeps to list per keyframe; ScanNet has none.

@@ -13,9 +13,10 @@ from clip2scene.config import Job, last_line
 from clip2scene.sweeps.progress import SweepProgress
 from clip2scene.sweeps.sweep import Sweep
 from clip2scene.sweeps.trial import trial_from_config
+from clip2scene.tracking.run import Run
 from clip2scene.tracking.sweep.runs import OBJECTIVES, TrialRun
-from clip2scene.tracking.tracker import Run, Tracker
-from clip2scene.training.validation import PREFIX
+from clip2scene.tracking.tracker import Tracker
+from clip2scene.training.validation import SCORE_PREFIX
 
 
 class Journal:
@@ -53,7 +54,7 @@ class Journal:
         self._results[number] = result
         if "diverged" not in result:
             self._epochs[number] = result["epoch"]
-            metrics = {name: value for name, value in result["metrics"].items() if not name.startswith(PREFIX)}
+            metrics = {name: value for name, value in result["metrics"].items() if not name.startswith(SCORE_PREFIX)}
             self._runs[number].log_epoch(result["epoch"], _scores(result), metrics)
             self._progress.reported(number, result["epoch"], result["objective"])
 
@@ -139,4 +140,4 @@ def _number(trial: Any) -> int:
 def _scores(result: dict[str, Any]) -> dict[str, float]:
     """The objectives among the metrics of a report; none before the first."""
     metrics = result.get("metrics", {})
-    return {name: metrics[PREFIX + name] for name in OBJECTIVES if PREFIX + name in metrics}
+    return {name: metrics[SCORE_PREFIX + name] for name in OBJECTIVES if SCORE_PREFIX + name in metrics}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clip2scene.progress import console, duration
+from clip2scene.tracking.text import new_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -91,16 +92,8 @@ class SweepProgress:
         return sum(trial.state != "running" for trial in list(self._trials.values()))
 
     def _table(self) -> Table:
-        from rich import box
-        from rich.table import Table
-
         done = self._ended_before + self._num_ended()
-        table = Table(
-            title=f"{self._name}: {done}/{self._num_trials} trials ended, {self._left()}",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-        )
+        table = new_table(f"{self._name}: {done}/{self._num_trials} trials ended, {self._left()}")
         for heading in ("trial", "settings", "epoch", f"{self._metric}, %", "state"):
             table.add_column(heading, justify="right" if heading in ("epoch", f"{self._metric}, %") else "left")
         trials = dict(self._trials)  # rich draws in its own thread, while the driver adds trials

@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import math
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +49,6 @@ class ExtractReport:
     """Images with features that were in the store already."""
     broken: tuple[store.BrokenImage, ...]
     """Quarantined images of the requested frames, found now or earlier."""
-    seconds: float
 
 
 def extract(
@@ -83,7 +81,6 @@ def extract(
             nevertheless), or the actors died again and again.
         StorageError: the folder cannot be written, or the object store cannot be reached or refuses.
     """
-    start = time.monotonic()
     path = Path(store_path).resolve()
     teacher_settings = absolute(teacher_settings)
     teacher = teacher if teacher is not None else load_teacher(teacher_settings)
@@ -129,7 +126,7 @@ def extract(
             f"allows {int(settings.max_broken_fraction * total)} (the others are in {path}): {reasons}"
             f"{'; ...' if len(ours) > 3 else ''}"
         )
-    return ExtractReport(encoded, cached, ours, time.monotonic() - start)
+    return ExtractReport(encoded, cached, ours)
 
 
 def _encode_all(

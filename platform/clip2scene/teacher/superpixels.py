@@ -40,6 +40,11 @@ _ABOUT = "about"
 _FRAMES_AT_A_TIME = 16
 """Stored frames checked at once: each is a download where the storage is an object store."""
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile)
+_Image = tuple[str, str, int, int]
+"""Camera, path below the dataset's root, width and height (pixels)."""
+_Job = tuple[Path, Storage, Path, str, list[_Image], dict[str, Any]]
+_Done = tuple[str, str]
+"""Frame id, and why the frame could not be written (empty if it was)."""
 _log = logging.getLogger(__name__)
 
 
@@ -97,9 +102,9 @@ class SuperpixelStore:
         return maps
 
 
-def superpixel_digest(index_digest: str, settings: ContrastSettings, height: int, width: int) -> str:
+def superpixel_digest(images_digest: str, settings: ContrastSettings, height: int, width: int) -> str:
     """Address of the superpixels: hash of the images, the SLIC settings, the image size and scikit-image's version."""
-    return digest_of(FORMAT, index_digest, _how(settings, height, width))
+    return digest_of(FORMAT, images_digest, _how(settings, height, width))
 
 
 def segment_images(
@@ -210,13 +215,6 @@ def _how(settings: ContrastSettings, height: int, width: int) -> dict[str, Any]:
     }
 
 
-_Image = tuple[str, str, int, int]
-"""Camera, path below the dataset's root, width and height (pixels)."""
-_Job = tuple[Path, Storage, Path, str, list[_Image], dict[str, Any]]
-_Done = tuple[str, str]
-"""Frame id, and why the frame could not be written (empty if it was)."""
-
-
 def _run_all(jobs: Iterable[_Job], num_workers: int) -> Iterator[_Done]:
     if num_workers == 0:
         yield from (_segment_frame(*job) for job in jobs)
@@ -266,15 +264,15 @@ def _current_frames(
     stored = set(storage.names(path / "frames"))
     there = [frame for frame in frames if _file(path, frame.frame_id).name in stored]
 
-    def is_current(frame: Frame) -> bool:
+    def needs_nothing(frame: Frame) -> bool:
         file = _file(path, frame.frame_id)
-        return storage.fetch(file) and _is_current(file, index, frame, how)
+        return storage.fetch(file) and _is_intact(file, index, frame, how)
 
     with ThreadPoolExecutor(_FRAMES_AT_A_TIME) as readers:
-        return {frame.frame_id for frame, done in zip(there, readers.map(is_current, there), strict=True) if done}
+        return {frame.frame_id for frame, done in zip(there, readers.map(needs_nothing, there), strict=True) if done}
 
 
-def _is_current(file: Path, index: Index, frame: Frame, how: dict[str, Any]) -> bool:
+def _is_intact(file: Path, index: Index, frame: Frame, how: dict[str, Any]) -> bool:
     """Whether a frame's file is intact and complete; False also if an image was repaired since."""
     try:
         with _opened(file) as arrays:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ def summary_text(report: Mapping[str, Any]) -> str:
 
 def percent(fraction: float | None) -> str:
     """``0.4112`` as ``41.1``; a dash where there is no score (None or NaN)."""
-    return "–" if fraction is None or fraction != fraction else f"{100 * fraction:.1f}"
+    return "–" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
 def _scores(report: Mapping[str, Any]) -> list[tuple[str, float | None]]:
@@ -79,9 +80,8 @@ def _seconds(seconds: Mapping[str, float]) -> RenderableType:
     table.add_column("took", justify="right")
     for stage, taken_s in seconds.items():
         table.add_row(stage, duration(taken_s))
-    if "total" not in seconds:
-        table.add_section()
-        table.add_row("total", duration(sum(seconds.values())))
+    table.add_section()
+    table.add_row("total", duration(sum(seconds.values())))
     return table
 
 

@@ -22,8 +22,6 @@ from clip2scene.tracking.provenance import origin_tags
 from clip2scene.tracking.run import PATIENCE_S, Run, client_of
 from clip2scene.tracking.server import TrackingError, answering, healthy
 
-__all__ = ["Run", "Tracker", "client_of", "connect"]
-
 SYSTEM_METRICS_INTERVAL_S = 5.0
 _OPENING_PATIENCES = 5
 _EXPERIMENT_TAGS = {

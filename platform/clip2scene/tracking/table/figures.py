@@ -28,7 +28,7 @@ from clip2scene.tracking.figures.labels import (
 from clip2scene.tracking.figures.style import GREY, INK, new_figure, quiet, readable
 
 _BAR, _FULL = "#1f5fa8", "#e07b00"
-_HEIGHTS_M = (0.02, 0.98)
+_HEIGHT_QUANTILES = (0.02, 0.98)
 """Quantiles of the heights at the ends of the input's colour scale."""
 
 
@@ -62,7 +62,7 @@ def scene_row(
     scored_M, right_M = truth_M != IGNORE, labels_M == truth_M
     figure = new_figure(14.0, 4.75)
     panels = figure.subplots(1, 4)
-    bottom, top = np.quantile(xyz_M3[:, 2], _HEIGHTS_M)
+    bottom, top = np.quantile(xyz_M3[:, 2], _HEIGHT_QUANTILES)
     heights_M = np.clip((xyz_M3[:, 2] - bottom) / max(top - bottom, 1e-6), 0, 1)
     nothing_M = np.zeros(len(xyz_M3), dtype=bool)
     colours_M3 = matplotlib.colormaps["viridis"](0.92 * heights_M)[:, :3]
