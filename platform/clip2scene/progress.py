@@ -44,9 +44,9 @@ def progress(description: str, total: int | None, unit: str = "steps") -> Iterat
     """Show the progress of a block.
 
     Args:
-        description: What is being done, in a word or two (``extract``).
-        total: How many units there are; None if that is not known.
-        unit: Plural name of what is counted (``images``).
+        description: what is being done, in a word or two (``extract``).
+        total: how many units there are; None if that is not known.
+        unit: plural name of what is counted (``images``).
 
     Yields:
         A function ``advance(n=1, **fields)``, safe to call from several threads.

@@ -119,7 +119,7 @@ class RunLog:
         return ious
 
     def _keep_example(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """The figures show them."""
+        """Do nothing: the figures show them."""
 
     def overview(self, run: Run, scores: Scores) -> None:
         """Draw the example's images with the labels of each method on them."""
@@ -134,7 +134,7 @@ class RunLog:
             self._figure(run, draw, f"figures/images_{method}.png")
 
     def finish(self, digests: Mapping[str, str]) -> None:
-        """Log the seconds of each stage and the report."""
+        """Log the seconds of each stage and the report, which the storage gets too."""
         self.report["seconds"] = {stage: round(seconds, 2) for stage, seconds in self.seconds.items()}
         self.report["digests"] = dict(digests)
         self.run.log_metrics({f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()})
@@ -147,7 +147,7 @@ class RunLog:
 
 
 class BriefRunLog(RunLog):
-    """Logs everything in the job's own run, for one job of many; no figures, only the numbers of the example's.
+    """Logs everything in the job's own run, for one job of many; no figures, only the numbers in the example's.
 
     ``example.npz`` has ``points``, ``truth`` and an array of labels per method.
     """

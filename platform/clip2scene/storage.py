@@ -21,7 +21,7 @@ from typing import Any
 from clip2scene.config import digest_of
 from clip2scene.remote import ObjectStore, StorageError, is_remote
 
-__all__ = ["Storage", "StorageError", "folder_of", "is_remote", "is_seen", "locked", "writing"]
+__all__ = ["Storage", "StorageError", "folder_of", "is_remote", "is_seen", "locked", "write_json", "writing"]
 
 CACHE = "CLIP2SCENE_CACHE"
 """Environment variable: the folder that holds the caches of object stores, at the same path on every machine."""
@@ -84,6 +84,11 @@ def locked(folder: Path, doing: str | None = None, *, name: str = LOCK) -> Itera
             if doing is not None:
                 _log.warning("%s: no locks there (%s); do not start a command twice at once", folder, error.strerror)
         yield
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON plainly; :meth:`Storage.write_json` and :func:`writing` do so atomically."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def is_seen(path: Path) -> bool:
@@ -211,4 +216,4 @@ class Storage:
     def write_json(self, path: Path, values: Any) -> None:
         """Write JSON atomically."""
         with self.writing(path) as aside:
-            aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            write_json(aside, values)

@@ -61,10 +61,10 @@ def run_table(table: Table, tracker: Tracker, source: str, command: str, pages_a
     A job that fails does not stop the others; its cells show it as failed, and the next call tries it again.
 
     Args:
-        table: What to run.
-        tracker: Where the runs are kept.
-        source: File that the table comes from, for errors.
-        command: What the user typed, for the report.
+        table: what to run.
+        tracker: where the runs are kept.
+        source: file that the table comes from, for errors.
+        command: what the user typed, for the report.
         pages_at: MLflow server that the report's links to runs open; the tracker's when not given.
 
     Raises:

@@ -148,8 +148,7 @@ def write_manifest(path: Path, manifest: Mapping[str, Any], storage: Storage) ->
     Raises:
         StorageError: the folder cannot be written, or the object store cannot be reached or refuses.
     """
-    with storage.writing(path / MANIFEST) as aside:
-        aside.write_text(json.dumps({"format": FORMAT, **manifest}, indent=1, sort_keys=True), encoding="utf-8")
+    storage.write_json(path / MANIFEST, {"format": FORMAT, **manifest})
 
 
 def frame_file(path: Path, frame_id: str) -> Path:

@@ -156,8 +156,7 @@ def segment_images(
                     if error:
                         raise DataError(error)
                     advance(len(pending[frame_id].cameras))
-            with storage.writing(manifest) as aside:
-                aside.write_text(json.dumps({"format": FORMAT, **how}, indent=1) + "\n", encoding="utf-8")
+            storage.write_json(manifest, {"format": FORMAT, **how})
 
 
 def segments_at(maps_MHW: torch.Tensor, image_P: torch.Tensor, position_P2: torch.Tensor) -> torch.Tensor:

@@ -102,10 +102,10 @@ def read_record(uri: str, parent: Any, artifact: str, format: str) -> Record:
     """What the own run of a sweep or a table says of it.
 
     Args:
-        uri: An MLflow server.
+        uri: an MLflow server.
         parent: MLflow's run.
-        artifact: Name of its JSON artifact.
-        format: The only value of the artifact's ``format`` that can be read.
+        artifact: name of its JSON artifact.
+        format: the only value of the artifact's ``format`` that can be read.
 
     Raises:
         TrackingError: the artifact is missing or in another format.

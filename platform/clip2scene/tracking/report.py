@@ -27,7 +27,7 @@ def summary_text(report: Mapping[str, Any]) -> str:
     """Scores, scores per class and seconds per stage as plain text.
 
     Args:
-        report: The contents of ``report.json``: ``seed``, ``teacher_2d_miou``, ``student_3d_miou``, ``finetuned_miou``
+        report: the contents of ``report.json``: ``seed``, ``teacher_2d_miou``, ``student_3d_miou``, ``finetuned_miou``
             (initialisation to mIoU), ``label_fraction``, ``majority_miou``, ``per_class`` (method to class to IoU or
             None), ``images_encoded``, ``seconds`` (stage to s), ``protocol``, ``vocabulary``; scores and the label
             fraction are fractions of 1. What is missing, because its stage did not run, is left out.

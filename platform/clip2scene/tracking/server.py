@@ -57,9 +57,9 @@ def embedded_server(folder: str | Path, port: int | None = None, login: Login | 
     outlives this one, however it ends.
 
     Args:
-        folder: Where the runs are kept; created when missing.
+        folder: where the runs are kept; created when missing.
         port: TCP port on 127.0.0.1; a free one when not given.
-        login: The only user that it answers; when not given, it answers every user of this machine.
+        login: the only user that it answers; when not given, it answers every user of this machine.
 
     Yields:
         The tracking URI, ``http://127.0.0.1:PORT``.

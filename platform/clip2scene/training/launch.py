@@ -25,6 +25,9 @@ from clip2scene.storage import CACHE, is_seen, locked
 from clip2scene.training.checkpoints import CHECKPOINTS_KEPT, newest_intact, numbered, seal
 from clip2scene.training.work_queue import WorkQueue
 
+_MARK = "mark"
+"""A file of the driver that every worker must see."""
+
 
 class TrainingError(Clip2sceneError, RuntimeError):
     """A run that ended without its result."""
@@ -104,8 +107,6 @@ class Work(Protocol):
         """Do the work; an exception ends the run."""
 
 
-_MARK = "mark"
-"""A file of the driver that every worker must see."""
 _groups: list[WorkerGroup] = []
 """Those of the blocks that this process is in, the innermost last."""
 
