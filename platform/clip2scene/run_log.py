@@ -134,7 +134,7 @@ class RunLog:
             self._figure(run, draw, f"figures/images_{method}.png")
 
     def finish(self, digests: Mapping[str, str]) -> None:
-        """Log the seconds of each stage and the report, which the storage gets too."""
+        """Log the seconds of each stage and the report."""
         self.report["seconds"] = {stage: round(seconds, 2) for stage, seconds in self.seconds.items()}
         self.report["digests"] = dict(digests)
         self.run.log_metrics({f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()})
