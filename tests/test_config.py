@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from clip2scene.cli import main
-from clip2scene.config import ConfigError, Job
+from clip2scene.config import ConfigError, Job, last_line, one_line
 from clip2scene.jobfile import load_job
 from clip2scene.sweeps.space import Space
 from clip2scene.tables.spec import Table, load_table
@@ -21,6 +21,17 @@ PLAIN = [path for path in sorted(JOBS.glob("*.yaml")) if not path.stem.startswit
 def test_every_job_file_is_valid(path):
     overrides = ["dataset.root=/data"] if path.stem in ("nuscenes", "semantickitti", "scannet") else []
     assert load_job(path, overrides).name
+
+
+@pytest.mark.parametrize(
+    ("error", "one", "last"),
+    [
+        (RuntimeError("first\n  second \n\n"), "first second", "second"),
+        (OSError(), "", "OSError"),  # some have no text
+    ],
+)
+def test_an_error_is_part_of_a_sentence(error, one, last):
+    assert (one_line(error), one_line(error, 5), last_line(error)) == (one, one[:5], last)
 
 
 def test_overrides_reach_every_level():

@@ -59,7 +59,7 @@ if stage == "extract":
                         peaks["actor"] = max(peaks.get("actor", 0), peak(process.pid))
     watching = threading.Thread(target=watch)
     watching.start()
-    extract(index, frames, stages.job.teacher, stages.job.extract, stages.store_path, progress, storage=stages.storage)
+    extract(index, frames, stages.teacher, stages.job.extract, stages.store_path, progress, storage=stages.storage)
     ended.set()
     watching.join()
 else:

@@ -39,7 +39,7 @@ def test_doctor_tells_of_a_gpu_that_is_older_than_torchs_kernels(monkeypatch, ca
     [
         (["run", "jobs/demo.yaml", "distill.tau=1"], "distill.tau: unknown key"),
         (["run", "jobs/none.yaml"], "cannot read the job file"),
-        (["run", "jobs/demo.yaml", "resources.gpus_per_worker=64"], "with 64 GPUs each there is room for 0"),
+        (["run", "jobs/demo.yaml", "resources.gpus_per_worker=64"], "with 1 CPU and 64 GPUs each there is room for 0"),
         (["run", "jobs/demo.yaml", "storage=/proc/nowhere"], "cannot make this folder"),
         (
             ["run", "jobs/demo.yaml", "prompts.vocabulary=latin"],

@@ -100,6 +100,17 @@ def test_a_terminal_gets_a_bar_and_no_lines():
     assert "extract:" not in text
 
 
+def test_what_a_bar_shows_is_not_changed_while_it_is_drawn(monkeypatch):
+    from rich.progress import Progress
+
+    drawn = []
+    monkeypatch.setattr(Progress, "update", lambda bars, task, *, shown, **_: drawn.append(shown))
+    with module._bar("extract", 2, "images") as advance:
+        advance(loss=0.5)
+        advance(loss=0.25, device="cpu")
+    assert drawn == [{"loss": 0.5}, {"loss": 0.25, "device": "cpu"}]
+
+
 def test_only_rich_is_imported():
     code = "import sys, clip2scene.progress; print({'torch', 'ray', 'mlflow', 'numpy'} & set(sys.modules) or '{}')"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "{}\n"

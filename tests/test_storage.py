@@ -58,6 +58,21 @@ def test_of_two_runs_one_waits(tmp_path, caplog):
     assert order == ["first", "second"]
 
 
+def test_a_lock_that_is_held_for_a_moment_is_waited_for_in_silence(tmp_path, caplog):
+    def second():
+        with locked(tmp_path):
+            pass
+
+    with locked(tmp_path):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        waiting.join(timeout=0.2)
+        assert waiting.is_alive()
+    waiting.join(timeout=10)
+    assert not waiting.is_alive()
+    assert not caplog.text
+
+
 def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, caplog):
     def flock(file, operation):
         raise OSError(errno.ENOSYS, "Function not implemented")

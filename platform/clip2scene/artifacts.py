@@ -74,7 +74,7 @@ class Artifacts:
         scenes = world.train_scenes + world.val_scenes
         bar = contextlib.nullcontext() if root.is_dir() else progress("streetworld", scenes, unit="scenes")
         with bar as advance:
-            generate(root, world, seed=seed, workers=self.job.extract.num_actors, progress=advance)
+            generate(root, world, seed=seed, workers=self.job.extract.num_actors, advance=advance)
         return root
 
     @property
@@ -172,11 +172,10 @@ class Artifacts:
         return extract(
             self.index,
             tuple(self.frames.values()),
-            self.job.teacher,
+            self.teacher,
             self.job.extract,
             self.store_path,
             progress,
-            teacher=self.teacher,
             storage=self.storage,
         )
 

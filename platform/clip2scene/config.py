@@ -33,6 +33,12 @@ def one_line(error: object, characters: int = 500) -> str:
     return " ".join(str(error).split())[:characters]
 
 
+def last_line(error: object) -> str:
+    """The last line of an error's text, which says most of one from another process; its class where there is none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 class Settings(BaseModel):
     """Base of all settings: immutable, and an unknown key is an error."""
 

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from clip2scene.config import ConfigError, Job, merged
+from clip2scene.config import ConfigError, Job, merged, one_line
 
 Model = TypeVar("Model", bound=BaseModel)
 Schema = dict[str, Any]
@@ -154,7 +154,7 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the {kind} file ({error.strerror})") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"{path}: not valid YAML ({one_line(error)})") from error
     if not isinstance(values, dict):
         given = "empty" if values is None else f"a {type(values).__name__}"
         raise ConfigError(f"{path}: a {kind} file is a mapping of keys to values, but this is {given}")

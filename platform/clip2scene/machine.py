@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from clip2scene.config import ConfigError, WorkerSettings
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """torch's own switch, read when the first tensor of megabytes is made: Linux then gives it 2 MiB pages, not 4 KiB."""
+CPUS_PER_WORKER = 1
+"""What Ray books for a training worker, however many threads it has."""
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _ROUNDING = 1e-9
 
@@ -23,6 +26,11 @@ def num_cpus() -> int:
     except (OSError, ValueError):  # no container, or cgroups of version 1
         return mine
     return mine if quota == "max" else max(min(mine, int(quota) // int(period)), 1)
+
+
+def description() -> str:
+    """This machine in a few words, for reports."""
+    return f"{num_cpus()} cores, {platform.machine()}, Python {platform.python_version()}"
 
 
 def use_threads(threads: int) -> None:
@@ -63,7 +71,8 @@ def jobs_on(nodes: Iterable[Mapping[str, float]], resources: WorkerSettings) -> 
     """How many jobs with these workers fit on the nodes at once; a job without workers takes its threads as CPUs."""
     if resources.num_workers == 0:
         return int(sum(workers_on(node, cpus=resources.threads_per_worker) for node in nodes))
-    return int(sum(workers_on(node, cpus=1, gpus=resources.gpus_per_worker) for node in nodes)) // resources.num_workers
+    workers = sum(workers_on(node, cpus=CPUS_PER_WORKER, gpus=resources.gpus_per_worker) for node in nodes)
+    return int(workers) // resources.num_workers
 
 
 def check_room(

@@ -10,8 +10,9 @@ from clip2scene.config import STAGES, TEXT_FREE, Job
 from clip2scene.progress import console
 from clip2scene.run_log import BriefRunLog, RunLog, comparable
 from clip2scene.stages import Stages, Trained, needs_teacher
+from clip2scene.tracking.run import Run
 from clip2scene.tracking.table.record import ALL_POINTS
-from clip2scene.tracking.tracker import Run, Tracker
+from clip2scene.tracking.tracker import Tracker
 from clip2scene.training.launch import worker_group
 from clip2scene.training.metrics import accuracy, mean_iou
 from clip2scene.training.samples import num_clouds

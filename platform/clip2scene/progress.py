@@ -44,9 +44,9 @@ def progress(description: str, total: int | None, unit: str = "steps") -> Iterat
     """Show the progress of a block.
 
     Args:
-        description: What is being done, in a word or two (``extract``).
-        total: How many units there are; None if that is not known.
-        unit: Plural name of what is counted (``images``).
+        description: what is being done, in a word or two (``extract``).
+        total: how many units there are; None if that is not known.
+        unit: plural name of what is counted (``images``).
 
     Yields:
         A function ``advance(n=1, **fields)``, safe to call from several threads.
@@ -92,8 +92,9 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
         task = bars.add_task(escape(description), total=total, shown=fields)
 
         def advance(n: int = 1, **new_fields: Any) -> None:
-            fields.update(new_fields)
-            bars.advance(task, n)
+            nonlocal fields
+            fields = fields | new_fields  # a new one: rich draws the old one in its own thread
+            bars.update(task, advance=n, shown=fields)
 
         yield advance
         if total is None:

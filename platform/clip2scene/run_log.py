@@ -19,7 +19,8 @@ from clip2scene.progress import console
 from clip2scene.stages import Stages, Trained
 from clip2scene.tracking.figures import charts, labels
 from clip2scene.tracking.figures.keyframe import frame_figure, readable_images
-from clip2scene.tracking.tracker import Run, Tracker
+from clip2scene.tracking.run import Run
+from clip2scene.tracking.tracker import Tracker
 from clip2scene.training.evaluate import Scores, example_frame
 from clip2scene.training.fit import Metrics
 from clip2scene.training.metrics import iou
@@ -128,7 +129,7 @@ class RunLog:
         return ious
 
     def _keep_example(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """The figures show them."""
+        """Do nothing: the figures show them."""
 
     def overview(self, run: Run, scores: Scores) -> None:
         """Draw the example's images with the labels of each method on them."""
@@ -156,7 +157,7 @@ class RunLog:
 
 
 class BriefRunLog(RunLog):
-    """Logs everything in the job's own run, for one job of many; no figures, only the numbers of the example's.
+    """Logs everything in the job's own run, for one job of many; no figures, only the numbers in the example's.
 
     ``example.npz`` has ``points``, ``truth`` and an array of labels per method.
     """

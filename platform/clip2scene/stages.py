@@ -22,21 +22,19 @@ from clip2scene.progress import progress
 from clip2scene.student.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from clip2scene.teacher.weights import absolute
 from clip2scene.training.distill import Distillation
-from clip2scene.training.evaluate import (
+from clip2scene.training.evaluate import Scores, evaluate, label_counts
+from clip2scene.training.finetune import Finetuning, choose_labelled
+from clip2scene.training.fit import Fitted, Metrics, Training, fit
+from clip2scene.training.methods import (
     ConstantMethod,
     EnsembleMethod,
     Method,
     PointClipMethod,
-    Scores,
     StudentMethod,
     TeacherMethod,
-    evaluate,
-    label_counts,
 )
-from clip2scene.training.finetune import Finetuning, choose_labelled
-from clip2scene.training.fit import Fitted, Metrics, Training, fit
 from clip2scene.training.samples import SampleSource, check_window
-from clip2scene.training.validation import SWEEPS, Validation
+from clip2scene.training.validation import COMPARED_SWEEPS, Validation
 
 OnEpoch = Callable[[int, Metrics], None]
 
@@ -142,7 +140,7 @@ class Stages(Artifacts):
             source=SampleSource(
                 self.index.root,
                 self.store,
-                num_sweeps=SWEEPS,
+                num_sweeps=COMPARED_SWEEPS,
                 ego_radius_m=ego_radius_m(job.dataset.kind),
                 label_vocabulary=words,
             ),

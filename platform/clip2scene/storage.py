@@ -21,7 +21,7 @@ from typing import Any
 from clip2scene.config import digest_of
 from clip2scene.remote import ObjectStore, StorageError, is_remote
 
-__all__ = ["Storage", "StorageError", "folder_of", "is_remote", "is_seen", "locked", "writing"]
+__all__ = ["Storage", "StorageError", "folder_of", "is_remote", "is_seen", "locked", "write_json", "writing"]
 
 CACHE = "CLIP2SCENE_CACHE"
 """Environment variable: the folder that holds the caches of object stores, at the same path on every machine."""
@@ -56,12 +56,13 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path, doing: str, *, name: str = LOCK) -> Iterator[None]:
+def locked(folder: Path, doing: str | None = None, *, name: str = LOCK) -> Iterator[None]:
     """Hold a lock, which is released even if this process is killed: a second command waits, and then finds all done.
 
     Args:
         folder: holds the lock's file; made if it is missing.
-        doing: what the run that holds the lock does (``fills this store``), for the message to the one that waits.
+        doing: what the run that holds the lock does (``fills this store``), for the message to the one that waits;
+            nothing is said when not given.
         name: of the lock's file.
 
     Raises:
@@ -76,11 +77,18 @@ def locked(folder: Path, doing: str, *, name: str = LOCK) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _log.warning("%s: another run %s; waiting for it", folder, doing)
+            if doing is not None:
+                _log.warning("%s: another run %s; waiting for it", folder, doing)
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:  # Lustre without the option flock, some FUSE
-            _log.warning("%s: no locks there (%s); do not start a command twice at once", folder, error.strerror)
+            if doing is not None:
+                _log.warning("%s: no locks there (%s); do not start a command twice at once", folder, error.strerror)
         yield
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON plainly; :meth:`Storage.write_json` and :func:`writing` do so atomically."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def is_seen(path: Path) -> bool:
@@ -208,4 +216,4 @@ class Storage:
     def write_json(self, path: Path, values: Any) -> None:
         """Write JSON atomically."""
         with self.writing(path) as aside:
-            aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            write_json(aside, values)

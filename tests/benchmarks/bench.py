@@ -99,6 +99,7 @@ class Bench:
     @functools.cached_property
     def store_path(self) -> Path:
         """A finished feature store of :attr:`world`."""
+        from clip2scene.teacher.clip import load_teacher
         from clip2scene.teacher.extract import extract
 
         path = self.folder / "features"
@@ -106,7 +107,7 @@ class Bench:
             extract(
                 self.world,
                 self.world.frames,
-                self.teacher_settings,
+                load_teacher(self.teacher_settings),
                 ExtractSettings(),
                 path,
                 silent,

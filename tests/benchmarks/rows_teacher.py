@@ -64,10 +64,12 @@ def _rates(folder: Path) -> list[float]:
 
 def _extract(bench: Bench, actors: int, name: str) -> list[float]:
     """Rates of an extraction with that many actors."""
+    from clip2scene.teacher.clip import load_teacher
     from clip2scene.teacher.extract import extract
 
+    teacher = load_teacher(bench.teacher_settings)
     settings, path = ExtractSettings(num_actors=actors), bench.folder / name
-    extract(bench.world, _frames(bench), bench.teacher_settings, settings, path, silent, storage=Storage(path))
+    extract(bench.world, _frames(bench), teacher, settings, path, silent, storage=Storage(path))
     return _rates(path)
 
 

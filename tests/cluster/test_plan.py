@@ -58,7 +58,7 @@ def test_a_demo_that_was_never_run(tmp_path):
     assert by_stage["distill"].amount == 12 * 64 * 2
     assert by_stage["finetune"].steps == 2 * 80
     assert not any(work.done for work in made.works)
-    # The rates are from the machine and date in the README, so this is the README's 4 min 25 s.
+    # The rates are from the machine and date in RESULTS.md, so this is its 4 min 25 s.
     assert made.seconds == pytest.approx(265, rel=0.02)
     assert all(work.sources for work in made.works)
     assert not made.problems

@@ -107,10 +107,17 @@ def test_a_job_that_trains_nothing_needs_no_gpu_for_training():
     words = ["dataset.root=/data/nuscenes", "extract.gpus_per_actor=0"]
     for stage in ("index", "extract"):
         job = load_job(NUSCENES, [*words, f"stage={stage}"])
-        session._check_gpus(job, [])
+        session.check_workers(job, [])
         submit.check_fits(job, [{"CPU": 8.0}], "here")
     with pytest.raises(ConfigError, match=r"^resources\.num_workers=2 .* room for 0; .*Ray: 0 CPUs and 0 GPUs"):
-        session._check_gpus(load_job(NUSCENES, [*words, "stage=distill"]), [{"GPU": 0.0}])
+        session.check_workers(load_job(NUSCENES, [*words, "stage=distill"]), [{"GPU": 0.0}])
+
+
+def test_an_address_with_too_few_cpus_is_refused_too():
+    job = load_job(DEMO)
+    session.check_workers(job, [{"CPU": 1.0}, {"CPU": 1.0}])
+    with pytest.raises(ConfigError, match=r"^resources\.num_workers=2 .*: with 1 CPU each there is room for 1; "):
+        session.check_workers(job, [{"CPU": 1.0}])
 
 
 def test_relative_paths_are_for_this_machine(tmp_path, monkeypatch):

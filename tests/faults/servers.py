@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clip2scene.tracking.run import client_of
 from clip2scene.tracking.server import healthy
-from clip2scene.tracking.tracker import Tracker, client_of
+from clip2scene.tracking.tracker import Tracker
 from commands import free_port, wait_until
 
 

@@ -33,6 +33,7 @@ from test_extract import make_index, teacher_settings
 from clip2scene.config import ExtractSettings
 from clip2scene.data.index import DataError
 from clip2scene.storage import Storage
+from clip2scene.teacher.clip import load_teacher
 from clip2scene.teacher.extract import extract
 
 root, store, model, name = (Path(word) for word in sys.argv[2:6])
@@ -58,7 +59,8 @@ index = make_index(root / f"data-{name}", int(sys.argv[6]))
 index = type(index)(index.dataset, root / "data-first", index.version, index.frames)
 settings = ExtractSettings(num_actors=1, frames_per_batch=1)
 try:
-    report = extract(index, index.frames, teacher_settings(model), settings, store, bar, storage=Storage(store))
+    teacher = load_teacher(teacher_settings(model))
+    report = extract(index, index.frames, teacher, settings, store, bar, storage=Storage(store))
 except DataError as error:
     sys.exit(f"clip2scene: {error}")
 print(json.dumps([report.images_encoded, report.images_cached]))

@@ -22,10 +22,11 @@ from servers import MlflowServer, write_metrics
 from clip2scene.jobfile import load_job
 from clip2scene.pipeline import Pipeline
 from clip2scene.tracking.outbox import Outbox
+from clip2scene.tracking.run import client_of
 from clip2scene.tracking.server import TrackingError
 from clip2scene.tracking.sweep.record import read_sweep
 from clip2scene.tracking.sweep.runs import FORMAT, TrialRun, sweep_run
-from clip2scene.tracking.tracker import Tracker, client_of, connect
+from clip2scene.tracking.tracker import Tracker, connect
 from commands import REPOSITORY, tell_recovery, wait_until
 
 OUTAGE_S = 30.0

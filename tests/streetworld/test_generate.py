@@ -58,9 +58,9 @@ def test_another_seed_is_another_world(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_finished_world_is_left_alone_and_counted_by_progress(tmp_path: Path) -> None:
     finished: list[int] = []
-    generate(tmp_path / "world", TINY, seed=5, progress=finished.append)
+    generate(tmp_path / "world", TINY, seed=5, advance=finished.append)
     before = (tmp_path / "world" / MANIFEST).stat().st_mtime_ns
-    generate(tmp_path / "world", TINY, seed=5, progress=finished.append)
+    generate(tmp_path / "world", TINY, seed=5, advance=finished.append)
     assert finished == [1, 1]
     assert (tmp_path / "world" / MANIFEST).stat().st_mtime_ns == before
     assert {path.name for path in tmp_path.iterdir()} == {"world", ".world.lock"}
@@ -70,7 +70,7 @@ def test_of_two_runs_at_once_one_waits_and_finds_everything_done(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     finished: list[str] = []
-    second = threading.Thread(target=generate, args=(tmp_path / "world", TINY, 5), kwargs={"progress": finished.append})
+    second = threading.Thread(target=generate, args=(tmp_path / "world", TINY, 5), kwargs={"advance": finished.append})
 
     def start_the_second(_: int) -> None:
         finished.append("scene of the first")
@@ -79,7 +79,7 @@ def test_of_two_runs_at_once_one_waits_and_finds_everything_done(
             while "another run generates world; waiting for it" not in caplog.text and second.is_alive():
                 time.sleep(0.01)
 
-    generate(tmp_path / "world", TINY, 5, progress=start_the_second)
+    generate(tmp_path / "world", TINY, 5, advance=start_the_second)
     second.join(timeout=60)
     assert finished == ["scene of the first"] * 2
     assert {path.name for path in tmp_path.iterdir()} == {"world", ".world.lock"}
@@ -98,7 +98,7 @@ def test_a_failed_run_leaves_nothing_but_the_lock(tmp_path: Path, monkeypatch: p
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        generate(tmp_path / "world", TINY, seed=3, progress=stop)
+        generate(tmp_path / "world", TINY, seed=3, advance=stop)
     assert [path.name for path in tmp_path.iterdir()] == [".world.lock"]
 
 

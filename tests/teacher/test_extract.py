@@ -67,7 +67,7 @@ class Run:
     def __init__(self, folder: Path, model: Path) -> None:
         self.root, self.path = folder / "data", folder / "store"
         self.index = make_index(self.root, 5)
-        self.teacher = teacher_settings(model)
+        self.teacher = load_teacher(teacher_settings(model))
         self.settings = ExtractSettings(num_actors=2, frames_per_batch=2, max_broken_fraction=0.5)
         (self.root / "CAM_LEFT-1.jpg").unlink()
         truncated = self.root / "CAM_RIGHT-1.jpg"
@@ -91,7 +91,7 @@ def run(ray_cluster: None, tiny_clip: TinyClip, tmp_path_factory: pytest.TempPat
 def test_every_image_is_encoded_by_the_teacher(run: Run) -> None:
     assert run.report.images_encoded == 7
     assert run.report.images_cached == 0
-    teacher = load_teacher(run.teacher)
+    teacher = run.teacher
     opened = FeatureStore.open(run.path, Storage(run.path), teacher_digest=teacher.digest)
     for frame in run.index.frames:
         features = opened.read(frame.frame_id)
@@ -131,7 +131,7 @@ def test_too_many_broken_images_end_the_run_after_the_manifest(run: Run) -> None
 
 
 def test_store_of_another_teacher_is_left_alone(run: Run) -> None:
-    other = run.teacher.model_copy(update={"keep_last_mlp": True})
+    other = load_teacher(run.teacher.settings.model_copy(update={"keep_last_mlp": True}))
     with pytest.raises(DataError, match="store from another teacher"):
         extract(run.index, run.index.frames, other, run.settings, run.path, progress, storage=Storage(run.path))
     assert written(run.path) == run.written
@@ -239,6 +239,7 @@ sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 from test_extract import NUM_FRAMES, make_index, teacher_settings
 from clip2scene.config import ExtractSettings
 from clip2scene.storage import Storage
+from clip2scene.teacher.clip import load_teacher
 from clip2scene.teacher.encoder import Encoder, frame_row
 from clip2scene.teacher.extract import extract
 
@@ -256,7 +257,7 @@ root = Path(sys.argv[2])
 index = make_index(root, NUM_FRAMES)
 (root / "CAM_LEFT-0.jpg").rename(root / "away.jpg")
 settings = ExtractSettings(num_actors=1, frames_per_batch=1)
-teacher = teacher_settings(Path(sys.argv[3]))
+teacher = load_teacher(teacher_settings(Path(sys.argv[3])))
 storage = Storage(root)
 extract(index, index.frames, teacher, settings, root / "store", kill_ourselves_after_three_frames, storage=storage)
 """
@@ -305,7 +306,7 @@ def test_killed_driver_and_killed_actor(ray_cluster: None, tiny_clip: TinyClip, 
     index = make_index(tmp_path / "again", NUM_FRAMES)
     index = Index(index.dataset, tmp_path, index.version, index.frames)
     settings = ExtractSettings(num_actors=1, frames_per_batch=1)
-    teacher = teacher_settings(tiny_clip("token"))
+    teacher = load_teacher(teacher_settings(tiny_clip("token")))
     report = extract(index, index.frames, teacher, settings, path, kill_actor_at_first_frame, storage=Storage(path))
     assert len(victims) == 1
     missing = NUM_FRAMES - len(before) + 2

@@ -14,6 +14,7 @@ from synthetic_sweeps import JOB, LAMBDA, TAU, interval, listed, write_sweep
 
 from clip2scene.config import ConfigError, Job
 from clip2scene.jobfile import load_job
+from clip2scene.tracking.run import Run, client_of
 from clip2scene.tracking.server import TrackingError
 from clip2scene.tracking.sweep.axes import axes_of
 from clip2scene.tracking.sweep.best import best_job, best_yaml
@@ -25,7 +26,7 @@ from clip2scene.tracking.sweep.page import sweep_html
 from clip2scene.tracking.sweep.record import read_sweep, read_sweep_run
 from clip2scene.tracking.sweep.runs import TrialRun, sweep_run
 from clip2scene.tracking.sweep.text import compare_url, sweep_text
-from clip2scene.tracking.tracker import Run, client_of, connect
+from clip2scene.tracking.tracker import connect
 
 COUNTS = {
     "images_encoded": 48,

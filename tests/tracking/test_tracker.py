@@ -15,9 +15,9 @@ import pytest
 from clip2scene.config import ConfigError, DistillSettings
 from clip2scene.tracking import provenance
 from clip2scene.tracking.provenance import git_revision, origin_tags, user_name
-from clip2scene.tracking.run import client_of, flatten
+from clip2scene.tracking.run import Run, client_of, flatten
 from clip2scene.tracking.server import TrackingError
-from clip2scene.tracking.tracker import Run, Tracker, connect
+from clip2scene.tracking.tracker import Tracker, connect
 
 
 @pytest.fixture(scope="module")

@@ -18,15 +18,14 @@ from clip2scene.student.network import Student
 from clip2scene.teacher.clip import load_teacher
 from clip2scene.teacher.prompts import text_embeddings
 from clip2scene.teacher.weights import absolute
-from clip2scene.training.evaluate import (
+from clip2scene.training.evaluate import answered, evaluate
+from clip2scene.training.methods import (
     UNSEEN,
     ConstantMethod,
     EnsembleMethod,
     PointClipMethod,
     StudentMethod,
     TeacherMethod,
-    answered,
-    evaluate,
 )
 from clip2scene.training.metrics import mean_iou
 from clip2scene.training.samples import SampleSource

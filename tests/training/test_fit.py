@@ -13,10 +13,11 @@ import torch
 
 from clip2scene.config import ConfigError, DistillSettings, OptimiserSettings, ResourceSettings, ScrSettings
 from clip2scene.data.vocabulary import vocabulary
-from clip2scene.training.evaluate import ConstantMethod, StudentMethod, TeacherMethod, evaluate, label_counts
+from clip2scene.training.evaluate import evaluate, label_counts
 from clip2scene.training.finetune import choose_labelled
 from clip2scene.training.fit import _data_parallel, fit
 from clip2scene.training.launch import TrainingError, launch, worker_group
+from clip2scene.training.methods import ConstantMethod, StudentMethod, TeacherMethod
 from clip2scene.training.samples import SampleSource
 
 HERE = ResourceSettings(num_workers=0)

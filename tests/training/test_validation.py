@@ -11,10 +11,10 @@ import torch
 
 from clip2scene.config import ResourceSettings
 from clip2scene.data.vocabulary import vocabulary
-from clip2scene.training.evaluate import StudentMethod, evaluate
+from clip2scene.training.evaluate import evaluate
 from clip2scene.training.fit import fit
 from clip2scene.training.launch import DivergedError, Worker
-from clip2scene.training.methods import TeacherMethod, seen
+from clip2scene.training.methods import StudentMethod, TeacherMethod, seen
 from clip2scene.training.metrics import confusion, mean_iou
 from clip2scene.training.samples import SampleSource
 from clip2scene.training.validation import CELL_M, Validation, same_in_both_sweeps

@@ -66,6 +66,7 @@ def register(commands: Commands) -> None:
 def _index(options: argparse.Namespace) -> int:
     from clip2scene.data.datasets import build_index
     from clip2scene.data.index import write_index
+    from clip2scene.storage import writing
 
     index = build_index(
         options.dataset,
@@ -74,7 +75,8 @@ def _index(options: argparse.Namespace) -> int:
         max_sweeps=options.max_sweeps,
         images_per_scene=options.images_per_scene,
     )
-    write_index(index, options.output)
+    with writing(Path(options.output)) as aside:
+        write_index(index, aside)
     for sentence in index.left_out:
         print(sentence)
     print(f"{options.output}: {len(index.frames)} keyframes of {len({f.scene for f in index.frames})} scenes")

@@ -35,10 +35,10 @@ class Commands:
         """Add a command.
 
         Args:
-            name: What the user types.
-            help: Its line in the overview.
-            description: One or two sentences at the top of its own help; made from ``help`` when not given.
-            example: A command line, shown below the description; the bare command when not given.
+            name: what the user types.
+            help: its line in the overview.
+            description: one or two sentences at the top of its own help; made from ``help`` when not given.
+            example: a command line, shown below the description; the bare command when not given.
         """
         self.overview += self._wrapped(f"{name:10}{help}", "  ", " " * 12) + "\n"
         text = self._wrapped(description or f"{help[0].upper()}{help[1:]}.")

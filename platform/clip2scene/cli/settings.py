@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import shutil
 import textwrap
-from typing import Any
 
 from pydantic import BaseModel
 
+from clip2scene.cli.options import Commands
 from clip2scene.config import ConfigError, Job
 from clip2scene.jobfile import Schema, did_you_mean, settings_of
 
@@ -32,9 +32,11 @@ _TYPES = {
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 
 
-def register(verbs: Any) -> None:
-    """Add the verb."""
-    settings = verbs.add_parser("settings", help="every setting of a job: what it means, what is allowed, its default")
+def register(commands: Commands) -> None:
+    """Add the command."""
+    settings = commands.add_parser(
+        "settings", help="every setting of a job: what it means, what is allowed, its default"
+    )
     settings.add_argument("key", nargs="?", metavar="KEY", help="only this setting or group, such as distill.stcr")
     kinds = settings.add_mutually_exclusive_group()
     for kind, name in (("sweep", "search space"), ("table", "table")):

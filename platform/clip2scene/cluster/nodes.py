@@ -1,7 +1,7 @@
 """Several Ray nodes on this machine, listening on 127.0.0.1 only: ``python -m clip2scene.cluster.nodes``.
 
 :mod:`clip2scene.cluster.up` runs it under the watchdog, with the token and the users' passwords in its environment. It
-prints one line of JSON when all nodes are up, and runs until SIGTERM.
+answers with one line of JSON on stdout when all nodes are up, and runs until SIGTERM.
 """
 
 from __future__ import annotations
@@ -43,10 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dashboard-port", type=int, required=True)
     parser.add_argument("--folder", required=True)
     options = parser.parse_args(arguments)
+    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what Ray or torch print is for the log
     os.environ |= ONLY_THIS_MACHINE | NO_METRICS_PORTS
     os.environ["RAY_TMPDIR"] = options.folder  # where Cluster writes its address, for its own jobs only
     (Path(options.folder) / "ray").mkdir(exist_ok=True)
-    _start(options)
+    with answer:
+        answer.write(f"{json.dumps(_start(options))}\n")
     # Jobs have their own sessions and outlive their node; as subreaper, this process becomes their parent when it dies.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # Ray's own would wait for jobs to end
@@ -86,7 +89,8 @@ def _end_everything() -> None:
         psutil.wait_procs(family)
 
 
-def _start(options: argparse.Namespace) -> None:
+def _start(options: argparse.Namespace) -> dict[str, str]:
+    """Start all nodes; returns the addresses of the cluster and its dashboard."""
     import psutil
     import torch
     from ray._private.utils import write_ray_address
@@ -114,7 +118,7 @@ def _start(options: argparse.Namespace) -> None:
         cluster.add_node(**node, temp_dir=folder)  # in a shared folder, nodes delete the code of each other's jobs
     for folder in folders:
         write_ray_address(cluster.address, folder)  # else a job connects to any Ray on this machine
-    print(json.dumps({"address": cluster.address, "dashboard": f"http://{cluster.webui_url}"}), flush=True)
+    return {"address": cluster.address, "dashboard": f"http://{cluster.webui_url}"}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.space import Scheduler
 from clip2scene.sweeps.sweep import Sweep, load_sweep, split_overrides
 from clip2scene.tables.spec import expand, jobs_of, load_table
-from clip2scene.training.validation import SWEEPS
+from clip2scene.training.validation import COMPARED_SWEEPS
 
 NO_ROOT = "not-given"
 """Stands for the data set's folder if a job names none."""
@@ -83,7 +83,7 @@ def plan_jobs(jobs: Sequence[Job], name: str, planner: Planner) -> Plan:
     for job in jobs:
         folder_of(job.storage)  # refuses a URI that is no storage
         for work in planner.works(job):
-            works[work.stage] = works[work.stage].plus(work) if work.stage in works else work
+            _add(works, work)
             trainings += work.stage == "distill"
     facts = {}
     if len(jobs) > 1:
@@ -113,11 +113,11 @@ def plan_sweep(sweep: Sweep, planner: Planner) -> Plan:
     extractions, checks = 0, 0
     for job in jobs:
         for work in planner.works(job.model_copy(update={"stage": "extract"})):
-            works[work.stage] = works[work.stage].plus(work) if work.stage in works else work
+            _add(works, work)
             extractions += work.stage == "extract"
         data = planner.data(job)
         train = planner.training("distill", job, job.distill, data.train_frames, job.distill.num_sweeps)
-        clouds = data.eval_frames * SWEEPS * math.ceil(sweep.epochs / space.verify_every_epochs)
+        clouds = data.eval_frames * COMPARED_SWEEPS * math.ceil(sweep.epochs / space.verify_every_epochs)
         checks += clouds
         rated: tuple[tuple[RatedStage, Work], ...] = (("distill", train), ("verify", Work("verify", clouds, "clouds")))
         for stage, work in rated:
@@ -130,7 +130,7 @@ def plan_sweep(sweep: Sweep, planner: Planner) -> Plan:
                 sources=source_of(rate, space.resources.gpus_per_worker, at_work),
                 gpus=at_work * space.resources.gpus_per_worker,
             )
-            works[work.stage] = works[work.stage].plus(timed) if work.stage in works else timed
+            _add(works, timed)
     epochs = len(jobs) * sweep.epochs
     facts = {
         "trials": len(jobs),
@@ -162,6 +162,11 @@ def asha_shares(scheduler: Scheduler, epochs: int) -> tuple[float, float]:
         following, part = min(reached * scheduler.reduction_factor, epochs), part / scheduler.reduction_factor
         total, reached = total + part * (following - reached), following
     return min(scheduler.grace_epochs, epochs) / epochs, total / epochs
+
+
+def _add(works: dict[str, Work], work: Work) -> None:
+    """Add the work of one more job to that of its stage."""
+    works[work.stage] = works[work.stage].plus(work) if work.stage in works else work
 
 
 def _complete(

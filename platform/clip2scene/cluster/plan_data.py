@@ -152,18 +152,19 @@ def _counted(job: Job) -> Data:
             f"dataset.images_per_scene: not given, and {dataset.kind} at {dataset.root} is not there to count them; "
             "give it, or dataset.root"
         )
+    source = f"official counts of {dataset.kind} (dataset.root={dataset.root} is not there)"
+    total = 0  # of ScanNet, no more than its splits are counted
     if dataset.kind == "streetworld":
         world = dataset.streetworld
         total = (world.train_scenes + world.val_scenes) * world.keyframes_per_scene
         source = "the settings of the street world"
-    else:
-        total = {"nuscenes": 0, "semantickitti": sum(_SEMANTICKITTI.values())}.get(dataset.kind, 0)
-        source = f"official counts of {dataset.kind} (dataset.root={dataset.root} is not there)"
-    (train, scenes), (held_out, _) = (_split(job, name) for name in (dataset.train_split, dataset.eval_split))
-    different = train + (held_out if dataset.train_split != dataset.eval_split else 0)
-    if dataset.kind == "nuscenes":
+    elif dataset.kind == "nuscenes":
         names = ("mini_train", "mini_val") if dataset.version == "v1.0-mini" else ("train", "val")
         total = sum(_NUSCENES[name][0] for name in names)
+    elif dataset.kind == "semantickitti":
+        total = sum(_SEMANTICKITTI.values())
+    (train, scenes), (held_out, _) = (_split(job, name) for name in (dataset.train_split, dataset.eval_split))
+    different = train + (held_out if dataset.train_split != dataset.eval_split else 0)
     return Data(
         frames=max(total, different),
         train_frames=train,

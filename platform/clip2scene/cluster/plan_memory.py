@@ -26,6 +26,8 @@ from clip2scene.cluster.rates import Rates
 from clip2scene.config import Job, StudentSettings, TeacherSettings, TrainingSettings
 
 WITHIN = 2.0
+STATES = {"sgd": 1, "adamw": 2}
+"""Values that an optimiser keeps per parameter."""
 _FLOAT, _INDEX = 4, 4
 _POINT, _PAIR = 24, 44
 _PAIRS_PER_POINT = {"streetworld": 0.64, "nuscenes": 0.64, "semantickitti": 0.16}
@@ -61,7 +63,7 @@ def training_bytes(
     sample = round(sweeps * data.points * (_POINT + 1 + pairs * _PAIR) + images * grid[0] * grid[1] * dim * _FLOAT // 2)
     share = math.ceil(settings.batch_size / workers)
     points = share * sweeps * data.points
-    states = {"sgd": 1, "adamw": 2}[settings.optimiser.kind]
+    states = STATES[settings.optimiser.kind]
     kept = min(job.resources.cached_frames, frames)
     if distils and job.distill.sweep_choice == "random":
         kept = 0

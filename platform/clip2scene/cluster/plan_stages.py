@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from clip2scene.cluster.plan_data import Data, count_data
 from clip2scene.cluster.plan_machine import Machine
-from clip2scene.cluster.plan_memory import actor_bytes, parameters, training_bytes
+from clip2scene.cluster.plan_memory import STATES, actor_bytes, parameters, training_bytes
 from clip2scene.cluster.plan_work import UNITS, Work, asks, seconds_of, source_of
 from clip2scene.cluster.rates import RatedStage, Rates
 from clip2scene.config import STAGES, TEXT_FREE, ConfigError, Job, TeacherSettings, TrainingSettings, digest_of
@@ -21,6 +21,7 @@ from clip2scene.stages import Stages, needs_teacher
 from clip2scene.streetworld.sensors import CAMERA_NAMES
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip, load_teacher
+from clip2scene.training.fit import steps_of
 
 POINT_BYTES = 20
 """Per point in a cloud's file: x, y, z, intensity and ring, float32."""
@@ -87,11 +88,9 @@ class Planner:
         self, stage: RatedStage, job: Job, settings: TrainingSettings, frames: int, sweeps: int, runs: int = 1
     ) -> Work:
         """Work of ``runs`` trainings on ``frames`` keyframes."""
-        steps = math.ceil(frames / settings.batch_size) * settings.epochs
-        steps = min(steps, settings.max_steps or steps)
+        steps = steps_of(settings, frames)
         clouds = steps * settings.batch_size * sweeps * runs
         size = parameters(job.student, self.shape(job).dim) * 4
-        states = {"sgd": 1, "adamw": 2}[settings.optimiser.kind]
         there = stage == "distill" and self._student_is_there(job)
         work = self._work(
             stage,
@@ -99,7 +98,7 @@ class Planner:
             clouds,
             clouds if there else 0,
             runs=runs,
-            stored_bytes=0 if there else runs * size * (1 + 2 * (1 + states)),
+            stored_bytes=0 if there else runs * size * (1 + 2 * (1 + STATES[settings.optimiser.kind])),
         )
         return replace(work, steps=steps * runs)
 
@@ -211,6 +210,8 @@ class Planner:
         return digest_of([part.digest() for part in parts], job.seed, job.resources.num_workers)
 
     def _is_new(self, *parts: object) -> bool:
+        """Whether no earlier job of this plan had the same."""
         key = digest_of(*parts)
-        self._seen, before = self._seen | {key}, self._seen
-        return key not in before
+        is_new = key not in self._seen
+        self._seen.add(key)
+        return is_new

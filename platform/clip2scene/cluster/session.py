@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from clip2scene.cluster.auth import token_for_this_process, use_token
 from clip2scene.cluster.nodes import NO_METRICS_PORTS, ONLY_THIS_MACHINE
-from clip2scene.config import ConfigError, Job
-from clip2scene.machine import check_room, num_cpus
+from clip2scene.config import ConfigError, Job, one_line
+from clip2scene.machine import CPUS_PER_WORKER, check_room, num_cpus
 
 TRAIN_POLLING = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 """How often Ray Train polls its workers. Its default of 2 s is lost at each start and end; at 0.1 s polling takes a
@@ -25,12 +25,12 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
     Args:
         job: its workers must fit; an embedded Ray is told that it has as many CPUs as they want, because a small
             machine is better slow than refused.
-        address: of a cluster (``auto``, ``host:port``, ``ray://host:port``); None starts an embedded Ray.
+        address: of a cluster (``auto``, ``host:port``); None starts an embedded Ray.
         dashboard: whether an embedded Ray has one. Ray Tune needs it if trials have their own workers: without its
             State API a trial that is stopped early keeps their resources, and the next one waits for ever.
 
     Raises:
-        ConfigError: no cluster answers at the address, or the workers need more GPUs than it has.
+        ConfigError: no cluster answers at the address, or the workers do not fit.
     """
     os.environ.setdefault(*TRAIN_POLLING)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -52,9 +52,9 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = "here" if address is None else f"at {address}"
-        raise ConfigError(f"Ray cannot be reached {where}: {' '.join(str(error).split())[:300]}") from error
+        raise ConfigError(f"Ray cannot be reached {where}: {one_line(error, 300)}") from error
     try:
-        _check_gpus(job, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        check_workers(job, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         yield
     finally:
         ray.shutdown()
@@ -65,8 +65,18 @@ def trains(job: Job) -> bool:
     return job.stage not in ("index", "extract")
 
 
-def _check_gpus(job: Job, nodes: Sequence[Mapping[str, float]]) -> None:
-    workers, gpus = job.resources.num_workers, job.resources.gpus_per_worker
-    if trains(job) and gpus:
+def check_workers(job: Job, nodes: Sequence[Mapping[str, float]], place: str = "Ray") -> None:
+    """Refuse training workers that could never be scheduled: Ray would wait for ever.
+
+    Args:
+        job: what would run.
+        nodes: what each node has (``{"CPU": 8.0, "GPU": 1.0}``).
+        place: where the nodes are, for the message.
+
+    Raises:
+        ConfigError: not all workers of the job fit.
+    """
+    if trains(job):
+        workers, gpus = job.resources.num_workers, job.resources.gpus_per_worker
         asked = f"resources.num_workers={workers} with resources.gpus_per_worker={gpus:g}"
-        check_room(nodes, workers, gpus=gpus, settings=asked)
+        check_room(nodes, workers, cpus=CPUS_PER_WORKER, gpus=gpus, settings=asked, place=place)

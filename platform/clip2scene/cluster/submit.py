@@ -21,7 +21,7 @@ import yaml
 
 import clip2scene
 from clip2scene.cluster.jobs import Jobs
-from clip2scene.cluster.session import trains
+from clip2scene.cluster.session import check_workers
 from clip2scene.config import ConfigError, Job, digest_of
 from clip2scene.jobfile import kind_of, kind_with_job, load_job, read_values
 from clip2scene.machine import check_room
@@ -30,7 +30,6 @@ from clip2scene.tracking.provenance import REVISION, git_revision, user_name
 
 FILES = "files"
 """Folder for the job's files in the package."""
-_CPUS_PER_WORKER = 1
 
 
 @dataclass(frozen=True)
@@ -145,8 +144,8 @@ def package(submission: Submission) -> Iterator[Path]:
 
     Ray puts it on the Python path of the job and its workers, before the packages installed there.
     """
-    with tempfile.TemporaryDirectory(prefix="clip2scene-package-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="clip2scene-package-") as temporary:
+        folder = Path(temporary)
         code = Path(clip2scene.__file__).parent
         shutil.copytree(code, folder / code.name, ignore=shutil.ignore_patterns("__pycache__"))
         (folder / code.name / REVISION).write_text(f"{git_revision()}\n", encoding="utf-8")
@@ -171,10 +170,7 @@ def check_fits(job: Job, nodes: Sequence[dict[str, float]], address: str) -> Non
     actors, gpus = job.extract.num_actors, job.extract.gpus_per_actor
     asked = f"extract.num_actors={actors} with extract.gpus_per_actor={gpus:g}"
     check_room(nodes, actors, gpus=gpus, settings=asked, place=address)
-    if trains(job):
-        workers, gpus = job.resources.num_workers, job.resources.gpus_per_worker
-        asked = f"resources.num_workers={workers} with resources.gpus_per_worker={gpus:g}"
-        check_room(nodes, workers, cpus=_CPUS_PER_WORKER, gpus=gpus, settings=asked, place=address)
+    check_workers(job, nodes, address)
 
 
 def check_tracking_uri(uri: str) -> None:

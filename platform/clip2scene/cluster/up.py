@@ -7,11 +7,9 @@ import json
 import os
 import select
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,8 @@ from clip2scene.cluster.jobs import API_ADDRESS, RAY_ADDRESS, ClusterError
 from clip2scene.cluster.nodes import ONLY_THIS_MACHINE
 from clip2scene.config import ConfigError
 from clip2scene.machine import num_cpus
-from clip2scene.tracking.server import Login, check_port, embedded_server
+from clip2scene.tracking.server import Login, check_port, embedded_server, last_line, until_interrupted
+from clip2scene.tracking.watchdog import watched
 
 USER = "clip2scene"
 START_TIMEOUT_S = 300.0
@@ -103,27 +102,19 @@ def serve(storage: str, nodes: int, cpus_per_node: int | None, dashboard_port: i
     Raises:
         ClusterError: it ended by itself, or see :func:`local_cluster`.
     """
-    # SIGINT too: a shell starts background commands with SIGINT ignored.
-    before = {kind: signal.signal(kind, signal.default_int_handler) for kind in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with local_cluster(storage, nodes, cpus_per_node, dashboard_port, tracking_port) as cluster:
-            print(
-                f"Ray:     {cluster.dashboard} (dashboard, jobs), {cluster.address} (clip2scene run --address); "
-                f"{cluster.nodes} nodes of {cluster.cpus_per_node} CPUs\n"
-                f"MLflow:  {cluster.tracking_uri}\n"
-                f"token:   {cluster.token} (mode 600)\n"
-                f"In another shell:  . {shlex.quote(str(cluster.environment))}\n"
-                "then, for example:  clip2scene submit jobs/demo.yaml\n"
-                "Ctrl-C ends it.",
-                flush=True,
-            )
-            cluster.process.wait()
-            raise ClusterError(f"Ray ended ({_last_line(cluster.token.parent / 'ray.log')})")
-    except KeyboardInterrupt:
-        return
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+    with until_interrupted(), local_cluster(storage, nodes, cpus_per_node, dashboard_port, tracking_port) as cluster:
+        print(
+            f"Ray:     {cluster.dashboard} (dashboard, jobs), {cluster.address} (clip2scene run --address); "
+            f"{cluster.nodes} nodes of {cluster.cpus_per_node} CPUs\n"
+            f"MLflow:  {cluster.tracking_uri}\n"
+            f"token:   {cluster.token} (mode 600)\n"
+            f"In another shell:  . {shlex.quote(str(cluster.environment))}\n"
+            "then, for example:  clip2scene submit jobs/demo.yaml\n"
+            "Ctrl-C ends it.",
+            flush=True,
+        )
+        cluster.process.wait()
+        raise ClusterError(f"Ray ended ({last_line(cluster.token.parent / 'ray.log')})")
 
 
 def _check_count(option: str, count: int, most: int) -> None:
@@ -143,17 +134,9 @@ def _nodes(arguments: list[str], environment: dict[str, str], log: Path) -> Iter
     """The nodes' process under the watchdog; after the block none of its children is left."""
     import psutil
 
-    command = [sys.executable, "-m", "clip2scene.tracking.watchdog", sys.executable, "-m", "clip2scene.cluster.nodes"]
+    command = [sys.executable, "-m", "clip2scene.cluster.nodes", *arguments]
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=output,
-            env=environment,
-            start_new_session=True,
-            text=True,
-        )
+        process = watched(command, stdout=subprocess.PIPE, stderr=output, env=environment, text=True)
     try:
         yield process
     finally:
@@ -179,18 +162,9 @@ def _family(pid: int) -> list[Any]:
 
 def _wait_until_started(process: subprocess.Popen[str], log: Path) -> dict[str, str]:
     assert process.stdout is not None
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline_s:
-        if select.select([process.stdout], [], [], 0.5)[0]:
-            line = process.stdout.readline()
-            if line.startswith("{"):
-                started: dict[str, str] = json.loads(line)
-                return started
-            if not line:
-                break
-    raise ClusterError(f"Ray did not start: {_last_line(log)} (log: {log})")
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "its log is empty"
+    answers, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
+    line = process.stdout.readline() if answers else ""  # empty too when the process has ended
+    if not line:
+        raise ClusterError(f"Ray did not start: {last_line(log)} (log: {log})")
+    started: dict[str, str] = json.loads(line)
+    return started

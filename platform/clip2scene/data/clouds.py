@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from clip2scene.config import one_line
 from clip2scene.data import ply
 from clip2scene.data.index import DataError, Frame
 from clip2scene.data.vocabulary import Vocabulary
@@ -22,7 +23,7 @@ _COLUMNS = {".pcd.bin": 5, ".bin": 4}
 """float32 values per point: nuScenes x, y, z, intensity (0 to 255) and ring; SemanticKITTI x, y, z and intensity (0 to
 1). The longer suffix must come first."""
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for a file that is damaged or not an image."""
 
 
@@ -166,8 +167,8 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
             pixels_HW3 = np.array(image.convert("RGB")) if size == (width, height) else None
     except FileNotFoundError as error:
         raise DataError(f"{path}: missing image") from error
-    except _UNREADABLE as error:
-        raise DataError(f"{path}: truncated or damaged image ({' '.join(str(error).split())})") from error
+    except UNREADABLE as error:
+        raise DataError(f"{path}: truncated or damaged image ({one_line(error)})") from error
     if pixels_HW3 is None:
         raise DataError(f"{path}: the image has {size[0]} x {size[1]} pixels, the index says {width} x {height}")
     return pixels_HW3
@@ -188,8 +189,8 @@ def read_depth(path: Path) -> np.ndarray:
             depth_hw = np.asarray(image) if mode.startswith("I") else None
     except FileNotFoundError as error:
         raise DataError(f"{path}: missing depth map") from error
-    except _UNREADABLE as error:
-        raise DataError(f"{path}: truncated or damaged depth map ({' '.join(str(error).split())})") from error
+    except UNREADABLE as error:
+        raise DataError(f"{path}: truncated or damaged depth map ({one_line(error)})") from error
     if depth_hw is None:
         raise DataError(f"{path}: the depth map has mode {mode}; one channel of 16 bits (millimetres) is needed")
     return depth_hw.astype(np.float32) / 1000

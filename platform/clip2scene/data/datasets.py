@@ -9,8 +9,6 @@ from clip2scene.config import ConfigError, digest_of
 from clip2scene.data.contents import sample_contents
 from clip2scene.data.index import Index
 
-KINDS = ("nuscenes", "semantickitti", "scannet")
-
 _BUILDERS = 3
 """Raised whenever a builder changes the index that it makes of the same files."""
 _WATCHED = {"semantickitti": "sequences/*/*", "scannet": "scans/*/*"}
@@ -31,7 +29,7 @@ def build_index(
     """Build the index of a dataset folder, with a sample of its contents; a streetworld is read as nuScenes.
 
     Args:
-        kind: one of :data:`KINDS`, or ``streetworld``.
+        kind: ``nuscenes``, ``semantickitti``, ``scannet`` or ``streetworld``.
         root: the dataset's folder.
         version: nuScenes' folder of tables; the others ignore it.
         max_sweeps: earlier sweeps to list per keyframe; ScanNet has none.

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip2scene.config import Clip2sceneError
-from clip2scene.storage import writing
 
 FORMAT = "clip2scene-index-2"
 
@@ -194,12 +193,7 @@ _SCHEMA = pa.schema(
 
 
 def write_index(index: Index, path: str | Path) -> None:
-    """Write the index as Parquet, atomically, with the absolute path of its root in the file's metadata.
-
-    Raises:
-        StorageError: the disk is full, or the file may not be written.
-    """
-    path = Path(path)
+    """Write the index as Parquet, not atomically, with the absolute path of its root in the file's metadata."""
     about = {
         "format": FORMAT,
         "dataset": index.dataset,
@@ -211,8 +205,7 @@ def write_index(index: Index, path: str | Path) -> None:
     }
     table = pa.Table.from_pylist([_row(frame) for frame in index.frames], schema=_SCHEMA)
     table = table.replace_schema_metadata({"clip2scene": json.dumps(about)})
-    with writing(path) as aside:
-        pq.write_table(table, aside, compression="zstd")
+    pq.write_table(table, path, compression="zstd")
 
 
 def read_index(path: str | Path, root: str | Path | None = None) -> Index:

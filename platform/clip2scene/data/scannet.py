@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clip2scene.data.clouds import resolve
+from clip2scene.config import one_line
+from clip2scene.data.clouds import UNREADABLE, resolve
 from clip2scene.data.dataroot import DatasetFiles
 from clip2scene.data.index import Camera, DataError, Frame, Index
 from clip2scene.data.poses import check_pinhole, is_rotation
@@ -167,8 +168,8 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: truncated or damaged image ({' '.join(str(error).split())})") from error
+    except UNREADABLE as error:
+        raise DataError(f"{path}: truncated or damaged image ({one_line(error)})") from error
 
 
 def _scenes(folder: Path) -> list[str]:

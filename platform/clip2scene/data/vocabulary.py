@@ -75,7 +75,7 @@ class Vocabulary:
         return ", ".join(f"{a} to {b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True))
 
 
-def _labelled(name: str, classes: class_names.Classes, ignored: tuple[int, ...]) -> Vocabulary:
+def _vocabulary(name: str, classes: class_names.Classes, ignored: tuple[int, ...]) -> Vocabulary:
     labels = dict.fromkeys(ignored, IGNORE)
     for label, (_, raw_ids, _) in enumerate(classes.values(), start=1):
         labels |= dict.fromkeys(raw_ids, label)
@@ -121,10 +121,10 @@ def _by_name(vocabularies: Sequence[Vocabulary]) -> dict[str, Vocabulary]:
 
 
 _DATASETS = (
-    _labelled("nuscenes", class_names.NUSCENES, class_names.NUSCENES_IGNORED),
-    _labelled("semantickitti", class_names.SEMANTICKITTI, class_names.SEMANTICKITTI_IGNORED),
-    _labelled("scannet", class_names.SCANNET, class_names.SCANNET_IGNORED),
-    _labelled("cityscapes", class_names.CITYSCAPES, ()),
+    _vocabulary("nuscenes", class_names.NUSCENES, class_names.NUSCENES_IGNORED),
+    _vocabulary("semantickitti", class_names.SEMANTICKITTI, class_names.SEMANTICKITTI_IGNORED),
+    _vocabulary("scannet", class_names.SCANNET, class_names.SCANNET_IGNORED),
+    _vocabulary("cityscapes", class_names.CITYSCAPES, ()),
 )
 VOCABULARIES: dict[str, Vocabulary] = _by_name(_DATASETS)
 _OFFICIAL = _by_name([_official(words) for words in _DATASETS])

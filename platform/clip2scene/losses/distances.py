@@ -16,8 +16,8 @@ def class_divergence(
 ) -> torch.Tensor:
     """KL divergence of the points' class probabilities from those of their pixels, mean over pairs ("KL", Table 3).
 
-    ``L = 1/N sum_i sum_c q_ic log(q_ic / p_ic)``, with ``q_i = softmax_c(x_i . t_c / tau)`` of the pixel (the teacher)
-    and ``p_i = softmax_c(p_i . t_c / tau)`` of the point (the student).
+    ``L = 1/N sum_i sum_c q_ic log(q_ic / s_ic)``, with ``q_i = softmax_c(x_i . t_c / tau)`` of the pixel (the teacher)
+    and ``s_i = softmax_c(p_i . t_c / tau)`` of the point (the student).
 
     Args:
         points_ND: point features p_i, (N, D).

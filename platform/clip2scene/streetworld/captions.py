@@ -79,7 +79,7 @@ def tiles_of_scene(
             top = int(np.clip(row - rng.integers(TILE_PX), 0, seen.shape[0] - TILE_PX))
             left = int(np.clip(column - rng.integers(TILE_PX), 0, seen.shape[1] - TILE_PX))
             part = (slice(top, top + TILE_PX), slice(left, left + TILE_PX))
-            crops = [_crop(rng, vocabulary, names, seen[part], cut_before) for _ in range(CROPS_PER_TILE)]
+            crops = [_crop(rng, names, seen[part], cut_before) for _ in range(CROPS_PER_TILE)]
             tiles.append(Tile(image[part].copy(), tuple(crop for crop in crops if crop.content)))
     return tiles
 
@@ -111,11 +111,7 @@ def _target(
 
 
 def _crop(
-    rng: np.random.Generator,
-    vocabulary: Vocabulary,
-    names: list[tuple[str, tuple[str, ...]]],
-    seen: np.ndarray,
-    cut_before: Counter[str],
+    rng: np.random.Generator, names: list[tuple[str, tuple[str, ...]]], seen: np.ndarray, cut_before: Counter[str]
 ) -> Crop:
     (row, column), extent = _target(rng, names, seen, cut_before)
     side = int(np.clip(round(extent / PATCH_PX * rng.uniform(0.2, 0.8)), *_CROP_PATCHES))

@@ -10,7 +10,6 @@ Legend: B crops of a batch, T tiles, H x W pixels, D size of the joint embedding
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from torch.nn import functional
 
 from clip2scene.config import StreetworldClipSettings
 from clip2scene.data.vocabulary import vocabulary
-from clip2scene.storage import writing
+from clip2scene.storage import write_json, writing
 from clip2scene.streetworld.captions import CROPS_PER_TILE, PATCH_PX, TILE_PX, Tile, tiles_of_scene
 from clip2scene.teacher.prompts import TEMPLATES
 
@@ -53,11 +52,11 @@ WEIGHT_DECAY = 0.05
 
 
 def train(
-    settings: StreetworldClipSettings, seed: int, output: Path, progress: Callable[..., None] | None = None
+    settings: StreetworldClipSettings, seed: int, output: Path, advance: Callable[..., None] | None = None
 ) -> dict[str, float]:
     """Render crops, train, and write the model to ``output`` in half precision.
 
-    The files are ``open_clip_config.json`` and ``open_clip_model.safetensors``. ``progress`` is called with 1 after
+    The files are ``open_clip_config.json`` and ``open_clip_model.safetensors``. ``advance`` is called with 1 after
     each rendered scene and each step, with the loss as a field.
 
     Returns:
@@ -69,15 +68,15 @@ def train(
     for world in settings.world_seeds:
         for number in range(settings.scenes_per_world):
             tiles += tiles_of_scene(world, number, words, settings.tiles_per_image, cut_before)
-            if progress is not None:
-                progress(1)
-    model, loss = fit(tiles, settings, seed, progress)
+            if advance is not None:
+                advance(1)
+    model, loss = fit(tiles, settings, seed, advance)
     save(model, output)
     return {"loss": loss, "crops": float(sum(len(tile.crops) for tile in tiles))}
 
 
 def fit(
-    tiles: list[Tile], settings: StreetworldClipSettings, seed: int, progress: Callable[..., None] | None = None
+    tiles: list[Tile], settings: StreetworldClipSettings, seed: int, advance: Callable[..., None] | None = None
 ) -> tuple[open_clip.CLIP, float]:
     """A model trained on crops of the tiles, and its last loss."""
     torch.manual_seed(seed)
@@ -120,8 +119,8 @@ def fit(
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
         value = float(loss.detach())
-        if progress is not None:
-            progress(1, loss=f"{value:.3f}")
+        if advance is not None:
+            advance(1, loss=f"{value:.3f}")
     return model.eval(), value
 
 
@@ -208,4 +207,4 @@ def save(model: open_clip.CLIP, output: Path) -> None:
         save_file(weights, aside)
     config = {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG}
     with writing(output / "open_clip_config.json") as aside:
-        aside.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        write_json(aside, config)

@@ -31,12 +31,12 @@ def generate(
     seed: int,
     *,
     workers: int = 1,
-    progress: Callable[..., None] | None = None,
+    advance: Callable[..., None] | None = None,
 ) -> None:
     """Write the world of ``seed`` below ``root`` as version ``v1.0-trainval``, unless it is there already.
 
     The folder appears complete or not at all; of two runs at once, one waits for the other. The bytes do not depend on
-    ``workers`` (processes that record one scene at a time). ``progress`` is called with 1 after each scene.
+    ``workers`` (processes that record one scene at a time). ``advance`` is called with 1 after each scene.
 
     Raises:
         DataError: ``root`` holds something else.
@@ -50,11 +50,11 @@ def generate(
         if _is_finished(root, digest):
             return
         with writing(root) as aside:
-            _write(aside, settings, seed, workers, progress)
+            _write(aside, settings, seed, workers, advance)
 
 
 def _write(
-    folder: Path, settings: StreetworldSettings, seed: int, workers: int, progress: Callable[..., None] | None
+    folder: Path, settings: StreetworldSettings, seed: int, workers: int, advance: Callable[..., None] | None
 ) -> None:
     (folder / "lidarseg" / VERSION).mkdir(parents=True)
     names = scene_names(settings.train_scenes, settings.val_scenes)
@@ -62,8 +62,8 @@ def _write(
     for part in _record_all(folder, settings, seed, names, workers):
         for table, more in part.items():
             rows[table] += more
-        if progress is not None:
-            progress(1)
+        if advance is not None:
+            advance(1)
     (folder / VERSION).mkdir()
     for table in TABLES:
         (folder / VERSION / f"{table}.json").write_text(json.dumps(rows[table], indent=0), encoding="utf-8")

@@ -11,19 +11,6 @@ from clip2scene.streetworld import props, vehicles
 from clip2scene.streetworld.meshes import Mesh
 from clip2scene.streetworld.street import LANE_M, PARKING_M, Side, Street
 
-
-class Placement(NamedTuple):
-    """Street coordinates at time 0, height of the origin, yaw relative to the street, and speed along it."""
-
-    s: float
-    d: float
-    z: float
-    yaw: float
-    speed_m_s: float
-
-
-Item = tuple[str, Mesh, Placement]
-"""Raw category (after a colon, the noun for captions if the class has several kinds), shape, place."""
 _ADULT, _CHILD, _WORKER = "human.pedestrian.adult", "human.pedestrian.child", "human.pedestrian.construction_worker"
 _REQUIRED = (
     "bus",
@@ -37,6 +24,20 @@ _REQUIRED = (
     "cones",
     "people",
 )
+
+
+class Placement(NamedTuple):
+    """Street coordinates at time 0, height of the origin, yaw relative to the street, and speed along it."""
+
+    s: float
+    d: float
+    z: float
+    yaw: float
+    speed_m_s: float
+
+
+Item = tuple[str, Mesh, Placement]
+"""Raw category (after a colon, the noun for captions if the class has several kinds), shape, place."""
 
 
 def furnish(rng: np.random.Generator, street: Street, drive_m: float) -> Iterator[Item]:

@@ -15,6 +15,23 @@ from functools import lru_cache
 import numpy as np
 
 Colour = Sequence[float]
+_BOX_CORNERS = np.array([[x, y, z] for z in (0, 1) for y in (-0.5, 0.5) for x in (-0.5, 0.5)], np.float32)
+_BOX_FACES = np.array(
+    [
+        [4, 5, 7],
+        [4, 7, 6],
+        [0, 2, 1],
+        [1, 2, 3],
+        [0, 1, 5],
+        [0, 5, 4],
+        [2, 6, 7],
+        [2, 7, 3],
+        [0, 4, 6],
+        [0, 6, 2],
+        [1, 3, 7],
+        [1, 7, 5],
+    ]
+)
 
 
 class Texture(IntEnum):
@@ -109,25 +126,6 @@ def quads(rows: int, columns: int) -> np.ndarray:
     first = corner + np.array([[0, 1, columns + 1]])
     second = corner + np.array([[0, columns + 1, columns]])
     return np.stack([first, second], axis=1).reshape(-1, 3)
-
-
-_BOX_CORNERS = np.array([[x, y, z] for z in (0, 1) for y in (-0.5, 0.5) for x in (-0.5, 0.5)], np.float32)
-_BOX_FACES = np.array(
-    [
-        [4, 5, 7],
-        [4, 7, 6],
-        [0, 2, 1],
-        [1, 2, 3],
-        [0, 1, 5],
-        [0, 5, 4],
-        [2, 6, 7],
-        [2, 7, 3],
-        [0, 4, 6],
-        [0, 6, 2],
-        [1, 3, 7],
-        [1, 7, 5],
-    ]
-)
 
 
 def box(length: float, width: float, height: float, colour: Colour, texture: Texture = Texture.PLAIN) -> Mesh:

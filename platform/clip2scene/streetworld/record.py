@@ -45,8 +45,16 @@ class Recorder:
 
     def run(self) -> dict[str, list[Row]]:
         """Record everything; returns rows by table."""
-        settings = self.settings
-        scene_token, log_token = token("scene", self.key), token("log", self.key)
+        self._calibrate()
+        self._drive()
+        for chain in self.chains.values():
+            tables.link(chain)
+            self.rows["sample_data"] += chain
+        self._finish_annotations()
+        self._finish_scene()
+        return dict(self.rows)
+
+    def _calibrate(self) -> None:
         for channel, pose in self.rig.calibrated.items():
             intrinsics = self.rig.calibrated_intrinsics.get(channel)
             self.rows["calibrated_sensor"].append(
@@ -58,7 +66,10 @@ class Recorder:
                     "camera_intrinsic": [] if intrinsics is None else intrinsics.tolist(),
                 }
             )
-        samples: list[Row] = []
+
+    def _drive(self) -> None:
+        """Record all keyframes, and the sweeps before and between them."""
+        settings, samples = self.settings, self.rows["sample"]
         steps = settings.sweeps_between_keyframes + 1
         for step in range(settings.sweeps_before_first, 0, -1):
             self.record_sweep(-step * KEYFRAME_PERIOD_S / steps, token("sample", self.key, 0))
@@ -69,7 +80,7 @@ class Recorder:
                 "timestamp": self._us(time_s),
                 "prev": "",
                 "next": "",
-                "scene_token": scene_token,
+                "scene_token": token("scene", self.key),
             }
             samples.append(sample)
             self.record_keyframe(frame, time_s, sample["token"])
@@ -78,16 +89,15 @@ class Recorder:
                     nearest = frame + (2 * step > steps)
                     self.record_sweep(time_s + step * KEYFRAME_PERIOD_S / steps, token("sample", self.key, nearest))
         tables.link(samples)
-        for chain in self.chains.values():
-            tables.link(chain)
-            self.rows["sample_data"] += chain
-        self._finish_annotations()
-        self.rows["sample"] = samples
+
+    def _finish_scene(self) -> None:
+        """Rows of the scene, its log and its map, which is drawn."""
+        log_token, samples = token("log", self.key), self.rows["sample"]
         map_name = f"maps/{token('map', self.key)}.png"
         self._draw_map(self.folder / map_name)
         self.rows["scene"].append(
             {
-                "token": scene_token,
+                "token": token("scene", self.key),
                 "log_token": log_token,
                 "nbr_samples": len(samples),
                 "first_sample_token": samples[0]["token"],
@@ -113,7 +123,6 @@ class Recorder:
                 "filename": map_name,
             }
         )
-        return dict(self.rows)
 
     def _us(self, time_s: float) -> int:
         return self.start_us + round(time_s * 1e6)

@@ -130,7 +130,7 @@ def link(rows: list[Row]) -> None:
 
 def translation(pose: np.ndarray) -> list[float]:
     """Position of a pose (4, 4)."""
-    return [float(value) for value in pose[:3, 3]]
+    return pose[:3, 3].tolist()
 
 
 def quaternion(pose: np.ndarray) -> list[float]:

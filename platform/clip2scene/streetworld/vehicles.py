@@ -186,9 +186,7 @@ def construction_vehicle(rng: np.random.Generator) -> Mesh:
     return merge([body, cab, roof, *arms, bucket, *_wheels([-1.5, 1.2], 2.5, 0.75, 0.5)]).moved(x=-0.5)
 
 
-def _rider(
-    rng: np.random.Generator, seat: float, clothes: tuple[float, float, float], helmet: tuple[float, float, float]
-) -> list[Mesh]:
+def _rider(seat: float, clothes: tuple[float, float, float], helmet: tuple[float, float, float]) -> list[Mesh]:
     torso = blob((0.2, 0.23, 0.36), clothes, Texture.CLOTH).moved(x=-0.02, z=seat + 0.34, pitch=0.35)
     head = blob((0.14, 0.13, 0.15), helmet).moved(x=0.16, z=seat + 0.83)
     arms = [
@@ -221,7 +219,7 @@ def bicycle(rng: np.random.Generator, *, rider: bool = False) -> Mesh:
         else []
     )
     person = (
-        _rider(rng, 0.9, pick(rng, ((0.1, 0.6, 0.6), (0.7, 0.85, 0.1), (0.1, 0.5, 0.65))), (0.85, 0.85, 0.85))
+        _rider(0.9, pick(rng, ((0.1, 0.6, 0.6), (0.7, 0.85, 0.1), (0.1, 0.5, 0.65))), (0.85, 0.85, 0.85))
         if rider
         else []
     )
@@ -242,7 +240,7 @@ def motorcycle(rng: np.random.Generator, *, rider: bool = False) -> Mesh:
         box(0.1, 0.4, 0.42, paint, Texture.MACHINE).moved(x=0.66, z=0.82, pitch=-0.4),
         cylinder(0.08, 0.7, (0.7, 0.7, 0.7), segments=5).moved(x=-0.95, y=0.2, z=0.4, pitch=np.pi / 2),
     ]
-    person = _rider(rng, 0.92, (0.06, 0.06, 0.07), paint) if rider else []
+    person = _rider(0.92, (0.06, 0.06, 0.07), paint) if rider else []
     return merge([*wheels, *parts, *person])
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from clip2scene.config import StudentSettings
+from clip2scene.config import StudentSettings, one_line
 from clip2scene.data.index import DataError
 
 FORMAT = "clip2scene-student-1"
@@ -48,7 +48,7 @@ def load_checkpoint(path: Path, settings: StudentSettings) -> Checkpoint:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such checkpoint") from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable safetensors checkpoint ({' '.join(str(error).split())})") from error
+        raise DataError(f"{path}: not a readable safetensors checkpoint ({one_line(error)})") from error
     if about.get("format") != FORMAT:
         raise DataError(f"{path}: not a clip2scene student (format {about.get('format')!r}, expected {FORMAT!r})")
     made_with, expected = about.get("student", {}), settings.model_dump(mode="json")

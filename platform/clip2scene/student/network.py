@@ -44,6 +44,11 @@ from clip2scene.student.voxels import Voxels, rows_of_points, voxelise
 # With its first tensor spconv calls a torch.fx function by a deprecated name, which torch logs.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
+_CELLS_ON_CPU = 2**32
+"""spconv 2.3's CPU hash has 32-bit keys: a cell beyond this has the key of another cloud's cell."""
+# The other algorithms need CUDA; weights have the same layout for all, so one checkpoint works on both.
+_ALGORITHM = ConvAlgo.Native
+
 Network = Callable[..., dict[str, torch.Tensor]]
 """What a loss needs of a student: :meth:`Student.forward`, possibly wrapped."""
 
@@ -141,7 +146,7 @@ class SparseUNet(nn.Module):
         layout = self.layout
         voxels = voxelise(points_N4[:, :3], cloud_N, self.settings.voxel_size_m, 2**layout.levels)
         rows_N = voxels.voxel_of_point_N
-        inputs_N = self._inputs(points_N4, voxels)
+        inputs_N = self._inputs(points_N4)
         x = self._sparse(segment_mean(inputs_N, rows_N, len(voxels.coordinates_V4)), voxels)
         for layer in self.stem:
             x = layer(x)
@@ -168,7 +173,7 @@ class SparseUNet(nn.Module):
         """Name of the layer on the points before their fusion with the voxels, after that many decoder levels."""
         return {0: "point_bottleneck", self.layout.levels: "point_output"}.get(level, f"point_decoder{level}")
 
-    def _inputs(self, points_N4: torch.Tensor, voxels: Voxels) -> torch.Tensor:
+    def _inputs(self, points_N4: torch.Tensor) -> torch.Tensor:
         """x and y from the voxel's centre (voxels), height above the sensor (metres), intensity: (N, 1, 3 or 4)."""
         columns = []
         if self.settings.use_position:
@@ -272,9 +277,3 @@ class _PointLayer(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True))
-
-
-_CELLS_ON_CPU = 2**32
-"""spconv 2.3's CPU hash has 32-bit keys: a cell beyond this has the key of another cloud's cell."""
-# The other algorithms need CUDA; weights have the same layout for all, so one checkpoint works on both.
-_ALGORITHM = ConvAlgo.Native

@@ -9,13 +9,14 @@ from typing import Any
 
 from ray import tune
 
-from clip2scene.config import Job
+from clip2scene.config import Job, last_line
 from clip2scene.sweeps.progress import SweepProgress
 from clip2scene.sweeps.sweep import Sweep
 from clip2scene.sweeps.trial import trial_from_config
+from clip2scene.tracking.run import Run
 from clip2scene.tracking.sweep.runs import OBJECTIVES, TrialRun
-from clip2scene.tracking.tracker import Run, Tracker
-from clip2scene.training.validation import PREFIX
+from clip2scene.tracking.tracker import Tracker
+from clip2scene.training.validation import SCORE_PREFIX
 
 
 class Journal:
@@ -53,7 +54,7 @@ class Journal:
         self._results[number] = result
         if "diverged" not in result:
             self._epochs[number] = result["epoch"]
-            metrics = {name: value for name, value in result["metrics"].items() if not name.startswith(PREFIX)}
+            metrics = {name: value for name, value in result["metrics"].items() if not name.startswith(SCORE_PREFIX)}
             self._runs[number].log_epoch(result["epoch"], _scores(result), metrics)
             self._progress.reported(number, result["epoch"], result["objective"])
 
@@ -62,7 +63,7 @@ class Journal:
         result = self._results.get(number, {})
         finals = {"epochs": self._epochs.get(number, 0), "seconds": float(result.get("time_total_s", math.nan))}
         if error is not None:
-            state, reason = "failed", _sentence(error)
+            state, reason = "failed", last_line(error)
         elif "diverged" in result:
             state, reason = "diverged", result["diverged"]
         else:
@@ -139,10 +140,4 @@ def _number(trial: Any) -> int:
 def _scores(result: dict[str, Any]) -> dict[str, float]:
     """The objectives among the metrics of a report; none before the first."""
     metrics = result.get("metrics", {})
-    return {name: metrics[PREFIX + name] for name in OBJECTIVES if PREFIX + name in metrics}
-
-
-def _sentence(error: BaseException) -> str:
-    """The last line of what a trial raised, which says most."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return {name: metrics[SCORE_PREFIX + name] for name in OBJECTIVES if SCORE_PREFIX + name in metrics}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clip2scene.progress import console, duration
+from clip2scene.tracking.text import new_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,7 +80,7 @@ class SweepProgress:
 
     def _left(self) -> str:
         """Upper bound of the time left; which trials the scheduler will stop is not known."""
-        running = [trial.epoch for trial in self._trials.values() if trial.state == "running"]
+        running = [trial.epoch for trial in list(self._trials.values()) if trial.state == "running"]
         left = (self._num_trials - self._ended_before - self._num_ended()) * self._epochs - sum(running)
         elapsed_s = time.monotonic() - self._started_s
         if not self._epochs_seen:
@@ -88,25 +89,18 @@ class SweepProgress:
 
     def _num_ended(self) -> int:
         """How many trials this driver saw end."""
-        return sum(trial.state != "running" for trial in self._trials.values())
+        return sum(trial.state != "running" for trial in list(self._trials.values()))
 
     def _table(self) -> Table:
-        from rich import box
-        from rich.table import Table
-
         done = self._ended_before + self._num_ended()
-        table = Table(
-            title=f"{self._name}: {done}/{self._num_trials} trials ended, {self._left()}",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-        )
+        table = new_table(f"{self._name}: {done}/{self._num_trials} trials ended, {self._left()}")
         for heading in ("trial", "settings", "epoch", f"{self._metric}, %", "state"):
             table.add_column(heading, justify="right" if heading in ("epoch", f"{self._metric}, %") else "left")
-        running = [number for number, trial in self._trials.items() if trial.state == "running"]
-        others = [number for number in self._trials if number not in running]
+        trials = dict(self._trials)  # rich draws in its own thread, while the driver adds trials
+        running = [number for number, trial in trials.items() if trial.state == "running"]
+        others = [number for number in trials if number not in running]
         for number in sorted((running + others[::-1])[:_ROWS]):
-            trial = self._trials[number]
+            trial = trials[number]
             score = f"{100 * trial.score:.1f}" if math.isfinite(trial.score) else "–"
             style = "bold" if trial.state == "running" else ""
             cells = (f"{number:02d}", _settings(trial.values), f"{trial.epoch}/{self._epochs}", score, trial.state)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import copy
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
 from clip2scene.config import ConfigError
 from clip2scene.jobfile import put
-from clip2scene.machine import num_cpus
+from clip2scene.machine import description
 from clip2scene.stages import Stages
 from clip2scene.storage import Storage, folder_of, writing
 from clip2scene.sweeps.counts import Counts
@@ -23,11 +22,12 @@ from clip2scene.sweeps.sweep import Sweep, combine
 from clip2scene.sweeps.trial import TrialWork
 from clip2scene.sweeps.tuner import search, slots_of
 from clip2scene.teacher.weights import absolute
+from clip2scene.tracking.run import Run
 from clip2scene.tracking.sweep.best import best_yaml
 from clip2scene.tracking.sweep.keep import keep_sweep
 from clip2scene.tracking.sweep.record import SweepRecord, read_sweep_run
 from clip2scene.tracking.sweep.runs import FORMAT, is_recorded, sweep_run
-from clip2scene.tracking.tracker import Run, Tracker
+from clip2scene.tracking.tracker import Tracker
 from clip2scene.training.samples import check_window
 
 
@@ -173,7 +173,7 @@ def _about(sweep: Sweep, command: str, labels: bool) -> dict[str, Any]:
         "sweep": space.sweep,
         "title": space.title or space.sweep,
         "command": command,
-        "machine": f"{num_cpus()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": description(),
         "metric": space.metric,
         "parameters": parameters,
         "variants": space.variants,

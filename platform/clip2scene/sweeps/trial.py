@@ -15,7 +15,7 @@ from clip2scene.stages import Stages
 from clip2scene.sweeps.sweep import Sweep, Trial
 from clip2scene.training.fit import Metrics, Training, fit
 from clip2scene.training.launch import DivergedError
-from clip2scene.training.validation import PREFIX
+from clip2scene.training.validation import SCORE_PREFIX
 
 
 @dataclass(frozen=True)
@@ -57,5 +57,5 @@ def trial_from_config(sweep: Sweep, config: dict[str, Any]) -> Trial:
 
 
 def _report(metric: str, epoch: int, metrics: Metrics) -> None:
-    if PREFIX + metric in metrics:
-        tune.report({"epoch": epoch, "objective": metrics[PREFIX + metric], "metrics": metrics})
+    if SCORE_PREFIX + metric in metrics:
+        tune.report({"epoch": epoch, "objective": metrics[SCORE_PREFIX + metric], "metrics": metrics})

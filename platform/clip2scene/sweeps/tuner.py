@@ -17,7 +17,8 @@ from clip2scene.sweeps.scheduler import scheduler_of
 from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.sweep import Sweep
 from clip2scene.sweeps.trial import TrialWork, run_trial
-from clip2scene.tracking.tracker import Run, Tracker
+from clip2scene.tracking.run import Run
+from clip2scene.tracking.tracker import Tracker
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has everything

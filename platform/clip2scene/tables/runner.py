@@ -6,7 +6,6 @@ command continues where it was interrupted.
 
 from __future__ import annotations
 
-import platform
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from clip2scene.config import Clip2sceneError, Job, one_line
-from clip2scene.machine import jobs_on, num_cpus, use_threads
+from clip2scene.machine import description, jobs_on, use_threads
 from clip2scene.pipeline import Pipeline
 from clip2scene.progress import console, duration, progress, silent
 from clip2scene.stages import Stages
 from clip2scene.tables.spec import Cell, Table, expand
+from clip2scene.tracking.run import Run
 from clip2scene.tracking.table.keep import keep_table
 from clip2scene.tracking.table.record import (
     FORMAT,
@@ -28,7 +28,7 @@ from clip2scene.tracking.table.record import (
     read_table_run,
     table_run,
 )
-from clip2scene.tracking.tracker import Run, Tracker
+from clip2scene.tracking.tracker import Tracker
 from clip2scene.training.launch import on_this_node
 
 
@@ -61,10 +61,10 @@ def run_table(table: Table, tracker: Tracker, source: str, command: str, pages_a
     A job that fails does not stop the others; its cells show it as failed, and the next call tries it again.
 
     Args:
-        table: What to run.
-        tracker: Where the runs are kept.
-        source: File that the table comes from, for errors.
-        command: What the user typed, for the report.
+        table: what to run.
+        tracker: where the runs are kept.
+        source: file that the table comes from, for errors.
+        command: what the user typed, for the report.
         pages_at: MLflow server that the report's links to runs open; the tracker's when not given.
 
     Raises:
@@ -167,7 +167,8 @@ def _side_by_side(jobs: Sequence[TableJob], tracker: Tracker, parent: Run, at_on
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node()})
     has_workers = any(job.settings.resources.num_workers for job in jobs)
     task = ray.remote(num_cpus=0 if has_workers else 1, max_retries=0)(_run_group)
-    waiting, unfinished = list(groups.values()), {}  # type: list[dict[str, TableJob]], dict[Any, dict[str, TableJob]]
+    waiting = list(groups.values())
+    unfinished: dict[Any, dict[str, TableJob]] = {}
     try:
         while waiting or unfinished:
             while waiting and len(unfinished) < at_once:
@@ -259,7 +260,7 @@ def _about(table: Table, cells: Sequence[Cell], command: str) -> dict[str, Any]:
         "reference": table.reference,
         "columns": [column.name for column in table.columns_of(table.dataset)],
         "command": command,
-        "machine": f"{num_cpus()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": description(),
         "cells": [
             {
                 "group": cell.row.group,

@@ -19,7 +19,7 @@ from clip2scene.config import ConfigError, Job, Settings, digest_of
 from clip2scene.jobfile import TABLE_KEYS, parse, put, read_values
 
 Dataset = Literal["streetworld", "nuscenes", "semantickitti", "scannet"]
-PAPER_OF = {"streetworld": "nuscenes"}
+PAPER_OF: dict[Dataset, Dataset] = {"streetworld": "nuscenes"}
 """The dataset that the paper's numbers are taken from where the paper does not have ours."""
 
 
@@ -107,13 +107,13 @@ class Table(Settings):
         return self
 
     @property
-    def paper_dataset(self) -> str:
+    def paper_dataset(self) -> Dataset:
         """The dataset of the paper's numbers that ours are compared with."""
         return PAPER_OF.get(self.dataset, self.dataset)
 
-    def columns_of(self, dataset: str) -> tuple[Column, ...]:
+    def columns_of(self, dataset: Dataset) -> tuple[Column, ...]:
         """The columns of a dataset."""
-        return {str(name): columns for name, columns in self.columns.items()}.get(dataset) or (Column(name="mIoU"),)
+        return self.columns.get(dataset) or (Column(name="mIoU"),)
 
     def run_digest(self) -> str:
         """The same digest means the same table when it is run again, also with other seeds."""
@@ -165,7 +165,7 @@ def expand(table: Table, source: str) -> tuple[Cell, ...]:
     """
     cells = []
     for row in table.rows:
-        numbers = {str(name): value for name, value in row.paper.items()}.get(table.paper_dataset)
+        numbers = row.paper.get(table.paper_dataset)
         for place, column in enumerate(table.columns_of(table.dataset)):
             for seed in table.seeds:
                 where = f"{source}: row {row.name!r}" + (f", column {column.name!r}" if column.set_ else "")

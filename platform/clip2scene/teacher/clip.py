@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clip2scene.config import ConfigError, TeacherSettings
+from clip2scene.config import ConfigError, TeacherSettings, one_line
 from clip2scene.teacher.weights import Loaded, load_model
 
 FORMAT = "clip2scene-teacher-1"
@@ -154,7 +154,7 @@ class DenseClip(nn.Module):
             tokenize = open_clip.get_tokenizer(self._tokenizer_name)
         except Exception as error:  # the hub's client raises errors of many kinds
             raise ConfigError(
-                f"teacher.model={self.settings.model!r}: its tokenizer cannot be loaded ({str(error).splitlines()[0]})"
+                f"teacher.model={self.settings.model!r}: its tokenizer cannot be loaded ({one_line(error, 200)})"
             ) from error
         model: Any = self.clip
         tokens_SL = tokenize(sentences).to(model.logit_scale.device)

@@ -93,7 +93,7 @@ class Encoder:
         teacher = self._teacher
         if teacher is None:
             return {
-                "frame_id": [str(frame_id) for frame_id in batch["frame_id"]],
+                "frame_id": batch["frame_id"].tolist(),
                 "status": [json.dumps({"error": self._failure})] * len(batch["frame_id"]),
             }
         frames = [

@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import math
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +19,13 @@ from pathlib import Path
 
 import ray
 
-from clip2scene.config import ExtractSettings, TeacherSettings
+from clip2scene.config import ExtractSettings, last_line
 from clip2scene.data.index import DataError, Frame, Index
 from clip2scene.machine import check_room
 from clip2scene.progress import Progress
 from clip2scene.storage import Storage, locked
 from clip2scene.teacher import store
-from clip2scene.teacher.clip import DenseClip, load_teacher
+from clip2scene.teacher.clip import DenseClip
 from clip2scene.teacher.encoder import Encoder, frame_row
 from clip2scene.teacher.weights import absolute
 
@@ -50,43 +49,37 @@ class ExtractReport:
     """Images with features that were in the store already."""
     broken: tuple[store.BrokenImage, ...]
     """Quarantined images of the requested frames, found now or earlier."""
-    seconds: float
 
 
 def extract(
     index: Index,
     frames: Sequence[Frame],
-    teacher_settings: TeacherSettings,
+    teacher: DenseClip,
     settings: ExtractSettings,
     store_path: str | Path,
     progress: Progress,
     *,
     storage: Storage,
-    teacher: DenseClip | None = None,
 ) -> ExtractReport:
     """Encode every image of the frames that the store does not hold yet. Ray must be initialised.
 
     Args:
         index: the dataset of the frames.
         frames: what to encode; other frames in the store stay there.
-        teacher_settings: the teacher that every actor loads.
+        teacher: every actor loads the same.
         settings: actors, batches and how many images may be broken.
         store_path: folder of the feature store.
         progress: draws the progress bar.
         storage: the storage that the store is part of.
-        teacher: the same teacher, where the caller has loaded it already.
 
     Raises:
-        ConfigError: the teacher cannot be loaded, or the settings ask for more GPUs than there are.
+        ConfigError: an actor cannot load the teacher, or the settings ask for more GPUs than there are.
         DataError: the store is of another teacher, a frame id is not a file name, or a frame cannot be written.
         ExtractionError: more than ``max_broken_fraction`` of the images are broken (the store is finished
             nevertheless), or the actors died again and again.
         StorageError: the folder cannot be written, or the object store cannot be reached or refuses.
     """
-    start = time.monotonic()
     path = Path(store_path).resolve()
-    teacher_settings = absolute(teacher_settings)
-    teacher = teacher if teacher is not None else load_teacher(teacher_settings)
     wanted = {frame.frame_id: frame for frame in frames}
     for frame_id in wanted:
         store.frame_file(path, frame_id)  # refuses an id that is not a file name, before any work
@@ -99,9 +92,7 @@ def extract(
         if pending:
             # The store counts as unfinished until every frame is there.
             storage.remove(path / store.MANIFEST)
-            for frame_id, entry in _encode_all(
-                index, pending, teacher_settings, teacher.digest, settings, path, storage, progress
-            ):
+            for frame_id, entry in _encode_all(index, pending, teacher, settings, path, storage, progress):
                 entries[frame_id] = entry
                 encoded += len(entry.cameras)
         broken = [
@@ -129,14 +120,13 @@ def extract(
             f"allows {int(settings.max_broken_fraction * total)} (the others are in {path}): {reasons}"
             f"{'; ...' if len(ours) > 3 else ''}"
         )
-    return ExtractReport(encoded, cached, ours, time.monotonic() - start)
+    return ExtractReport(encoded, cached, ours)
 
 
 def _encode_all(
     index: Index,
     pending: list[Frame],
-    teacher_settings: TeacherSettings,
-    digest: str,
+    teacher: DenseClip,
     settings: ExtractSettings,
     path: Path,
     storage: Storage,
@@ -154,7 +144,14 @@ def _encode_all(
             warnings.filterwarnings("ignore", message=".*ray_remote_args_fn")
             statuses = dataset.map_batches(
                 Encoder,
-                fn_constructor_args=(teacher_settings, settings, index.root.resolve(), path, digest, storage),
+                fn_constructor_args=(
+                    absolute(teacher.settings),
+                    settings,
+                    index.root.resolve(),
+                    path,
+                    teacher.digest,
+                    storage,
+                ),
                 batch_size=settings.frames_per_batch,
                 compute=ray.data.ActorPoolStrategy(size=actors),
                 num_cpus=_cpus_per_actor(actors, settings),
@@ -166,12 +163,12 @@ def _encode_all(
                 status = json.loads(row["status"])
                 if "error" in status:
                     raise DataError(status["error"])
-                yield row["frame_id"], store.FrameEntry(digest, tuple(status["cameras"]), status["broken"])
+                yield row["frame_id"], store.FrameEntry(teacher.digest, tuple(status["cameras"]), status["broken"])
                 advance(images[row["frame_id"]])
         except ray.exceptions.RayActorError as error:
-            reason = str(error).strip().splitlines()[-1][:200]
             raise ExtractionError(
-                f"{path}: the actors that encode could not be kept alive ({reason}); run again to go on from here"
+                f"{path}: the actors that encode could not be kept alive ({last_line(error)[:200]}); run again to go "
+                "on from here"
             ) from error
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from clip2scene.config import one_line
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame
 from clip2scene.storage import Storage
@@ -134,7 +135,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
             f"{path}: no finished feature store there ({MANIFEST} is missing); run the extract stage"
         ) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}: not a readable manifest ({' '.join(str(error).split())})") from error
+        raise DataError(f"{file}: not a readable manifest ({one_line(error)})") from error
     required = {"index", "teacher", "grid", "dim", "dtype", "frames", "images", "broken"}
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not required <= set(manifest):
         raise DataError(f"{file}: not the manifest of a feature store of this version (format {FORMAT!r})")
@@ -147,8 +148,7 @@ def write_manifest(path: Path, manifest: Mapping[str, Any], storage: Storage) ->
     Raises:
         StorageError: the folder cannot be written, or the object store cannot be reached or refuses.
     """
-    with storage.writing(path / MANIFEST) as aside:
-        aside.write_text(json.dumps({"format": FORMAT, **manifest}, indent=1, sort_keys=True), encoding="utf-8")
+    storage.write_json(path / MANIFEST, {"format": FORMAT, **manifest})
 
 
 def frame_file(path: Path, frame_id: str) -> Path:
@@ -280,7 +280,7 @@ def _opened(file: Path) -> Iterator[Any]:
     except FileNotFoundError as error:
         raise DataError(f"{file}: the frame is not in the feature store; run the extract stage") from error
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{file}: damaged frame of the feature store ({' '.join(str(error).split())})") from error
+        raise DataError(f"{file}: damaged frame of the feature store ({one_line(error)})") from error
 
 
 def _entry(file: Path, metadata: dict[str, str] | None, cameras: tuple[str, ...] = ()) -> FrameEntry:

@@ -26,7 +26,7 @@ import ray
 import torch
 from PIL import Image
 
-from clip2scene.config import ContrastSettings, digest_of
+from clip2scene.config import ContrastSettings, digest_of, one_line
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame, Index
 from clip2scene.progress import Progress
@@ -40,6 +40,11 @@ _ABOUT = "about"
 _FRAMES_AT_A_TIME = 16
 """Stored frames checked at once: each is a download where the storage is an object store."""
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile)
+_Image = tuple[str, str, int, int]
+"""Camera, path below the dataset's root, width and height (pixels)."""
+_Job = tuple[Path, Storage, Path, str, list[_Image], dict[str, Any]]
+_Done = tuple[str, str]
+"""Frame id, and why the frame could not be written (empty if it was)."""
 _log = logging.getLogger(__name__)
 
 
@@ -72,7 +77,7 @@ class SuperpixelStore:
         except FileNotFoundError as error:
             raise DataError(f"{path}: no finished superpixels there ({store.MANIFEST} is missing)") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file}: not the manifest of superpixels ({' '.join(str(error).split())})") from error
+            raise DataError(f"{file}: not the manifest of superpixels ({one_line(error)})") from error
 
     def read(self, frame_id: str) -> dict[str, np.ndarray]:
         """Superpixels of one frame.
@@ -97,9 +102,9 @@ class SuperpixelStore:
         return maps
 
 
-def superpixel_digest(index_digest: str, settings: ContrastSettings, height: int, width: int) -> str:
+def superpixel_digest(images_digest: str, settings: ContrastSettings, height: int, width: int) -> str:
     """Address of the superpixels: hash of the images, the SLIC settings, the image size and scikit-image's version."""
-    return digest_of(FORMAT, index_digest, _how(settings, height, width))
+    return digest_of(FORMAT, images_digest, _how(settings, height, width))
 
 
 def segment_images(
@@ -151,8 +156,7 @@ def segment_images(
                     if error:
                         raise DataError(error)
                     advance(len(pending[frame_id].cameras))
-            with storage.writing(manifest) as aside:
-                aside.write_text(json.dumps({"format": FORMAT, **how}, indent=1) + "\n", encoding="utf-8")
+            storage.write_json(manifest, {"format": FORMAT, **how})
 
 
 def segments_at(maps_MHW: torch.Tensor, image_P: torch.Tensor, position_P2: torch.Tensor) -> torch.Tensor:
@@ -210,13 +214,6 @@ def _how(settings: ContrastSettings, height: int, width: int) -> dict[str, Any]:
     }
 
 
-_Image = tuple[str, str, int, int]
-"""Camera, path below the dataset's root, width and height (pixels)."""
-_Job = tuple[Path, Storage, Path, str, list[_Image], dict[str, Any]]
-_Done = tuple[str, str]
-"""Frame id, and why the frame could not be written (empty if it was)."""
-
-
 def _run_all(jobs: Iterable[_Job], num_workers: int) -> Iterator[_Done]:
     if num_workers == 0:
         yield from (_segment_frame(*job) for job in jobs)
@@ -266,15 +263,15 @@ def _current_frames(
     stored = set(storage.names(path / "frames"))
     there = [frame for frame in frames if _file(path, frame.frame_id).name in stored]
 
-    def is_current(frame: Frame) -> bool:
+    def needs_nothing(frame: Frame) -> bool:
         file = _file(path, frame.frame_id)
-        return storage.fetch(file) and _is_current(file, index, frame, how)
+        return storage.fetch(file) and _is_intact(file, index, frame, how)
 
     with ThreadPoolExecutor(_FRAMES_AT_A_TIME) as readers:
-        return {frame.frame_id for frame, done in zip(there, readers.map(is_current, there), strict=True) if done}
+        return {frame.frame_id for frame, done in zip(there, readers.map(needs_nothing, there), strict=True) if done}
 
 
-def _is_current(file: Path, index: Index, frame: Frame, how: dict[str, Any]) -> bool:
+def _is_intact(file: Path, index: Index, frame: Frame, how: dict[str, Any]) -> bool:
     """Whether a frame's file is intact and complete; False also if an image was repaired since."""
     try:
         with _opened(file) as arrays:
@@ -303,4 +300,4 @@ def _opened(file: Path) -> Iterator[Any]:
     except DataError:
         raise
     except _UNREADABLE as error:
-        raise DataError(f"{file}: damaged superpixels ({' '.join(str(error).split())})") from error
+        raise DataError(f"{file}: damaged superpixels ({one_line(error)})") from error

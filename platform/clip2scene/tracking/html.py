@@ -48,10 +48,10 @@ def page(title: str, lead: str, parts: Iterable[str], heading: str | None = None
     """A whole page.
 
     Args:
-        title: Title of the window.
-        lead: Sentence below the heading.
+        title: title of the window.
+        lead: sentence below the heading.
         parts: HTML of the body.
-        heading: Heading of the page; the title when not given.
+        heading: heading of the page; the title when not given.
     """
     above = [
         "<!doctype html>",

@@ -7,7 +7,6 @@ and value, so a delivery that is killed can start over.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -15,13 +14,13 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clip2scene.config import one_line
 from clip2scene.progress import console
+from clip2scene.storage import locked
 from clip2scene.tracking.server import TrackingError, healthy
 
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
@@ -55,7 +54,7 @@ class Outbox:
     def append(self, run_id: str, call: Call) -> None:
         """Keep a call, with a copy of its file if it has one."""
         box = self.folder / run_id
-        with self._locked():
+        with locked(self.folder):
             box.mkdir(exist_ok=True)
             if call["do"] == "artifact":
                 copy = Path(uuid.uuid4().hex, Path(call["file"]).name)
@@ -72,7 +71,7 @@ class Outbox:
     def deliver(self, client: Any, run_id: str) -> None:
         """Make a run's calls in order, and delete them once the server has taken all."""
         box = self.folder / run_id
-        with self._locked():
+        with locked(self.folder):
             for call in _read(box / _CALLS):
                 make(client, run_id, {**call, "file": str(box / call["file"])} if "file" in call else call)
             (box / _CALLS).unlink(missing_ok=True)  # first: without it, the other files mean nothing
@@ -90,14 +89,6 @@ class Outbox:
             _say(f"delivered to MLflow at {uri} what {delivered} runs wrote while it did not answer")
         for run_id, reason in left.items():
             _say(f"{self.folder / run_id}: not taken by MLflow at {uri} ({reason}); kept there for the next command")
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Allow one writer at a time; the lock is released when its process ends."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
 
 def send(uri: str, client: Any, run_id: str, call: Call, outbox: Path | None, patience_s: float) -> None:

@@ -102,10 +102,10 @@ def read_record(uri: str, parent: Any, artifact: str, format: str) -> Record:
     """What the own run of a sweep or a table says of it.
 
     Args:
-        uri: An MLflow server.
+        uri: an MLflow server.
         parent: MLflow's run.
-        artifact: Name of its JSON artifact.
-        format: The only value of the artifact's ``format`` that can be read.
+        artifact: name of its JSON artifact.
+        format: the only value of the artifact's ``format`` that can be read.
 
     Raises:
         TrackingError: the artifact is missing or in another format.
@@ -124,7 +124,8 @@ def search_runs(
     uri: str, experiment_ids: list[str], condition: str, order: str = "attributes.start_time ASC"
 ) -> list[Any]:
     """All runs that fulfil a condition, read page by page; the earliest first unless ``order`` says otherwise."""
-    client, token, found = client_of(uri), None, []  # type: Any, Any, list[Any]
+    client, token = client_of(uri), None
+    found: list[Any] = []
     while True:
         page = client.search_runs(
             experiment_ids, condition, max_results=_RUNS_PER_PAGE, page_token=token, order_by=[order]

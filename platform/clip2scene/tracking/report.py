@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ def summary_text(report: Mapping[str, Any]) -> str:
     """Scores, scores per class and seconds per stage as plain text.
 
     Args:
-        report: The contents of ``report.json``: ``seed``, ``teacher_2d_miou``, ``student_3d_miou``, ``finetuned_miou``
+        report: the contents of ``report.json``: ``seed``, ``teacher_2d_miou``, ``student_3d_miou``, ``finetuned_miou``
             (initialisation to mIoU), ``label_fraction``, ``majority_miou``, ``per_class`` (method to class to IoU or
             None), ``images_encoded``, ``seconds`` (stage to s), ``protocol``, ``vocabulary``; scores and the label
             fraction are fractions of 1. What is missing, because its stage did not run, is left out.
@@ -42,7 +43,7 @@ def summary_text(report: Mapping[str, Any]) -> str:
 
 def percent(fraction: float | None) -> str:
     """``0.4112`` as ``41.1``; a dash where there is no score (None or NaN)."""
-    return "–" if fraction is None or fraction != fraction else f"{100 * fraction:.1f}"
+    return "–" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
 def _scores(report: Mapping[str, Any]) -> list[tuple[str, float | None]]:
@@ -79,9 +80,8 @@ def _seconds(seconds: Mapping[str, float]) -> RenderableType:
     table.add_column("took", justify="right")
     for stage, taken_s in seconds.items():
         table.add_row(stage, duration(taken_s))
-    if "total" not in seconds:
-        table.add_section()
-        table.add_row("total", duration(sum(seconds.values())))
+    table.add_section()
+    table.add_row("total", duration(sum(seconds.values())))
     return table
 
 

@@ -94,10 +94,10 @@ class Run:
         """Record which data the run read.
 
         Args:
-            name: A readable name (``nuscenes v1.0-mini``).
-            digest: Hash of the contents, at most 36 characters.
-            source: Folder or URI of the data.
-            context: Its use (``teacher features``, ``training``, ``evaluation``).
+            name: a readable name (``nuscenes v1.0-mini``).
+            digest: hash of the contents, at most 36 characters.
+            source: folder or URI of the data.
+            context: its use (``teacher features``, ``training``, ``evaluation``).
         """
         self._send({"do": "dataset", "name": name, "digest": digest, "source": str(source), "context": context})
 

@@ -7,7 +7,6 @@ destroy it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import http.client
 import os
 import re
@@ -25,12 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip2scene.config import Clip2sceneError, ConfigError
+from clip2scene.storage import locked
+from clip2scene.tracking.watchdog import watched
 
 HOST = "127.0.0.1"
 UI_PORT = 5000
 UI_PAGES = f"http://{HOST}:{UI_PORT}"
 """Where ``clip2scene ui`` shows runs after the embedded server that kept them has ended."""
 START_TIMEOUT_S = 300.0
+_LOG = "server.log"
 
 
 class TrackingError(Clip2sceneError, RuntimeError):
@@ -55,15 +57,16 @@ def embedded_server(folder: str | Path, port: int | None = None, login: Login | 
     outlives this one, however it ends.
 
     Args:
-        folder: Where the runs are kept; created when missing.
+        folder: where the runs are kept; created when missing.
         port: TCP port on 127.0.0.1; a free one when not given.
-        login: The only user that it answers; when not given, it answers every user of this machine.
+        login: the only user that it answers; when not given, it answers every user of this machine.
 
     Yields:
         The tracking URI, ``http://127.0.0.1:PORT``.
 
     Raises:
-        ConfigError: the port is busy or not allowed, or the folder cannot be written.
+        ConfigError: the port is busy or not allowed, or the folder cannot be made.
+        StorageError: the folder cannot be written.
         TrackingError: the server did not come up.
     """
     with _running(Path(folder).resolve(), port, login) as (_, uri):
@@ -91,8 +94,7 @@ def _running(
         check_port(port)
     try:
         (folder / "artifacts").mkdir(parents=True, exist_ok=True)
-        with (folder / ".start.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two servers must not create the same database at once
+        with locked(folder, name=".start.lock"):  # two servers must not create the same database at once
             process, port = _start(folder, port, login)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot keep runs there ({error.strerror})") from error
@@ -114,16 +116,21 @@ def serve_ui(folder: str | Path, port: int = UI_PORT) -> None:
     folder = Path(folder).resolve()
     if not (folder / "mlflow.db").is_file():
         raise ConfigError(f"{folder}: no runs are kept there (no mlflow.db)")
+    with until_interrupted(), _running(folder, port) as (process, uri):
+        page = f"{uri}/#/experiments?workflowType=machine_learning"  # otherwise it opens on language models
+        console().print(f"MLflow shows the runs at [bold]{page}[/bold] (Ctrl-C ends it)", soft_wrap=True)
+        process.wait()
+        raise TrackingError(f"the MLflow server at {uri} ended ({last_line(folder / _LOG)})")
+
+
+@contextlib.contextmanager
+def until_interrupted() -> Iterator[None]:
+    """Run a block until Ctrl-C or SIGTERM, which end it without an error."""
     # SIGINT too: shells ignore it for commands that they start in the background.
     before = {kind: signal.signal(kind, signal.default_int_handler) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _running(folder, port) as (process, uri):
-            page = f"{uri}/#/experiments?workflowType=machine_learning"  # otherwise it opens on language models
-            console().print(f"MLflow shows the runs at [bold]{page}[/bold] (Ctrl-C ends it)", soft_wrap=True)
-            process.wait()
-            raise TrackingError(f"the MLflow server at {uri} ended ({_last_line(folder)})")
-    except KeyboardInterrupt:
-        return
+        with contextlib.suppress(KeyboardInterrupt):
+            yield
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
@@ -172,7 +179,7 @@ def _start(folder: Path, port: int | None, login: Login | None) -> tuple[subproc
 
 
 def _launch(folder: Path, port: int, login: Login | None) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "clip2scene.tracking.watchdog", sys.executable, "-m", "mlflow", "server"]
+    command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     command += ["--host", HOST, "--port", str(port), "--workers", "1"]
@@ -183,18 +190,10 @@ def _launch(folder: Path, port: int, login: Login | None) -> subprocess.Popen[by
     if login is not None:
         command += ["--app-name", "basic-auth"]
         environment |= _login_environment(login)
-    log_path = folder / "server.log"
+    log_path = folder / _LOG
     log_path.unlink(missing_ok=True)  # an older server of this folder keeps writing to its own file
     with log_path.open("wb") as log:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            env=environment,
-            start_new_session=True,
-        )
+        return watched(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, env=environment)
 
 
 def _login_environment(login: Login) -> dict[str, str]:
@@ -214,16 +213,16 @@ def _login_environment(login: Login) -> dict[str, str]:
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
+    log = folder / _LOG
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
-            raise TrackingError(f"the MLflow server did not start: {_last_line(folder)} (log: {folder / 'server.log'})")
+            raise TrackingError(f"the MLflow server did not start: {last_line(log)} (log: {log})")
         if healthy(f"http://{HOST}:{port}", timeout_s=2.0) and _listens(process.pid, port):
             return
         time.sleep(0.1)
     raise TrackingError(
-        f"the MLflow server did not answer within {START_TIMEOUT_S:.0f} s: {_last_line(folder)} "
-        f"(log: {folder / 'server.log'})"
+        f"the MLflow server did not answer within {START_TIMEOUT_S:.0f} s: {last_line(log)} (log: {log})"
     )
 
 
@@ -278,9 +277,8 @@ def check_port(port: int) -> None:
             raise ConfigError(f"port {port} on {HOST} is busy; choose another, or end what listens there") from error
 
 
-def _last_line(folder: Path) -> str:
-    """The most informative line of the log: the last that names an error, or else the last."""
-    text = (folder / "server.log").read_text(encoding="utf-8", errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+def last_line(log: Path) -> str:
+    """The most informative line of a server's log: the last that names an error, or else the last."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if "address already in use" in line or re.search(r"(Error|Exception)\W", line)]
     return (errors or lines or ["its log is empty"])[-1]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 _BOUNDLESS = 10_000
 """More characters than any row has."""
 
 
-def new_table(title: str) -> Any:
+def new_table(title: str) -> Table:
     """An empty rich table in the style of all our tables."""
     from rich import box
     from rich.table import Table

@@ -22,8 +22,6 @@ from clip2scene.tracking.provenance import origin_tags
 from clip2scene.tracking.run import PATIENCE_S, Run, client_of
 from clip2scene.tracking.server import TrackingError, answering, healthy
 
-__all__ = ["Run", "Tracker", "client_of", "connect"]
-
 SYSTEM_METRICS_INTERVAL_S = 5.0
 _OPENING_PATIENCES = 5
 _EXPERIMENT_TAGS = {
@@ -58,12 +56,12 @@ class Tracker:
         """Open a run for the length of a block: FINISHED at its end, FAILED on an exception, KILLED on Ctrl-C.
 
         Args:
-            name: Shown in the UI.
-            parent: The run that this one is listed below.
-            run_id: Continue that run, with its parameters and metrics.
-            tags: Searchable words about the run; ``mlflow.note.content`` is its description in the UI (Markdown).
-            params: Settings, flat or nested.
-            system_metrics: Record the use of this machine's CPU, memory and GPU. Values that cannot be delivered within
+            name: shown in the UI.
+            parent: the run that this one is listed below.
+            run_id: continue that run, with its parameters and metrics.
+            tags: searchable words about the run; ``mlflow.note.content`` is its description in the UI (Markdown).
+            params: settings, flat or nested.
+            system_metrics: record the use of this machine's CPU, memory and GPU. Values that cannot be delivered within
                 a minute are dropped.
 
         Raises:
@@ -191,10 +189,10 @@ def connect(uri: str, experiment: str, outbox: Path | None = None, patience_s: f
     """The tracker of an experiment, which is created when it does not exist; safe for many processes at once.
 
     Args:
-        uri: Address of an MLflow server.
-        experiment: Name of the experiment.
-        outbox: Folder for what the server does not take. What an earlier command left there is delivered first.
-        patience_s: How long a write waits for a server that is away.
+        uri: address of an MLflow server.
+        experiment: name of the experiment.
+        outbox: folder for what the server does not take. What an earlier command left there is delivered first.
+        patience_s: how long a write waits for a server that is away.
 
     Raises:
         ConfigError: ``uri`` is not the address of a server, or the experiment was deleted.

@@ -14,8 +14,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 GRACE_S = 5.0
+
+
+def watched(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+    """Start a command under this module; it ends when the returned process's ``stdin`` is closed.
+
+    Args:
+        command: with its arguments.
+        options: more arguments of :class:`subprocess.Popen`.
+    """
+    watchdog = [sys.executable, "-m", "clip2scene.tracking.watchdog"]
+    return subprocess.Popen([*watchdog, *command], stdin=subprocess.PIPE, start_new_session=True, **options)
 
 
 def main(command: list[str]) -> int:

@@ -41,7 +41,6 @@ class Distillation(Training):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         about_step = Step(
             settings=self.settings,
-            augment=self.settings.augment,
             voxel_size_m=self.student.voxel_size_m,
             text_CD=self.text_CD.to(batch.points_N4.device, non_blocking=True),
             seed=self.seed,

@@ -22,30 +22,11 @@ from clip2scene.data.index import Frame
 from clip2scene.training.launch import TrainingError, Worker, launch
 from clip2scene.training.methods import (
     UNSEEN,
-    ConstantMethod,
-    EnsembleMethod,
     Method,
-    PointClipMethod,
-    StudentMethod,
-    TeacherMethod,
     seen,
 )
 from clip2scene.training.metrics import confusion
 from clip2scene.training.samples import Sample, SampleSource
-
-__all__ = [
-    "UNSEEN",
-    "ConstantMethod",
-    "EnsembleMethod",
-    "Method",
-    "PointClipMethod",
-    "Scores",
-    "StudentMethod",
-    "TeacherMethod",
-    "evaluate",
-    "example_frame",
-    "label_counts",
-]
 
 
 @dataclass(frozen=True)

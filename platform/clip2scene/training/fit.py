@@ -33,6 +33,12 @@ _ATTEMPTS = 2
 """If the final checkpoint is unreadable, the epochs since the one before are trained again, once."""
 
 
+def steps_of(settings: TrainingSettings, num_frames: int) -> int:
+    """Steps of a training on that many keyframes."""
+    steps = settings.epochs * math.ceil(num_frames / settings.batch_size)
+    return steps if settings.max_steps is None else min(steps, settings.max_steps)
+
+
 @dataclass(frozen=True)
 class Training(ABC):
     """Everything that a worker needs to train; subclasses define the network and the loss."""
@@ -66,7 +72,7 @@ class Training(ABC):
     @property
     def steps(self) -> int:
         """Steps in all."""
-        return min(self.settings.epochs * self.steps_per_epoch, self.settings.max_steps or math.inf)  # type: ignore[return-value]
+        return steps_of(self.settings, len(self.frames))
 
     @property
     def num_epochs(self) -> int:
@@ -212,7 +218,7 @@ def fit(
     for _ in range(_ATTEMPTS):
         checkpoint = launch(training, name=name, folder=folder, resources=resources, on_message=on_message)
         if checkpoint is not None:
-            history = json.loads((checkpoint / "history.json").read_text())
+            history = json.loads((checkpoint / "history.json").read_text(encoding="utf-8"))
             epochs = len(history)
             if epochs == training.num_epochs:
                 return Fitted(load_file(checkpoint / "model.safetensors"), history)
@@ -267,7 +273,7 @@ class _Learner:
         weights = {key: value.contiguous() for key, value in self.model.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
         torch.save({name: part.state_dict() for name, part in self._parts().items()}, folder / "optimiser.pt")
-        (folder / "history.json").write_text(json.dumps(history))
+        (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
 
     def read(self, folder: Path) -> list[Metrics]:
         """Load a checkpoint; returns its metrics."""
@@ -276,7 +282,7 @@ class _Learner:
         saved = torch.load(folder / "optimiser.pt", weights_only=True, map_location="cpu")
         for name, part in self._parts().items():
             part.load_state_dict(saved[name])
-        history: list[Metrics] = json.loads((folder / "history.json").read_text())
+        history: list[Metrics] = json.loads((folder / "history.json").read_text(encoding="utf-8"))
         return history
 
     def _parts(self) -> dict[str, Any]:

@@ -18,12 +18,15 @@ from typing import Any, Protocol
 
 import torch
 
-from clip2scene.config import Clip2sceneError, ResourceSettings
-from clip2scene.machine import use_threads
+from clip2scene.config import Clip2sceneError, ResourceSettings, last_line
+from clip2scene.machine import CPUS_PER_WORKER, use_threads
 from clip2scene.progress import console
 from clip2scene.storage import CACHE, is_seen, locked
 from clip2scene.training.checkpoints import CHECKPOINTS_KEPT, newest_intact, numbered, seal
 from clip2scene.training.work_queue import WorkQueue
+
+_MARK = "mark"
+"""A file of the driver that every worker must see."""
 
 
 class TrainingError(Clip2sceneError, RuntimeError):
@@ -104,8 +107,6 @@ class Work(Protocol):
         """Do the work; an exception ends the run."""
 
 
-_MARK = "mark"
-"""A file of the driver that every worker must see."""
 _groups: list[WorkerGroup] = []
 """Those of the blocks that this process is in, the innermost last."""
 
@@ -215,7 +216,7 @@ class WorkerGroup:
         self._forget()
         if error is not None:
             raise error from failure
-        raise TrainingError(f"run {folder.name} failed: {_last_line(failure)}") from failure
+        raise TrainingError(f"run {folder.name} failed: {last_line(failure)}") from failure
 
     def stop(self) -> None:
         """Stop the idle workers, and wait until their CPUs and GPUs are free."""
@@ -251,7 +252,7 @@ class WorkerGroup:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.resources.num_workers,
                 use_gpu=gpus > 0,
-                resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
+                resources_per_worker={"CPU": CPUS_PER_WORKER, **({"GPU": gpus} if gpus else {})},
             ),
             run_config=ray.train.RunConfig(
                 name=self._folder.name,
@@ -318,8 +319,3 @@ def on_this_node() -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
-def _last_line(error: BaseException | None) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

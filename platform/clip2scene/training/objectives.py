@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from clip2scene.config import AugmentSettings, DistillSettings
+from clip2scene.config import DistillSettings
 from clip2scene.geometry.interpolation import bilinear
 from clip2scene.losses.contrast import info_nce, random_rows, superpixel_means
 from clip2scene.losses.distances import class_divergence, cosine_distance
@@ -33,7 +33,6 @@ class Step:
     """What a loss needs to know of a training step besides the network and the batch."""
 
     settings: DistillSettings
-    augment: AugmentSettings
     voxel_size_m: float
     """Of the student."""
     text_CD: torch.Tensor
@@ -148,7 +147,7 @@ def pointcontrast(model: Network, batch: Sample, step: Step) -> Terms:
     """
     num_clouds, num_points = int(batch.cloud_N.max()) + 1, len(batch.points_N4)
     rng = np.random.default_rng([step.seed, step.number, step.rank])
-    transform_K33 = torch.stack([random_transform(step.augment, rng) for _ in range(num_clouds)])
+    transform_K33 = torch.stack([random_transform(step.settings.augment, rng) for _ in range(num_clouds)])
     transform_K33 = transform_K33.to(batch.points_N4, non_blocking=True)
     moved_N3 = torch.einsum("nij,nj->ni", transform_K33[batch.cloud_N], batch.points_N4[:, :3])
     second_N4 = torch.cat((moved_N3, batch.points_N4[:, 3:]), dim=1)

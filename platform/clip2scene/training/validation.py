@@ -24,9 +24,9 @@ from clip2scene.training.methods import TeacherMethod, seen
 from clip2scene.training.metrics import confusion, mean_iou
 from clip2scene.training.samples import Sample, SampleCache, SampleSource
 
-PREFIX = "verifying/"
+SCORE_PREFIX = "verifying/"
 """Prefix of the scores' names in an epoch's metrics, where ``agreement`` is that of the training pairs."""
-SWEEPS = 2
+COMPARED_SWEEPS = 2
 """Always the keyframe and one earlier sweep, whatever ``distill.num_sweeps`` is, so that trials are comparable."""
 CELL_M = 0.25
 """Edge of the cells in which two sweeps are compared."""
@@ -38,7 +38,7 @@ class Validation:
 
     frames: tuple[Frame, ...]
     source: SampleSource
-    """With :data:`SWEEPS` sweeps and a store, and with a label vocabulary only if labels may be read."""
+    """With :data:`COMPARED_SWEEPS` sweeps and a store, and with a label vocabulary only if labels may be read."""
     text_CD: torch.Tensor
     """Class embeddings of the scored classes, unit length."""
     every_epochs: int = 1
@@ -105,7 +105,7 @@ class _Counts:
         scores = {"agreement": agreement, "consistency": float(consistency), "label_free": float(label_free)}
         if with_labels:
             scores["miou"] = mean_iou(by_truth_CC)
-        return {PREFIX + name: score for name, score in scores.items()}
+        return {SCORE_PREFIX + name: score for name, score in scores.items()}
 
 
 def same_in_both_sweeps(

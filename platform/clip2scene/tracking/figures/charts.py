@@ -23,9 +23,9 @@ def confusion_matrix(counts_CC: np.ndarray, vocabulary: Vocabulary, title: str =
     """The share of each true class's points that got each class, in percent; rows are the truth, columns predictions.
 
     Args:
-        counts_CC: Points of a true class (row) that got a predicted class (column), without the ignored label.
-        vocabulary: Classes.
-        title: Title of the figure.
+        counts_CC: points of a true class (row) that got a predicted class (column), without the ignored label.
+        vocabulary: classes.
+        title: title of the figure.
     """
     counts_CC = np.asarray(counts_CC)
     num_classes = len(vocabulary.classes)
@@ -66,8 +66,8 @@ def loss_curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figu
     """Values per epoch: all losses in one panel, every other quantity in its own.
 
     Args:
-        history: Per epoch, name to value; ``epoch`` is its number, or else its position from 1.
-        title: Title of the figure.
+        history: per epoch, name to value; ``epoch`` is its number, or else its position from 1.
+        title: title of the figure.
     """
     names = list(dict.fromkeys(name for row in history for name in row if name != "epoch"))
     losses = [name for name in names if "loss" in name]
@@ -99,8 +99,8 @@ def class_bars(iou_by_method: Mapping[str, Mapping[str, float | None]], title: s
     """IoU of every class for each method, and its mean over the classes that have one.
 
     Args:
-        iou_by_method: Method to class to IoU in [0, 1]; NaN or None where the class is absent.
-        title: Title of the figure.
+        iou_by_method: method to class to IoU in [0, 1]; NaN or None where the class is absent.
+        title: title of the figure.
     """
     classes = list(dict.fromkeys(name for scores in iou_by_method.values() for name in scores))
     methods = list(iou_by_method)

@@ -44,11 +44,11 @@ def frame_figure(
     """Draw the points of a keyframe on its images, coloured by label.
 
     Args:
-        index: Index of the dataset.
-        frame: Keyframe of the index.
-        vocabulary: Classes and colours.
+        index: index of the dataset.
+        frame: keyframe of the index.
+        vocabulary: classes and colours.
         labels_N: (N,) labels of the cloud's points, 0 = none; the true ones when not given, if there are any.
-        images: Images to draw on, by camera; :func:`readable_images` when not given.
+        images: images to draw on, by camera; :func:`readable_images` when not given.
 
     Raises:
         DataError: the cloud, a depth map or the label file is missing or damaged, or there is no image to draw on.

@@ -3,7 +3,8 @@
 Figures are made without pyplot, so they touch no global state and need no display. Labels are those of a vocabulary: 0
 is ignored (no label, no prediction), class ``c`` is ``c + 1``.
 
-Legend: N points, M points in view sorted by height, P points visible to one camera, H x W pixels.
+Legend: N points, M points in view sorted by height, S of these with a true label, P points visible to one camera, H x W
+pixels.
 """
 
 from __future__ import annotations
@@ -18,10 +19,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from clip2scene.data.vocabulary import IGNORE, Vocabulary
-from clip2scene.tracking.figures.style import FRAME, GREY, INK, new_figure, readable
+from clip2scene.tracking.figures.style import CORRECT, FAINT, FRAME, GREY, INK, MISSING, WRONG, new_figure, readable
 
-CORRECT, WRONG, MISSING = "#a9adb3", "#d62728", "#a8cdec"
-_FAINT = "#cfd3d8"
 _CAMERA_ORDER = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 _RADIUS_M = 35.0
 """Half the side of the square that is drawn from above."""
@@ -36,10 +35,10 @@ def frame_overview(
     """All cameras of a frame with their points, three in a row (nuScenes' cameras as they sit on the car).
 
     Args:
-        images: Per camera, uint8 RGB (H, W, 3).
-        pixels: Per camera, u (right) and v (down) of its points (P, 2).
-        labels: Per camera, labels (P,); ignored points are grey and small. None draws all points in one colour.
-        vocabulary: Classes and colours.
+        images: per camera, uint8 RGB (H, W, 3).
+        pixels: per camera, u (right) and v (down) of its points (P, 2).
+        labels: per camera, labels (P,); ignored points are grey and small. None draws all points in one colour.
+        vocabulary: classes and colours.
     """
     known = [name for name in _CAMERA_ORDER if name in images]
     names = known + [name for name in images if name not in known]
@@ -77,10 +76,10 @@ def birds_eye(
     """The cloud from above: ground truth and predictions side by side, and below each prediction its errors.
 
     Args:
-        points_N3: Points in the LiDAR's frame, metres (nuScenes: x right, y forward).
-        panels: Method to its labels (N,); 0 where it predicts nothing.
+        points_N3: points in the LiDAR's frame, metres (nuScenes: x right, y forward).
+        panels: method to its labels (N,); 0 where it predicts nothing.
         truth_N: True labels; points with 0 are not scored and appear in no error map.
-        vocabulary: Classes and colours.
+        vocabulary: classes and colours.
     """
     near_N = (np.abs(points_N3[:, :2]) <= _RADIUS_M).all(axis=1)
     points_M3 = points_N3[near_N]
@@ -100,15 +99,11 @@ def birds_eye(
     for axes, below, (name, labels_N) in zip(grid[0, 1:], grid[1, 1:], panels.items(), strict=True):
         labels_M = visible(labels_N)
         occurring.append(labels_M)
-        missing_M, right_M = labels_M == IGNORE, labels_M == truth_M
-        draw_top_view(axes, xy_M2, colours(labels_M, vocabulary), missing_M, _RADIUS_M, name)
-        verdict_M = np.where(missing_M, MISSING, np.where(right_M, CORRECT, WRONG))
-        share = f"{right_M[scored_M].mean():.0%} right" if scored_M.any() else "no point is scored"
-        nowhere_M = np.zeros(scored_M.sum(), dtype=bool)
-        draw_top_view(below, xy_M2[scored_M], verdict_M[scored_M], nowhere_M, _RADIUS_M, f"errors of {name}: {share}")
+        draw_top_view(axes, xy_M2, colours(labels_M, vocabulary), labels_M == IGNORE, _RADIUS_M, name)
+        draw_errors(below, xy_M2, truth_M, labels_M, _RADIUS_M, f"errors of {name}")
     grid[1, 0].set_axis_off()
     style = {"ncols": 2, "fontsize": 11, "title_fontsize": 12, "frameon": False, "labelcolor": INK}
-    classes = class_handles(occurring, vocabulary, _FAINT)
+    classes = class_handles(occurring, vocabulary, FAINT)
     verdicts = [dot(CORRECT, "right"), dot(WRONG, "wrong"), dot(MISSING, "no prediction")]
     upper = grid[1, 0].legend(
         handles=classes, title="classes", loc="upper center", bbox_to_anchor=(0.5, 0.98), handletextpad=0.1, **style
@@ -157,7 +152,7 @@ def draw_top_view(
 ) -> None:
     """Draw points from above within ``radius_m`` of the sensor in their colours, and faint ones small and grey."""
     size = 2.4
-    axes.scatter(xy_M2[faint_M, 0], xy_M2[faint_M, 1], s=size * 0.5, c=_FAINT, linewidths=0)
+    axes.scatter(xy_M2[faint_M, 0], xy_M2[faint_M, 1], s=size * 0.5, c=FAINT, linewidths=0)
     axes.scatter(xy_M2[~faint_M, 0], xy_M2[~faint_M, 1], s=size, c=rgb_M3[~faint_M], linewidths=0)
     axes.plot(0, 0, marker="^", color="black", markersize=7, markeredgecolor="white")
     axes.set_xlim(-radius_m, radius_m)
@@ -169,6 +164,19 @@ def draw_top_view(
         axis.set_major_formatter(lambda metres, _: f"{metres:g} m")
     axes.tick_params(labelsize=10, colors=INK)
     axes.spines[:].set_color(FRAME)
+
+
+def draw_errors(
+    axes: Axes, xy_M2: np.ndarray, truth_M: np.ndarray, labels_M: np.ndarray, radius_m: float, heading: str
+) -> None:
+    """Draw from above which points with a true label are predicted right, predicted wrong, or not predicted."""
+    scored_M = truth_M != IGNORE
+    truth_S, labels_S = truth_M[scored_M], labels_M[scored_M]
+    right_S = labels_S == truth_S
+    verdict_S = np.where(labels_S == IGNORE, MISSING, np.where(right_S, CORRECT, WRONG))
+    share = f"{right_S.mean():.0%} right" if len(right_S) else "no point is scored"
+    nowhere_S = np.zeros(len(right_S), dtype=bool)
+    draw_top_view(axes, xy_M2[scored_M], verdict_S, nowhere_S, radius_m, f"{heading}: {share}")
 
 
 def colours(labels_P: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:

@@ -9,6 +9,9 @@ DPI = 110
 INK = "#2b2f36"
 FRAME = "#c4c8ce"
 GREY = "#808080"
+FAINT = "#cfd3d8"
+CORRECT, WRONG, MISSING = "#a9adb3", "#d62728", "#a8cdec"
+"""Points of an error map: predicted right, predicted wrong, without a prediction."""
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:

@@ -28,6 +28,7 @@ _INTERPOLATED_POINTS = 6
 """A surface needs at least this many points."""
 _SURFACE_CELLS = 400
 """Cells of a surface along each side."""
+_PARALLEL_TICKS, _BEST_WIDTH = 5, 3.4
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ def surface(points: Sequence[Point], across: ParameterAxis, up: ParameterAxis, s
     The interpolation covers the hull of the points that ran all epochs, and needs six of those.
 
     Args:
-        points: Configurations.
-        across: The parameter along x.
-        up: The parameter along y.
-        score: Name of the score, for the colour bar.
-        smooth: Whether to interpolate, which says nothing where other parameters vary too.
+        points: configurations.
+        across: the parameter along x.
+        up: the parameter along y.
+        score: name of the score, for the colour bar.
+        smooth: whether to interpolate, which says nothing where other parameters vary too.
     """
     figure = new_figure(8.4, 6.0)
     axes = figure.subplots()
@@ -122,10 +123,10 @@ def strip(points: Sequence[Point], axis: ParameterAxis, score: str, bars: bool) 
     """Scores over a parameter that is not numeric: one row per value, one point per configuration.
 
     Args:
-        points: Configurations; with ``bars``, one point per trial.
-        axis: The parameter.
-        score: Name of the score.
-        bars: Draw the mean over the points that ran all epochs as a bar, and their standard deviation as a whisker.
+        points: configurations; with ``bars``, one point per trial.
+        axis: the parameter.
+        score: name of the score.
+        bars: draw the mean over the points that ran all epochs as a bar, and their standard deviation as a whisker.
     """
     figure = new_figure(8.4, 1.5 + 0.42 * len(axis.listed))
     axes = figure.subplots()
@@ -182,9 +183,6 @@ def parallel(points: Sequence[Point], columns: Sequence[ParameterAxis], score: s
     axes.set_ylim(-0.04, 1.04)
     axes.spines[:].set_visible(False)
     return figure
-
-
-_PARALLEL_TICKS, _BEST_WIDTH = 5, 3.4
 
 
 def _ends(points: Sequence[Point]) -> tuple[float, float]:

@@ -110,9 +110,9 @@ def learning(curves: Sequence[tuple[Mapping[int, float], str, bool]], epochs: in
     """The score at every epoch that has one, one line per trial.
 
     Args:
-        curves: Epoch to score, the trial's state, and whether it belongs to the best configuration.
-        epochs: Epochs of a full trial.
-        score: Name of the score.
+        curves: epoch to score, the trial's state, and whether it belongs to the best configuration.
+        epochs: epochs of a full trial.
+        score: name of the score.
     """
     figure = new_figure(8.4, 4.8)
     axes = figure.subplots()
@@ -137,8 +137,8 @@ def rankings(panels: Sequence[tuple[str, str, Sequence[tuple[float, float, bool]
     """Scores that read no labels against one that does, one panel per score.
 
     Args:
-        panels: Name of the score, title, and per trial this score, the one that reads labels, and whether it is ranked.
-        against: Name of the score that reads labels.
+        panels: name of the score, title, and per trial this score, the one that reads labels, and whether it is ranked.
+        against: name of the score that reads labels.
     """
     figure = new_figure(4.2 * len(panels), 4.4)
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)

@@ -16,8 +16,8 @@ def keep_sweep(record: SweepRecord, parent: Run, pages_at: str | None = None) ->
     """Keep the trials, the best job, the page and the figures as artifacts of the sweep's run.
 
     Args:
-        record: The sweep, as it was read back.
-        parent: The sweep's own run.
+        record: the sweep, as it was read back.
+        parent: the sweep's own run.
         pages_at: MLflow server that the page's links to runs open; the record's server when not given.
     """
     parent.log_dict({"format": "clip2scene-trials-1", "trials": [_as_dict(t) for t in record.trials]}, "trials.json")

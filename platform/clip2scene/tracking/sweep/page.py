@@ -41,9 +41,9 @@ def sweep_html(
     """The whole page.
 
     Args:
-        record: The sweep.
+        record: the sweep.
         pages_at: MLflow server that links to runs open; the one that was read when not given.
-        figures: What :func:`sweep_figures` yields; drawn when not given.
+        figures: what :func:`sweep_figures` yields; drawn when not given.
     """
     parts = ['<p class="failed">No trial ended with a score.</p>' if record.best is None else _best(record)]
     if has_seeds(record):

@@ -204,8 +204,8 @@ def read_sweep(uri: str, name: str) -> SweepRecord:
     """The latest sweep of that name, from MLflow alone.
 
     Args:
-        uri: An MLflow server.
-        name: Name of a sweep.
+        uri: an MLflow server.
+        name: name of a sweep.
 
     Raises:
         ConfigError: there is no such sweep; the sentence lists those that there are.
@@ -218,8 +218,8 @@ def read_sweep_run(uri: str, run_id: str) -> SweepRecord:
     """The sweep of one run, also where a later sweep has its name.
 
     Args:
-        uri: An MLflow server.
-        run_id: A sweep's own run.
+        uri: an MLflow server.
+        run_id: a sweep's own run.
 
     Raises:
         TrackingError: it was written in another format.
@@ -245,7 +245,7 @@ def trial_from(run: Any, parameters: list[dict[str, Any]]) -> TrialRecord:
 
     Args:
         run: MLflow's run.
-        parameters: Of the sweep's ``sweep.json``.
+        parameters: of the sweep's ``sweep.json``.
     """
     tags, metrics = run.data.tags, run.data.metrics
     finals = _below(FINAL, metrics) or _below(FAILED, metrics)

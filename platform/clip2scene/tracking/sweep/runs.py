@@ -77,9 +77,9 @@ class TrialRun:
         """Keep an epoch, once: a trial that continues from a checkpoint reports its first epochs again.
 
         Args:
-            epoch: From 1.
-            scores: Those of :data:`OBJECTIVES` that the epoch has.
-            metrics: Of the training.
+            epoch: from 1.
+            scores: those of :data:`OBJECTIVES` that the epoch has.
+            metrics: of the training.
         """
         if epoch <= self.epoch:
             return
@@ -91,8 +91,8 @@ class TrialRun:
 
         Args:
             state: ``finished``, ``stopped`` (by the scheduler or the clock), ``diverged`` or ``failed``.
-            finals: Scores, ``epochs`` and ``seconds`` at the end; kept once, except for those of a failure.
-            reason: A sentence, where it did not end well.
+            finals: scores, ``epochs`` and ``seconds`` at the end; kept once, except for those of a failure.
+            reason: a sentence, where it did not end well.
         """
         if state == "failed" or not self._has_ended:
             prefix = FAILED if state == "failed" else FINAL
@@ -100,16 +100,15 @@ class TrialRun:
         # Also replaces the reason of an earlier attempt.
         self.run.set_tags({"state": state} | ({"reason": reason[:500]} if reason or self._has_reason else {}))
         if state == "failed":
-            error = RuntimeError(reason)
-            with contextlib.suppress(RuntimeError):
-                self._stack.__exit__(RuntimeError, error, None)
+            with contextlib.suppress(RuntimeError), self._stack:
+                raise RuntimeError(reason)
         else:
             self._stack.close()
 
     def abandon(self) -> None:
         """Close the run of a trial that will be continued later."""
-        with contextlib.suppress(KeyboardInterrupt):
-            self._stack.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+        with contextlib.suppress(KeyboardInterrupt), self._stack:
+            raise KeyboardInterrupt
 
 
 def _compared(job: Job) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 BEST = "*"
+TEXTUAL = ("variant", "state", "trials")
+"""Headings of columns that hold words."""
+_COUNTS = ("images_encoded", "images_wanted", "images_cached", "epochs_run", "epochs_full")
 _COMPARED_RUNS = 100
 """The most runs that MLflow's compare page takes."""
 
@@ -126,9 +130,6 @@ def compare_url(record: SweepRecord, pages_at: str | None = None) -> str:
     return f"{pages_at or record.uri}/#/compare-runs?{words}&workflowType=machine_learning"
 
 
-_COUNTS = ("images_encoded", "images_wanted", "images_cached", "epochs_run", "epochs_full")
-
-
 def _parts(record: SweepRecord) -> Iterator[RenderableType]:
     title = f"{record.about['title']} ({record.about['dataset']})"
     if has_seeds(record):
@@ -159,10 +160,6 @@ def _table(
     for row in rows:
         table.add_row(BEST if row in best else "", *texts(record, row))
     return table
-
-
-TEXTUAL = ("variant", "state", "trials")
-"""Headings of columns that hold words."""
 
 
 def _settings_headings(record: SweepRecord) -> tuple[str, ...]:
@@ -196,4 +193,4 @@ def _number(value: float | None) -> str:
 
 
 def _time(seconds: float) -> str:
-    return "–" if seconds != seconds else duration(seconds)
+    return "–" if math.isnan(seconds) else duration(seconds)

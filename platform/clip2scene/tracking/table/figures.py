@@ -16,19 +16,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from clip2scene.data.vocabulary import IGNORE, Vocabulary
-from clip2scene.tracking.figures.labels import (
+from clip2scene.tracking.figures.labels import class_handles, colours, dot, draw_errors, draw_top_view
+from clip2scene.tracking.figures.style import (
     CORRECT,
+    FAINT,
+    GREY,
+    INK,
     MISSING,
     WRONG,
-    class_handles,
-    colours,
-    dot,
-    draw_top_view,
+    new_figure,
+    quiet,
+    readable,
 )
-from clip2scene.tracking.figures.style import GREY, INK, new_figure, quiet, readable
 
 _BAR, _FULL = "#1f5fa8", "#e07b00"
-_HEIGHTS_M = (0.02, 0.98)
+_HEIGHT_QUANTILES = (0.02, 0.98)
 """Quantiles of the heights at the ends of the input's colour scale."""
 
 
@@ -38,11 +40,11 @@ def scene_row(
     """One method from above: input scan (coloured by height), ground truth, prediction, error map.
 
     Args:
-        points_N3: Points, metres, with the LiDAR at the origin; a scan that lies elsewhere (ScanNet) is centred.
+        points_N3: points, metres, with the LiDAR at the origin; a scan that lies elsewhere (ScanNet) is centred.
         truth_N: True labels; points with 0 are not scored and appear in no error map.
-        labels_N: Predicted labels; 0 where nothing is predicted.
-        vocabulary: Classes and colours.
-        title: Title of the figure.
+        labels_N: predicted labels; 0 where nothing is predicted.
+        vocabulary: classes and colours.
+        title: title of the figure.
     """
     xyz_N3 = points_N3[:, :3].astype(np.float64)
     low, high = np.quantile(xyz_N3[:, :2], 0.02, axis=0), np.quantile(xyz_N3[:, :2], 0.98, axis=0)
@@ -59,10 +61,10 @@ def scene_row(
         return np.asarray(values_N)[near_N][order_M]
 
     xyz_M3, truth_M, labels_M = visible(xyz_N3), visible(truth_N), visible(labels_N)
-    scored_M, right_M = truth_M != IGNORE, labels_M == truth_M
+    scored_M = truth_M != IGNORE
     figure = new_figure(14.0, 4.75)
     panels = figure.subplots(1, 4)
-    bottom, top = np.quantile(xyz_M3[:, 2], _HEIGHTS_M)
+    bottom, top = np.quantile(xyz_M3[:, 2], _HEIGHT_QUANTILES)
     heights_M = np.clip((xyz_M3[:, 2] - bottom) / max(top - bottom, 1e-6), 0, 1)
     nothing_M = np.zeros(len(xyz_M3), dtype=bool)
     colours_M3 = matplotlib.colormaps["viridis"](0.92 * heights_M)[:, :3]
@@ -70,9 +72,7 @@ def scene_row(
     draw_top_view(panels[0], xy_M2, colours_M3, nothing_M, radius_m, "input scan, by height")
     draw_top_view(panels[1], xy_M2, colours(truth_M, vocabulary), ~scored_M, radius_m, "ground truth")
     draw_top_view(panels[2], xy_M2, colours(labels_M, vocabulary), labels_M == IGNORE, radius_m, "prediction")
-    verdict_M = np.where(labels_M == IGNORE, MISSING, np.where(right_M, CORRECT, WRONG))[scored_M]
-    share = f"{right_M[scored_M].mean():.0%} of points right" if scored_M.any() else "no point is scored"
-    draw_top_view(panels[3], xy_M2[scored_M], verdict_M, nothing_M[scored_M], radius_m, f"errors: {share}")
+    draw_errors(panels[3], xy_M2, truth_M, labels_M, radius_m, "errors")
     for axes in panels:
         axes.xaxis.set_major_locator(MaxNLocator(5, prune="both"))
         if room:
@@ -81,7 +81,7 @@ def scene_row(
             axes.set_yticklabels([])
     verdicts = [(CORRECT, "error map: right"), (WRONG, "error map: wrong"), (MISSING, "error map: no prediction")]
     shown = {CORRECT, WRONG} | ({MISSING} if (labels_M[scored_M] == IGNORE).any() else set())
-    handles = class_handles([truth_M, labels_M], vocabulary, "#cfd3d8")
+    handles = class_handles([truth_M, labels_M], vocabulary, FAINT)
     handles += [dot(colour, name) for colour, name in verdicts if colour in shown]
     figure.legend(
         handles=handles,
@@ -107,10 +107,10 @@ def class_panels(
     """Bars of the IoU per class, one panel per method, with the reference method's IoU as a mark on each bar.
 
     Args:
-        iou_by_row: Method to class to mean and standard deviation over seeds (percent; None for a single seed).
-        classes: All classes, in order; those without a score are marked absent.
-        reference: The method that the marks show; without marks where it is not among the methods.
-        title: Title of the figure.
+        iou_by_row: method to class to mean and standard deviation over seeds (percent; None for a single seed).
+        classes: all classes, in order; those without a score are marked absent.
+        reference: the method that the marks show; without marks where it is not among the methods.
+        title: title of the figure.
     """
     columns = min(4, max(len(iou_by_row), 1))
     rows = math.ceil(len(iou_by_row) / columns) or 1

@@ -15,8 +15,8 @@ def keep_table(record: TableRecord, parent: Run, pages_at: str | None = None) ->
     """Keep the text, the page and the figures as artifacts, and the means as metrics for MLflow's comparison of runs.
 
     Args:
-        record: The table, as it was read back.
-        parent: The table's own run.
+        record: the table, as it was read back.
+        parent: the table's own run.
         pages_at: MLflow server that the page's links to runs open; the record's server when not given.
     """
     parent.log_text(table_text(record), "table.txt")

@@ -20,6 +20,15 @@ from clip2scene.tracking.table.text import (
     tag_of,
 )
 
+_CHAPTERS = (
+    ("classes", "IoU per class", "Mean over seeds, with its standard deviation. Orange: the row {reference!r}."),
+    (
+        "scene",
+        "One held-out scan",
+        "From above, from the first seed's run of every row. Grey points are not scored, as they have no label.",
+    ),
+)
+
 
 def table_html(
     record: TableRecord, pages_at: str | None = None, figures: Sequence[tuple[str, str, Figure]] | None = None
@@ -27,9 +36,9 @@ def table_html(
     """The whole page.
 
     Args:
-        record: The table.
+        record: the table.
         pages_at: MLflow server that links to runs open; the one that was read when not given.
-        figures: What :func:`table_figures` yields; drawn when not given.
+        figures: what :func:`table_figures` yields; drawn when not given.
     """
     about = record.about
     columns = about["columns"]
@@ -54,16 +63,6 @@ def table_html(
         parts.append(links_note("table", pages_at))
     parts.append(_runs(record, pages_at))
     return page(f"{about['title']} ({about['dataset']})", _lead(record), parts, heading=about["title"])
-
-
-_CHAPTERS = (
-    ("classes", "IoU per class", "Mean over seeds, with its standard deviation. Orange: the row {reference!r}."),
-    (
-        "scene",
-        "One held-out scan",
-        "From above, from the first seed's run of every row. Grey points are not scored, as they have no label.",
-    ),
-)
 
 
 def table_figures(record: TableRecord) -> Iterator[tuple[str, str, Figure]]:

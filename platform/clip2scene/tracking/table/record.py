@@ -157,8 +157,8 @@ def read_table(uri: str, name: str) -> TableRecord:
     """The latest table of that name, from MLflow alone.
 
     Args:
-        uri: An MLflow server.
-        name: A table (``table3``), or a table of one dataset (``table3-streetworld``).
+        uri: an MLflow server.
+        name: a table (``table3``), or a table of one dataset (``table3-streetworld``).
 
     Raises:
         ConfigError: there is no such table; the sentence lists those that there are.
@@ -171,8 +171,8 @@ def read_table_run(uri: str, run_id: str) -> TableRecord:
     """The table of one run, also where a later table has its name.
 
     Args:
-        uri: An MLflow server.
-        run_id: A table's own run.
+        uri: an MLflow server.
+        run_id: a table's own run.
 
     Raises:
         TrackingError: it was written in another format.

@@ -11,6 +11,7 @@ from clip2scene.tracking.text import new_table, plain_text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+_DATASETS = {"nuscenes": "nuScenes", "semantickitti": "SemanticKITTI", "scannet": "ScanNet"}
 LEGEND = (
     "mIoU in percent, mean ± sample standard deviation over seeds. Differences are to the row {reference!r}, ours over "
     "the seeds that both rows have; direction: does ours move the way the paper's does (unclear: less than one "
@@ -90,9 +91,6 @@ def provenance(record: TableRecord) -> dict[str, str]:
         "MLflow run": record.run_id,
     }
     return {key: str(value) for key, value in found.items()}
-
-
-_DATASETS = {"nuscenes": "nuScenes", "semantickitti": "SemanticKITTI", "scannet": "ScanNet"}
 
 
 def _parts(record: TableRecord) -> list[RenderableType]:
