@@ -168,7 +168,7 @@ def test_a_second_run_at_once_waits_and_finds_everything_done(run: Run, caplog: 
 
 
 def test_an_actor_with_other_weights_reports_it(run: Run) -> None:
-    encoder = Encoder(run.teacher, run.settings, run.root, run.path, "other", Storage(run.path))
+    encoder = Encoder(run.teacher.settings, run.settings, run.root, run.path, "other", Storage(run.path))
     row = {key: np.array([value]) for key, value in frame_row(run.index.frames[0]).items()}
     result = encoder(row)
     assert result["frame_id"] == ["frame-0"]
@@ -178,8 +178,8 @@ def test_an_actor_with_other_weights_reports_it(run: Run) -> None:
 def test_an_actor_that_does_not_see_the_store_reports_it(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("clip2scene.storage._SEEN_WITHIN_S", 0.0)
     elsewhere = tmp_path / "store"  # as on a machine that does not share the folder
-    digest = load_teacher(run.teacher).digest
-    encoder = Encoder(run.teacher, run.settings, run.root, elsewhere, digest, Storage(tmp_path))
+    digest = run.teacher.digest
+    encoder = Encoder(run.teacher.settings, run.settings, run.root, elsewhere, digest, Storage(tmp_path))
     result = encoder({key: np.array([value]) for key, value in frame_row(run.index.frames[0]).items()})
     assert "does not see this folder of the driver's" in json.loads(result["status"][0])["error"]
     assert not elsewhere.exists()
@@ -206,9 +206,9 @@ def test_every_actor_finds_its_cpus_on_one_node(
 
 def test_a_frame_of_many_images_is_encoded_in_parts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clip2scene.teacher.encoder._IMAGES_AT_ONCE", 1)
-    digest = load_teacher(run.teacher).digest
+    digest = run.teacher.digest
     with locked(tmp_path / "store", "fills this store"):
-        encoder = Encoder(run.teacher, run.settings, run.root, tmp_path / "store", digest, Storage(tmp_path))
+        encoder = Encoder(run.teacher.settings, run.settings, run.root, tmp_path / "store", digest, Storage(tmp_path))
     frame = run.index.frames[1]
     result = encoder({key: np.array([value]) for key, value in frame_row(frame).items()})
     assert "error" not in json.loads(result["status"][0])
