@@ -85,6 +85,12 @@ def test_a_report_that_is_none_is_one_sentence(tmp_path, capsys):
         assert "no readable report there" in capsys.readouterr().err
 
 
+def test_a_wrong_number_of_nodes_is_one_sentence_and_makes_no_folder(tmp_path, capsys):
+    assert main(["up", "--nodes", "0", "--storage", str(tmp_path / "none")]) == 1
+    assert capsys.readouterr().err == "clip2scene: --nodes 0: not possible; allowed: 1 to 16\n"
+    assert not (tmp_path / "none").exists()
+
+
 SCANNET = ["index", "scannet", "--root", "/data", "--output"]
 
 

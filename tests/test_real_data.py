@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +18,9 @@ from clip2scene.inspection import inspect_frame
 from clip2scene.jobfile import load_job
 from clip2scene.stages import Stages
 from clip2scene.training.metrics import mean_iou
-from commands import fail, succeed
+from commands import REPOSITORY, fail, succeed
 
-JOBS = Path(__file__).parents[1] / "jobs"
+JOBS = REPOSITORY / "jobs"
 HERE = ["resources.num_workers=0", "resources.gpus_per_worker=0", "extract.gpus_per_actor=0"]
 SMALL = "student={voxel_size_m: 0.5, channels: [8, 16, 32]}"
 QUICK = "{kind: adamw, learning_rate: 0.01}"

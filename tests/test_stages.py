@@ -17,8 +17,9 @@ from clip2scene.run_log import BriefRunLog
 from clip2scene.stages import Stages
 from clip2scene.student.checkpoint import save_checkpoint
 from clip2scene.student.network import Student
+from commands import REPOSITORY
 
-DEMO = Path(__file__).parents[1] / "jobs" / "demo.yaml"
+DEMO = REPOSITORY / "jobs" / "demo.yaml"
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import yaml
@@ -16,12 +15,12 @@ from clip2scene.tables import runner
 from clip2scene.tables.runner import run_table
 from clip2scene.tables.spec import expand, jobs_of, load_table
 from clip2scene.teacher.extract import ExtractReport
-from clip2scene.tracking.server import embedded_server
 from clip2scene.tracking.table.page import table_figures
 from clip2scene.tracking.table.record import table_run
 from clip2scene.tracking.tracker import connect
+from commands import REPOSITORY
 
-JOBS = Path(__file__).resolve().parents[1] / "jobs"
+JOBS = REPOSITORY / "jobs"
 DATASETS = ("streetworld", "nuscenes", "semantickitti", "scannet")
 TINY = {
     "table": "tiny",
@@ -230,12 +229,6 @@ def test_table_3_has_the_papers_numbers_and_settings():
     # The paper has no number for streetworld: that of nuScenes stands beside ours.
     assert table.paper_dataset == "nuscenes"
     assert next(cell.paper for cell in cells if cell.row.name == "KL only") == 0.0
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    with embedded_server(tmp_path_factory.mktemp("mlflow")) as uri:
-        yield uri
 
 
 def test_a_table_that_is_run_again_after_another_of_its_name_is_read_from_its_own_run(tmp_path, uri):

@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from commands import REPOSITORY, fail, succeed, wait_for
+from commands import begin, fail, succeed, wait_for
 
 WORLD = (
     "{train_scenes: 9, val_scenes: 1, keyframes_per_scene: 2, sweeps_between_keyframes: 2, lidar_beams: 16, "
@@ -86,12 +84,6 @@ def written(folder: Path, **space: object) -> list[object]:
     return ["sweep", folder / "space.yaml", "--job", folder / "job.yaml"]
 
 
-def begin(words: list[object], log: Path, **environment: str) -> subprocess.Popen[bytes]:
-    command, environment = [sys.executable, "-m", "clip2scene.cli", *map(str, words)], os.environ | environment
-    with log.open("wb") as file:
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, cwd=REPOSITORY, env=environment)
-
-
 def take_inputs(source: Path, storage: Path) -> None:
     """Copy the trials' inputs from another sweep's storage."""
     for name in ("streetworld", "indexes", "texts", "features"):
@@ -154,7 +146,8 @@ def test_a_driver_killed_with_sigkill_is_resumed_to_the_same_end(undisturbed, tm
     storage = tmp_path / "storage"
     take_inputs(undisturbed[0] / "storage", storage)
     # Tune saves its state after every event, so it restores its trials in another order: that of their last reports.
-    driver = begin(written(tmp_path), log := tmp_path / "log", TUNE_GLOBAL_CHECKPOINT_S="0")
+    environment = os.environ | {"TUNE_GLOBAL_CHECKPOINT_S": "0"}
+    driver = begin(log := tmp_path / "log", *written(tmp_path), environment=environment)
     wait_for("trial 02: epoch 1/3", log, driver)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL
@@ -203,7 +196,7 @@ def test_a_trial_that_dies_is_tried_again_and_one_that_diverges_is_no_failure(un
         metric="label_free",
         labels=False,
     )
-    driver = begin(words, log := tmp_path / "log")
+    driver = begin(log := tmp_path / "log", *words)
     wait_for("trial 00: epoch 1/3", log, driver)
     for process in psutil.Process(driver.pid).children(recursive=True):
         if process.is_running() and process.name().startswith("ray::ImplicitFunc"):

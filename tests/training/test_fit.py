@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import json
 import threading
 import time
 from pathlib import Path
@@ -249,8 +248,3 @@ def test_the_same_training_started_twice_is_done_once(tmp_path, caplog):
         thread.join(timeout=20)
     assert steps == ["trained"]
     assert [folder.name for folder in ended if folder] == ["checkpoint_000000"] * 2
-
-
-def test_history_is_json(tiny, tmp_path):
-    fitted = run(tiny.finetuning(epochs=1), tmp_path)
-    assert json.loads(json.dumps(fitted.history)) == fitted.history
