@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from commands import REPOSITORY
+from tiny_world import TINY_WORLD
 
 if TYPE_CHECKING:
     from clip2scene.data.index import Index
@@ -52,10 +53,7 @@ def streetworld_root(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
     from clip2scene.streetworld.generate import generate
 
     root = tmp_path_factory.mktemp("streetworld") / "world"
-    settings = StreetworldSettings(
-        train_scenes=2, val_scenes=2, keyframes_per_scene=2, sweeps_between_keyframes=3, lidar_azimuth_steps=240
-    )
-    generate(root, settings, seed=7)
+    generate(root, StreetworldSettings.model_validate(TINY_WORLD), seed=7)
     return root, "v1.0-trainval"
 
 

@@ -81,7 +81,7 @@ def test_labels_and_sweeps_change_only_the_digests_that_depend_on_them(stages, s
     assert labelled.distill_digest == bare.distill_digest != few.distill_digest
 
 
-def test_a_students_digest_covers_its_teachers_texts(stages, tmp_path, monkeypatch):
+def test_a_students_digest_covers_its_teachers_texts(stages, monkeypatch):
     plain, other = stages(), stages()
     monkeypatch.setitem(vars(other.teacher), "text_digest", "another tower")
     assert plain.store_path == other.store_path

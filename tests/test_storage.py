@@ -67,7 +67,7 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, caplog):
     assert f"{tmp_path}: no locks there (Function not implemented); do not start a command twice at once" in caplog.text
 
 
-def test_a_name_that_others_write_again_is_fetched_again(tmp_path, monkeypatch):
+def test_a_name_that_others_write_again_is_fetched_again(tmp_path):
     class Remote:
         def get(self, name, aside):
             if not there:

@@ -19,6 +19,7 @@ from clip2scene.tracking.table.page import table_figures
 from clip2scene.tracking.table.record import table_run
 from clip2scene.tracking.tracker import connect
 from commands import REPOSITORY
+from tiny_world import TINY_WORLD
 
 JOBS = REPOSITORY / "jobs"
 DATASETS = ("streetworld", "nuscenes", "semantickitti", "scannet")
@@ -279,13 +280,7 @@ def on_world(world, storage, values, num_workers):
             "version": version,
             "train_split": "train",
             "eval_split": "val",
-            "streetworld": {
-                "train_scenes": 2,
-                "val_scenes": 2,
-                "keyframes_per_scene": 2,
-                "sweeps_between_keyframes": 3,
-                "lidar_azimuth_steps": 240,
-            },
+            "streetworld": TINY_WORLD,
         },
         "teacher": {"model": "streetworld", "image_height_px": 112, "image_width_px": 208},
         "extract": {"num_actors": 1},

@@ -55,7 +55,7 @@ def undisturbed(folder) -> dict[str, object]:
 
 
 @pytest.fixture
-def cluster(folder, undisturbed, tmp_path) -> Iterator[Up]:
+def cluster(undisturbed, tmp_path) -> Iterator[Up]:
     with up(tmp_path / "cluster", tmp_path / "up.log", nodes=3) as cluster:
         yield cluster
 

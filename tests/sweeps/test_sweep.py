@@ -16,10 +16,10 @@ import yaml
 from commands import begin, fail, succeed, wait_for
 
 WORLD = (
-    "{train_scenes: 9, val_scenes: 1, keyframes_per_scene: 2, sweeps_between_keyframes: 2, lidar_beams: 16, "
-    "lidar_azimuth_steps: 180}"
+    "{train_scenes: 7, val_scenes: 1, keyframes_per_scene: 1, sweeps_before_first: 2, lidar_beams: 16, "
+    "lidar_azimuth_steps: 180, image_width_px: 208, image_height_px: 112}"
 )
-IMAGES = 9 * 2 * 6
+IMAGES = 7 * 6
 """Images of the training scenes; a sweep does not use those of ``val``."""
 JOB = {
     "name": "tiny",

@@ -124,7 +124,7 @@ def test_more_gpus_than_there_are(run: Run, tmp_path: Path) -> None:
         extract(run.index, run.index.frames, run.teacher, settings, tmp_path, progress, storage=Storage(tmp_path))
 
 
-def test_a_second_run_at_once_waits_and_finds_everything_done(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_run_at_once_waits_and_finds_everything_done(run: Run) -> None:
     waiting, reports = threading.Event(), []
 
     class Listener(logging.Handler):

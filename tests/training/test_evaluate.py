@@ -173,7 +173,7 @@ def test_a_student_of_one_loss_is_scored_by_its_one_head(tiny, student):
             assert torch.equal(replace(method, weights=alone).prepare(CPU)(sample), expected)
 
 
-def test_pointclip_answers_every_point_from_the_cloud_alone_and_deterministically(tiny, pointclip, tmp_path):
+def test_pointclip_answers_every_point_from_the_cloud_alone_and_deterministically(tiny, pointclip):
     sample = labelled(tiny).read(tiny.index.frames[0])
     with torch.inference_mode():
         predict = pointclip.prepare(CPU)
