@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,13 +14,14 @@ import torch
 
 from clip2scene.config import ConfigError, DistillSettings, OptimiserSettings, ResourceSettings, ScrSettings
 from clip2scene.data.vocabulary import vocabulary
-from clip2scene.training.evaluate import ConstantMethod, StudentMethod, TeacherMethod, evaluate, label_counts
+from clip2scene.training.evaluate import ConstantMethod, Scores, StudentMethod, TeacherMethod, evaluate, label_counts
 from clip2scene.training.finetune import choose_labelled
-from clip2scene.training.fit import _data_parallel, fit
+from clip2scene.training.fit import Fitted, _data_parallel, fit
 from clip2scene.training.launch import DivergedError, TrainingError, launch, worker_group
 from clip2scene.training.samples import SampleSource
 
 HERE = ResourceSettings(num_workers=0)
+LABELS = vocabulary("nuscenes")
 
 
 def run(training, folder, resources=HERE, **callbacks):
@@ -135,56 +139,70 @@ def test_labelled_fractions(tiny):
         choose_labelled(frames, "slidr_scene", 0.01)
 
 
-@pytest.fixture
-def methods(tiny, tmp_path):
-    student = run(tiny.distillation(epochs=1), tmp_path / "student").weights
-    return {
+@dataclass(frozen=True)
+class OnTwo:
+    """What two Ray workers did: a training that failed, one by the workers that came after those, and its scores."""
+
+    folder: Path
+    failure: TrainingError
+    heard: list[tuple[int, dict[str, float]]]
+    fitted: Fitted
+    here: Scores
+    there: Scores
+
+
+@pytest.fixture(scope="module")
+def on_two(tiny, ray_cluster, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("on-two")
+    shutil.copytree(tiny.index.root, folder / "world")
+    (folder / "world" / tiny.index.frames[1].cloud_path).write_bytes(b"123")
+    broken = tiny.distillation(source=SampleSource(folder / "world", tiny.store))
+    student = run(tiny.distillation(epochs=1), folder / "student").weights
+    methods = {
         "teacher": TeacherMethod(tiny.text_CD),
         "student": StudentMethod(tiny.distillation().student, student, tiny.text_CD, 16),
         "constant": ConstantMethod(10),
     }
-
-
-def test_two_workers_train_and_count_like_one(tiny, tmp_path, ray_cluster, methods):
-    """Two Ray workers: a checkpoint, a history, resumed by name; and exactly the counts of one process."""
-    two = ResourceSettings(num_workers=2)
-    heard = []
-    source = SampleSource(tiny.index.root, tiny.store, label_vocabulary=vocabulary("nuscenes"))
-    frames = tiny.index.frames
+    source = SampleSource(tiny.index.root, tiny.store, label_vocabulary=LABELS)
+    two, heard = ResourceSettings(num_workers=2, max_failures=0), []
     with worker_group(two):
-        fitted = run(tiny.distillation(epochs=2), tmp_path / "two", two, on_epoch=lambda e, m: heard.append((e, m)))
-        scores = [
-            evaluate(frames, source, methods, num_classes=16, name="evaluate", folder=tmp_path, resources=resources)
+        with pytest.raises(TrainingError) as caught:
+            run(broken, folder / "broken", two)
+        fitted = run(tiny.distillation(epochs=2), folder / "two", two, on_epoch=lambda *about: heard.append(about))
+        here, there = (
+            evaluate(
+                tiny.index.frames, source, methods, num_classes=16, name="evaluate", folder=folder, resources=resources
+            )
             for resources in (HERE, two)
-        ]
-    assert [epoch for epoch, _ in heard] == [1, 2]
-    assert heard[-1][1]["loss"] == pytest.approx(fitted.history[-1]["loss"])
-    assert set(fitted.weights) == set(tiny.distillation().build().state_dict())
+        )
+    return OnTwo(folder, caught.value, heard, fitted, here, there)
 
-    for method in methods:
+
+def test_a_damaged_cloud_stops_the_workers_with_its_message_and_the_next_gets_new_ones(on_two):
+    assert re.search(r"LIDAR_TOP.*bytes", str(on_two.failure))
+    assert "\n" not in str(on_two.failure)
+    assert len(on_two.fitted.history) == 2
+    assert not list(on_two.folder.rglob(".workers*"))
+
+
+def test_two_workers_train_like_one(tiny, on_two):
+    assert [epoch for epoch, _ in on_two.heard] == [1, 2]
+    assert on_two.heard[-1][1]["loss"] == pytest.approx(on_two.fitted.history[-1]["loss"])
+    assert set(on_two.fitted.weights) == set(tiny.distillation().build().state_dict())
+
+
+def test_two_workers_count_like_one(tiny, on_two):
+    """Exactly the counts of one process."""
+    here, there = on_two.here.counts, on_two.there.counts
+    for method in here:
         for domain in ("seen", "all"):
-            assert (scores[0].counts[method][domain] == scores[1].counts[method][domain]).all()
-    labelled = label_counts(frames, source, 16)
-    assert (scores[0].counts["constant"]["all"].sum(1) == labelled).all()
-    assert scores[0].counts["constant"]["all"][:, :10].sum() == 0
-    assert scores[0].counts["teacher"]["all"].sum() == scores[0].counts["student"]["seen"].sum() < labelled.sum()
-    assert set(scores[1].example) == {"points", "truth", *methods}
-
-
-def test_a_damaged_cloud_stops_the_workers_with_its_message_and_the_next_gets_new_ones(tiny, tmp_path, ray_cluster):
-    import shutil
-
-    root = tmp_path / "world"
-    shutil.copytree(tiny.index.root, root)
-    (root / tiny.index.frames[1].cloud_path).write_bytes(b"123")
-    broken = tiny.distillation(source=SampleSource(root, tiny.store))
-    two = ResourceSettings(num_workers=2, max_failures=0)
-    with worker_group(two):
-        with pytest.raises(TrainingError, match=r"LIDAR_TOP.*bytes") as caught:
-            run(broken, tmp_path / "broken", two)
-        assert "\n" not in str(caught.value)
-        assert len(run(tiny.distillation(epochs=1), tmp_path / "whole", two).history) == 1
-    assert not list(tmp_path.glob(".workers*"))
+            assert (here[method][domain] == there[method][domain]).all()
+    source = SampleSource(tiny.index.root, tiny.store, label_vocabulary=LABELS)
+    labelled = label_counts(tiny.index.frames, source, 16)
+    assert (here["constant"]["all"].sum(1) == labelled).all()
+    assert here["constant"]["all"][:, :10].sum() == 0
+    assert here["teacher"]["all"].sum() == here["student"]["seen"].sum() < labelled.sum()
+    assert set(on_two.there.example) == {"points", "truth", *here}
 
 
 def test_workers_that_do_not_see_the_folder_say_so_before_they_train(tiny, tmp_path, ray_cluster):
