@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections import Counter
 
 import pytest
@@ -291,22 +292,31 @@ def on_world(world, storage, values, num_workers):
     return values
 
 
-def test_jobs_with_workers_run_at_the_same_time_where_their_workers_fit(tmp_path, streetworld_root, ray_cluster, uri):
+@pytest.fixture(scope="module")
+def at_once(streetworld_root, ray_cluster, uri, tmp_path_factory):
+    """A table whose two jobs have a worker each: its record, its jobs' runs, and its storage."""
     from mlflow import MlflowClient
 
+    folder = tmp_path_factory.mktemp("at-once")
     values = with_row(set={"distill.num_sweeps": 1})
-    path = written(tmp_path, on_world(streetworld_root, tmp_path / "storage", values, num_workers=1))
+    path = written(folder, on_world(streetworld_root, folder / "storage", values, num_workers=1))
     record = run_table(load_table(path), tracker := connect(uri, "workers"), str(path), "clip2scene run tiny.yaml")
-    assert all(0 < cell.values[7] < 100 for cell in record.cells)
     found = MlflowClient(uri).search_runs([tracker.experiment_id])
-    first, second = (run.info for run in found if run.info.run_id != record.run_id)
+    return record, [run.info for run in found if run.info.run_id != record.run_id], folder / "storage"
+
+
+def test_jobs_with_workers_run_at_the_same_time_where_their_workers_fit(at_once):
+    record, (first, second), _ = at_once
+    assert all(0 < cell.values[7] < 100 for cell in record.cells)
     assert first.start_time < second.end_time
     assert second.start_time < first.end_time
 
 
-def test_a_table_runs_and_a_second_time_does_nothing(tmp_path, streetworld_root, ray_cluster, uri):
+def test_a_table_runs_and_a_second_time_does_nothing(tmp_path, streetworld_root, at_once, uri):
     from mlflow import MlflowClient
 
+    for name in ("indexes", "texts", "features"):  # the same as in that table
+        shutil.copytree(at_once[2] / name, tmp_path / "storage" / name)
     values = with_row(set={"teacher.model": "local-dir:/nowhere"}, name="broken")
     values = on_world(streetworld_root, tmp_path / "storage", values, num_workers=0)
     path = written(tmp_path, values)

@@ -13,9 +13,10 @@ import psutil
 import pytest
 import yaml
 
+from clip2scene.cli import main
 from clip2scene.jobfile import load_job
 from clip2scene.stages import Stages
-from commands import begin, fail, succeed, wait_for
+from commands import begin, succeed, wait_for
 
 WORLD = (
     "{train_scenes: 7, val_scenes: 1, keyframes_per_scene: 1, sweeps_before_first: 2, lidar_beams: 16, "
@@ -134,14 +135,16 @@ def test_the_best_job_runs_as_it_is(undisturbed):
     assert len(Stages(load_job(best)).train_frames) == IMAGES // 6 - 1  # without the verifying scene
 
 
-def test_a_finished_sweep_is_not_run_again_and_another_of_its_name_is_refused(undisturbed):
+def test_a_finished_sweep_is_not_run_again_and_another_of_its_name_is_refused(undisturbed, capsys):
     folder, printed = undisturbed
     before = runs_of(folder / "storage")
     again = succeed(*written(folder))
     assert runs_of(folder / "storage")[1] == before[1]
     assert again.splitlines()[:8] == printed.splitlines()[:8]
-    assert "another sweep of this name" in fail(*written(folder, num_trials=5))
-    assert succeed("report", "tiny", "--storage", folder / "storage").splitlines()[:8] == printed.splitlines()[:8]
+    assert main(["report", "tiny", "--storage", str(folder / "storage")]) == 0
+    assert capsys.readouterr().out.splitlines()[:8] == printed.splitlines()[:8]
+    assert main([str(word) for word in written(folder, num_trials=5)]) == 1
+    assert "another sweep of this name" in capsys.readouterr().err
 
 
 def test_a_driver_killed_with_sigkill_is_resumed_to_the_same_end(undisturbed, tmp_path):
