@@ -16,6 +16,7 @@ TINY = [
     "dataset.streetworld={train_scenes: 3, val_scenes: 2, keyframes_per_scene: 2, sweeps_between_keyframes: 2, "
     "lidar_beams: 16, lidar_azimuth_steps: 180, image_width_px: 208, image_height_px: 112}",
     "teacher={model: streetworld, image_width_px: 208, image_height_px: 112}",
+    "extract.num_actors=1",
     "student={voxel_size_m: 1.0, channels: [8, 8, 16]}",
     "distill.epochs=2",
     "finetune.epochs=2",

@@ -40,7 +40,6 @@ def test_doctor_tells_of_a_gpu_that_is_older_than_torchs_kernels(monkeypatch, ca
     [
         (["run", "jobs/demo.yaml", "distill.tau=1"], "distill.tau: unknown key"),
         (["run", "jobs/none.yaml"], "cannot read the job file"),
-        (["run", "jobs/demo.yaml", "resources.gpus_per_worker=64"], "with 64 GPUs each there is room for 0"),
         (
             ["run", "jobs/demo.yaml", "prompts.vocabulary=latin"],
             "prompts.vocabulary='latin': input should be ",
@@ -72,6 +71,11 @@ def test_a_mistake_is_one_sentence(words, sentence, tmp_path):
     if words[0] == "run" and not any(word.startswith("storage=") for word in words):
         words = [*words, f"storage={tmp_path}"]
     assert sentence in fail(*words)
+
+
+def test_more_gpus_than_ray_has_are_one_sentence(tmp_path, uri):
+    words = ["resources.gpus_per_worker=64", f"storage={tmp_path}", "--tracking-uri", uri]
+    assert "with 64 GPUs each there is room for 0" in fail("run", "jobs/demo.yaml", *words)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def street_student(streetworld_root, ray_cluster, tmp_path_factory):
     root, version = streetworld_root
     storage = tmp_path_factory.mktemp("street")
     words = ["dataset.kind=nuscenes", f"dataset.root={root}", f"dataset.version={version}", f"storage={storage}"]
+    words += ["teacher={model: streetworld, image_height_px: 112, image_width_px: 208}", "extract.num_actors=1"]
     words += [*HERE, SMALL, "distill.epochs=4", "distill.batch_size=2"]
     stages = Stages(load_job(JOBS / "demo.yaml", words))
     stages.extract()
