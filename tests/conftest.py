@@ -24,11 +24,12 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
 SLOW_FIRST = (
-    "test_cli.py",
     "test_sweep.py",
+    "test_cli.py",
     "test_real_data.py",
-    "test_mistakes.py",
     "test_tables.py",
+    "test_fit.py",
+    "test_mistakes.py",
 )
 
 

@@ -21,7 +21,7 @@ from clip2scene.training.metrics import mean_iou
 from commands import REPOSITORY, fail, succeed
 
 JOBS = REPOSITORY / "jobs"
-HERE = ["resources.num_workers=0", "resources.gpus_per_worker=0", "extract.gpus_per_actor=0"]
+HERE = ["resources.num_workers=0", "resources.gpus_per_worker=0", "extract={num_actors: 1, gpus_per_actor: 0}"]
 SMALL = "student={voxel_size_m: 0.5, channels: [8, 16, 32]}"
 QUICK = "{kind: adamw, learning_rate: 0.01}"
 
@@ -71,8 +71,7 @@ def test_the_real_keyframe_through_extraction_and_ten_steps(real_data, tmp_path)
         "student={voxel_size_m: 0.5, channels: [8, 16, 16]}",
         "distill.batch_size=2",
         "distill.max_steps=10",
-        "extract.gpus_per_actor=0",
-        "extract.threads_per_actor=1",
+        "extract={num_actors: 1, gpus_per_actor: 0, threads_per_actor: 1}",
         "resources.gpus_per_worker=0",
     )
     report = json.loads((tmp_path / "report.json").read_text())
@@ -89,7 +88,7 @@ def street_student(streetworld_root, ray_cluster, tmp_path_factory):
     root, version = streetworld_root
     storage = tmp_path_factory.mktemp("street")
     words = ["dataset.kind=nuscenes", f"dataset.root={root}", f"dataset.version={version}", f"storage={storage}"]
-    words += ["teacher={model: streetworld, image_height_px: 112, image_width_px: 208}", "extract.num_actors=1"]
+    words += ["teacher={model: streetworld, image_height_px: 112, image_width_px: 208}"]
     words += [*HERE, SMALL, "distill.epochs=4", "distill.batch_size=2"]
     stages = Stages(load_job(JOBS / "demo.yaml", words))
     stages.extract()

@@ -28,6 +28,7 @@ JOB = {
     "name": "tiny",
     "dataset": {"kind": "streetworld", "streetworld": yaml.safe_load(WORLD)},
     "teacher": {"model": "streetworld", "image_height_px": 112, "image_width_px": 208},
+    "extract": {"num_actors": 1},
     "student": {"voxel_size_m": 1.0, "channels": [8, 8, 16]},
     "distill": {"num_sweeps": 2, "optimiser": {"kind": "adamw", "learning_rate": 0.01}},
     "resources": {"checkpoint_every_epochs": 1},
