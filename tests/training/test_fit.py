@@ -1,27 +1,21 @@
-"""The training loop: in this process and on two Ray workers, resumed and uninterrupted."""
+"""The training loop: resumed and uninterrupted; test_two_workers.py has two Ray workers."""
 
 from __future__ import annotations
 
-import re
-import shutil
+import multiprocessing
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 from clip2scene.config import ConfigError, DistillSettings, OptimiserSettings, ResourceSettings, ScrSettings
-from clip2scene.data.vocabulary import vocabulary
-from clip2scene.training.evaluate import ConstantMethod, Scores, StudentMethod, TeacherMethod, evaluate, label_counts
 from clip2scene.training.finetune import choose_labelled
-from clip2scene.training.fit import Fitted, _data_parallel, fit
-from clip2scene.training.launch import DivergedError, TrainingError, launch, worker_group
-from clip2scene.training.samples import SampleSource
+from clip2scene.training.fit import _data_parallel, fit
+from clip2scene.training.launch import DivergedError, launch
 
 HERE = ResourceSettings(num_workers=0)
-LABELS = vocabulary("nuscenes")
 
 
 def run(training, folder, resources=HERE, **callbacks):
@@ -89,7 +83,8 @@ def three_ranks(rank, folder):
 
 
 def test_three_restarted_ranks_sum_their_gradients_in_the_same_order(tmp_path):
-    torch.multiprocessing.spawn(three_ranks, (tmp_path,), nprocs=3)
+    multiprocessing.set_forkserver_preload([__name__])  # which the ranks share
+    torch.multiprocessing.start_processes(three_ranks, (tmp_path,), nprocs=3, start_method="forkserver")
     assert (tmp_path / "same").read_text() == "True"
 
 
@@ -137,84 +132,6 @@ def test_labelled_fractions(tiny):
     assert {frame.scene for frame in by_scene} == set(list(dict.fromkeys(f.scene for f in frames))[1::2])
     with pytest.raises(ConfigError, match=r"label_fraction=0.01: one scene in 100, and the training split has \d"):
         choose_labelled(frames, "slidr_scene", 0.01)
-
-
-@dataclass(frozen=True)
-class OnTwo:
-    """What two Ray workers did: a training that failed, one by the workers that came after those, and its scores."""
-
-    folder: Path
-    failure: TrainingError
-    heard: list[tuple[int, dict[str, float]]]
-    fitted: Fitted
-    here: Scores
-    there: Scores
-
-
-@pytest.fixture(scope="module")
-def on_two(tiny, ray_cluster, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("on-two")
-    shutil.copytree(tiny.index.root, folder / "world")
-    (folder / "world" / tiny.index.frames[1].cloud_path).write_bytes(b"123")
-    broken = tiny.distillation(source=SampleSource(folder / "world", tiny.store))
-    student = run(tiny.distillation(epochs=1), folder / "student").weights
-    methods = {
-        "teacher": TeacherMethod(tiny.text_CD),
-        "student": StudentMethod(tiny.distillation().student, student, tiny.text_CD, 16),
-        "constant": ConstantMethod(10),
-    }
-    source = SampleSource(tiny.index.root, tiny.store, label_vocabulary=LABELS)
-    two, heard = ResourceSettings(num_workers=2, max_failures=0), []
-    with worker_group(two):
-        with pytest.raises(TrainingError) as caught:
-            run(broken, folder / "broken", two)
-        fitted = run(tiny.distillation(epochs=2), folder / "two", two, on_epoch=lambda *about: heard.append(about))
-        here, there = (
-            evaluate(
-                tiny.index.frames, source, methods, num_classes=16, name="evaluate", folder=folder, resources=resources
-            )
-            for resources in (HERE, two)
-        )
-    return OnTwo(folder, caught.value, heard, fitted, here, there)
-
-
-def test_a_damaged_cloud_stops_the_workers_with_its_message_and_the_next_gets_new_ones(on_two):
-    assert re.search(r"LIDAR_TOP.*bytes", str(on_two.failure))
-    assert "\n" not in str(on_two.failure)
-    assert len(on_two.fitted.history) == 2
-    assert not list(on_two.folder.rglob(".workers*"))
-
-
-def test_two_workers_train_like_one(tiny, on_two):
-    assert [epoch for epoch, _ in on_two.heard] == [1, 2]
-    assert on_two.heard[-1][1]["loss"] == pytest.approx(on_two.fitted.history[-1]["loss"])
-    assert set(on_two.fitted.weights) == set(tiny.distillation().build().state_dict())
-
-
-def test_two_workers_count_like_one(tiny, on_two):
-    """Exactly the counts of one process."""
-    here, there = on_two.here.counts, on_two.there.counts
-    for method in here:
-        for domain in ("seen", "all"):
-            assert (here[method][domain] == there[method][domain]).all()
-    source = SampleSource(tiny.index.root, tiny.store, label_vocabulary=LABELS)
-    labelled = label_counts(tiny.index.frames, source, 16)
-    assert (here["constant"]["all"].sum(1) == labelled).all()
-    assert here["constant"]["all"][:, :10].sum() == 0
-    assert here["teacher"]["all"].sum() == here["student"]["seen"].sum() < labelled.sum()
-    assert set(on_two.there.example) == {"points", "truth", *here}
-
-
-def test_workers_that_do_not_see_the_folder_say_so_before_they_train(tiny, tmp_path, ray_cluster):
-    def unmark():
-        while not (marks := list(tmp_path.glob(".workers-*/mark"))):
-            time.sleep(0.01)
-        marks[0].unlink()  # as on a node that does not share the folder
-
-    threading.Thread(target=unmark, daemon=True).start()
-    with pytest.raises(TrainingError, match="does not see this folder of the driver's; give a storage"):
-        run(tiny.distillation(epochs=1), tmp_path, ResourceSettings(num_workers=2, max_failures=0))
-    assert not list(tmp_path.glob("run/checkpoint_*"))
 
 
 def test_the_same_training_started_twice_is_done_once(tmp_path, caplog):
