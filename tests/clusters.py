@@ -7,14 +7,13 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-from commands import REPOSITORY, free_port, wait_for
+from commands import begin, free_port, wait_for
 
 START_TIMEOUT_S = 300.0
 NOBODY = {
@@ -53,16 +52,10 @@ def words_of(process: psutil.Process) -> list[str]:
         return []
 
 
-def begin(log: Path, environment: dict[str, str], *words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "clip2scene.cli", *map(str, words)]
-    with log.open("w") as output:
-        return subprocess.Popen(command, stdout=output, stderr=output, text=True, cwd=REPOSITORY, env=environment)
-
-
 @contextlib.contextmanager
 def up(storage: Path, log: Path, nodes: int) -> Iterator[Up]:
     ports = ["--port", free_port(), "--tracking-port", free_port()]
-    process = begin(log, NOBODY, "up", "--nodes", nodes, "--storage", storage, *ports)
+    process = begin(log, "up", "--nodes", nodes, "--storage", storage, *ports, environment=NOBODY)
     try:
         wait_for("Ctrl-C ends it.", log, process)
         lines = (storage / "cluster" / "environment").read_text().splitlines()

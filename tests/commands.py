@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parent
+REPOSITORY = TESTS.parent
 
 
 def clip2scene(
@@ -36,25 +37,36 @@ def fail(*words: object) -> str:
     return last
 
 
+def begin(log: Path, *words: object, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a command that writes all its output to ``log``."""
+    command = [sys.executable, "-m", "clip2scene.cli", *map(str, words)]
+    with log.open("w") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, text=True, cwd=REPOSITORY, env=environment)
+
+
 def wait_until(
-    condition: Callable[[], object], what: str, timeout_s: float = 120, process: subprocess.Popen | None = None
+    condition: Callable[[], object],
+    what: str,
+    timeout_s: float = 120,
+    process: subprocess.Popen | None = None,
+    log: Path | None = None,
 ) -> None:
-    """Wait for a condition; fails when ``process`` ends first."""
+    """Wait for a condition; fails when ``process`` ends first, and then shows the end of ``log``."""
     deadline_s = time.monotonic() + timeout_s
+
+    def told() -> str:
+        return "" if log is None else f"\n{log.read_text()[-3000:]}"
+
     while not condition():
-        assert process is None or process.poll() is None, f"the process ended before {what}"
+        assert process is None or process.poll() is None, f"the process ended before {what}{told()}"
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"waited {timeout_s:.0f} s until {what}")
+            raise TimeoutError(f"waited {timeout_s:.0f} s until {what}{told()}")
         time.sleep(0.05)
 
 
 def wait_for(text: str, log: Path, process: subprocess.Popen, timeout_s: float = 300) -> None:
     """Wait until a process has written a text to its log."""
-    deadline_s = time.monotonic() + timeout_s
-    while text not in log.read_text():
-        assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline_s, log.read_text()[-3000:]
-        time.sleep(0.05)
+    wait_until(lambda: text in log.read_text(), repr(text), timeout_s, process, log)
 
 
 def free_ports(count: int) -> list[int]:

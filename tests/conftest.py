@@ -1,12 +1,21 @@
-"""Fixtures that several parts share: a tiny street world, the real pieces of data, one embedded Ray."""
+"""Fixtures that several parts share: tiny data sets and models, the real pieces of data, Ray, MLflow, a small disk."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from commands import REPOSITORY
+from tiny_world import TINY_WORLD
+
+if TYPE_CHECKING:
+    from clip2scene.data.index import Index
+    from tiny_training import Tiny
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
@@ -14,15 +23,13 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-
-
 SLOW_FIRST = (
-    "test_cli.py",
     "test_sweep.py",
+    "test_cli.py",
     "test_real_data.py",
-    "test_mistakes.py",
     "test_tables.py",
+    "test_fit.py",
+    "test_mistakes.py",
 )
 
 
@@ -47,11 +54,60 @@ def streetworld_root(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
     from clip2scene.streetworld.generate import generate
 
     root = tmp_path_factory.mktemp("streetworld") / "world"
-    settings = StreetworldSettings(
-        train_scenes=2, val_scenes=2, keyframes_per_scene=2, sweeps_between_keyframes=3, lidar_azimuth_steps=240
-    )
-    generate(root, settings, seed=7)
+    generate(root, StreetworldSettings.model_validate(TINY_WORLD), seed=7)
     return root, "v1.0-trainval"
+
+
+@pytest.fixture(scope="session")
+def street_index(streetworld_root: tuple[Path, str]) -> Index:
+    from clip2scene.data.nuscenes import build_index
+
+    return build_index(*streetworld_root)
+
+
+@pytest.fixture(scope="session")
+def tiny(streetworld_root: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """The street world with a feature store of random features."""
+    from tiny_training import make_tiny
+
+    return make_tiny(*streetworld_root, tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a tiny CLIP: ``tiny_clip("token" | "average" | "resnet", seed=0)``."""
+    from tiny_clip import write_clip
+
+    made: dict[tuple[str, int], Path] = {}
+
+    def make(kind: str, seed: int = 0) -> Path:
+        if (kind, seed) not in made:
+            made[kind, seed] = tmp_path_factory.mktemp(f"clip-{kind}-{seed}")
+            write_clip(made[kind, seed], kind, seed)
+        return made[kind, seed]
+
+    return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 32 kB; skips where none can be mounted."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", folder]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here (not root)")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An MLflow server that keeps all runs of the session."""
+    from clip2scene.tracking.server import embedded_server
+
+    with embedded_server(tmp_path_factory.mktemp("mlflow")) as uri:
+        yield uri
 
 
 @pytest.fixture(scope="session")

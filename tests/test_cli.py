@@ -6,17 +6,17 @@ import json
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 
 import pytest
 
 from clip2scene.data.index import read_index
-from commands import REPOSITORY, clip2scene, succeed, wait_until
+from commands import begin, clip2scene, succeed, wait_until
 
 TINY = [
     "dataset.streetworld={train_scenes: 3, val_scenes: 2, keyframes_per_scene: 2, sweeps_between_keyframes: 2, "
-    "lidar_beams: 16, lidar_azimuth_steps: 180}",
+    "lidar_beams: 16, lidar_azimuth_steps: 180, image_width_px: 208, image_height_px: 112}",
+    "teacher={model: streetworld, image_width_px: 208, image_height_px: 112}",
+    "extract.num_actors=1",
     "student={voxel_size_m: 1.0, channels: [8, 8, 16]}",
     "distill.epochs=2",
     "finetune.epochs=2",
@@ -93,10 +93,9 @@ def test_a_distillation_killed_with_sigkill_goes_on_from_its_checkpoint(demo, tm
     shutil.copytree(demo[0], storage, ignore=shutil.ignore_patterns("mlflow", "train", "students", "scores"))
     words = ["run", "jobs/demo.yaml", "seed=3", f"storage={storage}", "stage=distill", *TINY]
     words += ["distill.epochs=30", "resources.checkpoint_every_epochs=2"]
-    command = [sys.executable, "-m", "clip2scene.cli", *words]
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=REPOSITORY)
+    driver = begin(log := tmp_path / "log", *words)
     written = "distill-*/checkpoint*/history.json"
-    wait_until(lambda: list((storage / "train").glob(written)), "it has a checkpoint", 200, driver)
+    wait_until(lambda: list((storage / "train").glob(written)), "it has a checkpoint", 200, driver, log)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL
     assert not list((storage / "students").glob("*"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from pydantic import BaseModel
 
@@ -12,8 +10,9 @@ from clip2scene.config import ConfigError, Job, last_line, one_line
 from clip2scene.jobfile import load_job
 from clip2scene.sweeps.space import Space
 from clip2scene.tables.spec import Table, load_table
+from commands import REPOSITORY
 
-JOBS = Path(__file__).parents[1] / "jobs"
+JOBS = REPOSITORY / "jobs"
 PLAIN = [path for path in sorted(JOBS.glob("*.yaml")) if not path.stem.startswith("table")]
 
 

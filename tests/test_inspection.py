@@ -25,11 +25,6 @@ REAL_PAIRS = {
 """Pairs that nuscenes-devkit keeps, from the README beside the real keyframe."""
 
 
-@pytest.fixture(scope="module")
-def street_index(streetworld_root: tuple[Path, str]) -> Index:
-    return build_index(*streetworld_root)
-
-
 def test_real_keyframe_has_exactly_the_devkits_pairs(real_data: Path) -> None:
     real_index = build_index(real_data / "nuscenes_keyframe", "v1.0-mini")
     report = inspect_frame(real_index, real_index.frames[0], vocabulary("nuscenes"))

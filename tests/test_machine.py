@@ -22,7 +22,7 @@ def process(monkeypatch, tmp_path):
     return make
 
 
-def test_cpus_are_limited_by_the_container(process, monkeypatch, tmp_path):
+def test_cpus_are_limited_by_the_container(process, tmp_path):
     for quota, cpus in (("max 100000", 8), ("400000 100000", 4), ("150000 100000", 1), ("50000 100000", 1)):
         process(8, quota)
         assert machine.num_cpus() == cpus

@@ -9,11 +9,12 @@ import torch
 
 from clip2scene import doctor
 from clip2scene.cli import main
-from commands import fail, succeed
+from commands import REPOSITORY, fail
 
 
-def test_doctor_passes():
-    assert "ok      sparse convolution" in succeed("doctor")
+def test_doctor_passes(capsys):
+    assert main(["doctor"]) == 0
+    assert "ok      sparse convolution" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that works")
@@ -39,8 +40,6 @@ def test_doctor_tells_of_a_gpu_that_is_older_than_torchs_kernels(monkeypatch, ca
     [
         (["run", "jobs/demo.yaml", "distill.tau=1"], "distill.tau: unknown key"),
         (["run", "jobs/none.yaml"], "cannot read the job file"),
-        (["run", "jobs/demo.yaml", "resources.gpus_per_worker=64"], "with 1 CPU and 64 GPUs each there is room for 0"),
-        (["run", "jobs/demo.yaml", "storage=/proc/nowhere"], "cannot make this folder"),
         (
             ["run", "jobs/demo.yaml", "prompts.vocabulary=latin"],
             "prompts.vocabulary='latin': input should be ",
@@ -54,10 +53,6 @@ def test_doctor_tells_of_a_gpu_that_is_older_than_torchs_kernels(monkeypatch, ca
             "settings tau: unknown key; `clip2scene settings` lists all; did you mean distill.scr.tau?",
         ),
         (["index", "nuscenes", "--root", "/nowhere", "--version", "v1.0-mini", "--output", "x"], "/nowhere"),
-        (
-            ["run", "jobs/demo.yaml", "--address", "http://127.0.0.1:8265"],
-            "`clip2scene submit --dashboard URL` sends",
-        ),
         (
             ["sweep", "search_spaces/temperatures.yaml", "--job", "jobs/demo.yaml", "job.storage=s3://b/x"],
             "storage=s3://b/x: a sweep needs a folder",
@@ -78,11 +73,37 @@ def test_a_mistake_is_one_sentence(words, sentence, tmp_path):
     assert sentence in fail(*words)
 
 
+def test_more_gpus_than_ray_has_are_one_sentence(tmp_path, uri):
+    words = ["resources.gpus_per_worker=64", f"storage={tmp_path}", "--tracking-uri", uri]
+    assert "with 1 CPU and 64 GPUs each there is room for 0" in fail("run", "jobs/demo.yaml", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["storage=/proc/nowhere"], "cannot make this folder"),
+        (["--address", "http://127.0.0.1:8265"], "`clip2scene submit --dashboard URL` sends"),
+    ],
+)
+def test_a_mistake_that_is_found_after_the_libraries_are_loaded_is_one_sentence(words, sentence, tmp_path, capsys):
+    """In this process, which has them."""
+    assert main(["run", str(REPOSITORY / "jobs" / "demo.yaml"), f"storage={tmp_path}", *words]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("clip2scene: ")
+    assert sentence in last
+
+
 def test_a_report_that_is_none_is_one_sentence(tmp_path, capsys):
     for text in ("", "[]", '"text"'):
         (tmp_path / "report.json").write_text(text)
         assert main(["report", "--storage", str(tmp_path)]) == 1
         assert "no readable report there" in capsys.readouterr().err
+
+
+def test_a_wrong_number_of_nodes_is_one_sentence_and_makes_no_folder(tmp_path, capsys):
+    assert main(["up", "--nodes", "0", "--storage", str(tmp_path / "none")]) == 1
+    assert capsys.readouterr().err == "clip2scene: --nodes 0: not possible; allowed: 1 to 16\n"
+    assert not (tmp_path / "none").exists()
 
 
 SCANNET = ["index", "scannet", "--root", "/data", "--output"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +18,10 @@ from clip2scene.inspection import inspect_frame
 from clip2scene.jobfile import load_job
 from clip2scene.stages import Stages
 from clip2scene.training.metrics import mean_iou
-from commands import fail, succeed
+from commands import REPOSITORY, fail, succeed
 
-JOBS = Path(__file__).parents[1] / "jobs"
-HERE = ["resources.num_workers=0", "resources.gpus_per_worker=0", "extract.gpus_per_actor=0"]
+JOBS = REPOSITORY / "jobs"
+HERE = ["resources.num_workers=0", "resources.gpus_per_worker=0", "extract={num_actors: 1, gpus_per_actor: 0}"]
 SMALL = "student={voxel_size_m: 0.5, channels: [8, 16, 32]}"
 QUICK = "{kind: adamw, learning_rate: 0.01}"
 
@@ -72,8 +71,7 @@ def test_the_real_keyframe_through_extraction_and_ten_steps(real_data, tmp_path)
         "student={voxel_size_m: 0.5, channels: [8, 16, 16]}",
         "distill.batch_size=2",
         "distill.max_steps=10",
-        "extract.gpus_per_actor=0",
-        "extract.threads_per_actor=1",
+        "extract={num_actors: 1, gpus_per_actor: 0, threads_per_actor: 1}",
         "resources.gpus_per_worker=0",
     )
     report = json.loads((tmp_path / "report.json").read_text())
@@ -90,6 +88,7 @@ def street_student(streetworld_root, ray_cluster, tmp_path_factory):
     root, version = streetworld_root
     storage = tmp_path_factory.mktemp("street")
     words = ["dataset.kind=nuscenes", f"dataset.root={root}", f"dataset.version={version}", f"storage={storage}"]
+    words += ["teacher={model: streetworld, image_height_px: 112, image_width_px: 208}"]
     words += [*HERE, SMALL, "distill.epochs=4", "distill.batch_size=2"]
     stages = Stages(load_job(JOBS / "demo.yaml", words))
     stages.extract()

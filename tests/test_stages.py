@@ -18,8 +18,9 @@ from clip2scene.run_log import BriefRunLog
 from clip2scene.stages import Stages
 from clip2scene.student.checkpoint import save_checkpoint
 from clip2scene.student.network import Student
+from commands import REPOSITORY
 
-DEMO = Path(__file__).parents[1] / "jobs" / "demo.yaml"
+DEMO = REPOSITORY / "jobs" / "demo.yaml"
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_a_window_beyond_the_indexed_sweeps_is_refused_before_the_teacher_is_loa
         stages("distill.num_sweeps=3", "distill.sweep_window_s=0.5", "dataset.max_sweeps=2", allowed).check_inputs()
 
 
-def test_a_students_digest_covers_its_teachers_texts(stages, tmp_path, monkeypatch):
+def test_a_students_digest_covers_its_teachers_texts(stages, monkeypatch):
     plain, other = stages(), stages()
     monkeypatch.setitem(vars(other.teacher), "text_digest", "another tower")
     assert plain.store_path == other.store_path

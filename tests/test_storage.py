@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import subprocess
 import threading
 import time
 
@@ -83,7 +82,7 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, caplog):
     assert f"{tmp_path}: no locks there (Function not implemented); do not start a command twice at once" in caplog.text
 
 
-def test_a_name_that_others_write_again_is_fetched_again(tmp_path, monkeypatch):
+def test_a_name_that_others_write_again_is_fetched_again(tmp_path):
     class Remote:
         def get(self, name, aside):
             if not there:
@@ -98,20 +97,6 @@ def test_a_name_that_others_write_again_is_fetched_again(tmp_path, monkeypatch):
         assert path.read_text() == expected
     there.clear()
     assert not storage.fetch(path, refresh=True)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 32 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mount.returncode:
-        pytest.skip("a small file system cannot be mounted here (not root)")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def test_a_full_disk_is_one_sentence_and_nothing_half_written(streetworld_root, tmp_path, small_disk, capsys):

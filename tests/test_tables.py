@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import yaml
@@ -16,12 +16,13 @@ from clip2scene.tables import runner
 from clip2scene.tables.runner import run_table
 from clip2scene.tables.spec import expand, jobs_of, load_table
 from clip2scene.teacher.extract import ExtractReport
-from clip2scene.tracking.server import embedded_server
 from clip2scene.tracking.table.page import table_figures
 from clip2scene.tracking.table.record import table_run
 from clip2scene.tracking.tracker import connect
+from commands import REPOSITORY
+from tiny_world import TINY_WORLD
 
-JOBS = Path(__file__).resolve().parents[1] / "jobs"
+JOBS = REPOSITORY / "jobs"
 DATASETS = ("streetworld", "nuscenes", "semantickitti", "scannet")
 TINY = {
     "table": "tiny",
@@ -232,12 +233,6 @@ def test_table_3_has_the_papers_numbers_and_settings():
     assert next(cell.paper for cell in cells if cell.row.name == "KL only") == 0.0
 
 
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    with embedded_server(tmp_path_factory.mktemp("mlflow")) as uri:
-        yield uri
-
-
 def test_a_table_that_is_run_again_after_another_of_its_name_is_read_from_its_own_run(tmp_path, uri):
     path, tracker = written(tmp_path, TINY), connect(uri, "again")
     first, second = (load_table(path, [f"reference={name}", f"storage={tmp_path}"]) for name in ("full", "the same"))
@@ -286,13 +281,7 @@ def on_world(world, storage, values, num_workers):
             "version": version,
             "train_split": "train",
             "eval_split": "val",
-            "streetworld": {
-                "train_scenes": 2,
-                "val_scenes": 2,
-                "keyframes_per_scene": 2,
-                "sweeps_between_keyframes": 3,
-                "lidar_azimuth_steps": 240,
-            },
+            "streetworld": TINY_WORLD,
         },
         "teacher": {"model": "streetworld", "image_height_px": 112, "image_width_px": 208},
         "extract": {"num_actors": 1},
@@ -303,22 +292,31 @@ def on_world(world, storage, values, num_workers):
     return values
 
 
-def test_jobs_with_workers_run_at_the_same_time_where_their_workers_fit(tmp_path, streetworld_root, ray_cluster, uri):
+@pytest.fixture(scope="module")
+def at_once(streetworld_root, ray_cluster, uri, tmp_path_factory):
+    """A table whose two jobs have a worker each: its record, its jobs' runs, and its storage."""
     from mlflow import MlflowClient
 
+    folder = tmp_path_factory.mktemp("at-once")
     values = with_row(set={"distill.num_sweeps": 1})
-    path = written(tmp_path, on_world(streetworld_root, tmp_path / "storage", values, num_workers=1))
+    path = written(folder, on_world(streetworld_root, folder / "storage", values, num_workers=1))
     record = run_table(load_table(path), tracker := connect(uri, "workers"), str(path), "clip2scene run tiny.yaml")
-    assert all(0 < cell.values[7] < 100 for cell in record.cells)
     found = MlflowClient(uri).search_runs([tracker.experiment_id])
-    first, second = (run.info for run in found if run.info.run_id != record.run_id)
+    return record, [run.info for run in found if run.info.run_id != record.run_id], folder / "storage"
+
+
+def test_jobs_with_workers_run_at_the_same_time_where_their_workers_fit(at_once):
+    record, (first, second), _ = at_once
+    assert all(0 < cell.values[7] < 100 for cell in record.cells)
     assert first.start_time < second.end_time
     assert second.start_time < first.end_time
 
 
-def test_a_table_runs_and_a_second_time_does_nothing(tmp_path, streetworld_root, ray_cluster, uri):
+def test_a_table_runs_and_a_second_time_does_nothing(tmp_path, streetworld_root, at_once, uri):
     from mlflow import MlflowClient
 
+    for name in ("indexes", "texts", "features"):  # the same as in that table
+        shutil.copytree(at_once[2] / name, tmp_path / "storage" / name)
     values = with_row(set={"teacher.model": "local-dir:/nowhere"}, name="broken")
     values = on_world(streetworld_root, tmp_path / "storage", values, num_workers=0)
     path = written(tmp_path, values)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from commands import REPOSITORY
+
 KUBERAY = REPOSITORY / "cluster" / "kuberay"
 LONG_LIVED = ("Deployment", "StatefulSet", "Job")
 

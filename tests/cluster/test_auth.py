@@ -4,12 +4,12 @@ import os
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from clip2scene.cluster import auth
 from clip2scene.config import ConfigError
+from commands import REPOSITORY
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ with ray_session(load_job(sys.argv[1])):
 
 
 def test_an_embedded_ray_listens_on_this_machine_only_and_knows_its_user(no_token):
-    job = Path(__file__).resolve().parents[2] / "jobs" / "demo.yaml"
+    job = REPOSITORY / "jobs" / "demo.yaml"
     done = subprocess.run(
         [sys.executable, "-c", EMBEDDED, str(job)], capture_output=True, text=True, cwd=no_token, timeout=200
     )

@@ -11,7 +11,9 @@ import tomllib
 from pathlib import Path
 
 import yaml
-from manifests import PODS, REPOSITORY
+from manifests import PODS
+
+from commands import REPOSITORY
 
 
 def _instructions() -> list[tuple[str, list[str]]]:

@@ -16,7 +16,8 @@ from unittest.mock import Mock
 import pytest
 import yaml
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from commands import REPOSITORY
+
 LAUNCHER = REPOSITORY / "cluster" / "launcher"
 NAMES = ("aws", "onprem")
 

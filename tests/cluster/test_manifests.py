@@ -12,7 +12,9 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from manifests import DOCUMENTS, KUBERAY, LONG_LIVED, PODS, REPOSITORY, leaves, of, one, ray_clusters
+from manifests import DOCUMENTS, KUBERAY, LONG_LIVED, PODS, leaves, of, one, ray_clusters
+
+from commands import REPOSITORY
 
 SCHEMA = json.loads(Path(__file__).with_name("kuberay_schema.json").read_text(encoding="utf-8"))
 NAMESPACE = "clip2scene"

@@ -7,12 +7,8 @@ import contextlib
 import json
 import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,11 +18,17 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-MLFLOW = Path(__file__).resolve().parents[2] / "cluster" / "mlflow"
+from commands import REPOSITORY, free_port, wait_until
+from postgres import OWNER, running_postgres
+
+MLFLOW = REPOSITORY / "cluster" / "mlflow"
 VENV_BIN = Path(sys.executable).parent
-START_TIMEOUT_S = 120.0
 NAME = "mlflow.lab"
 """The server's name for browsers and clients elsewhere."""
+
+
+ACCESS = f"host all {OWNER} 127.0.0.1/32 trust\nhost all mlflow 127.0.0.1/32 scram-sha-256\n"
+"""PostgreSQL asks MLflow, and nobody else, for a password."""
 
 
 class Team(NamedTuple):
@@ -34,21 +36,6 @@ class Team(NamedTuple):
     secrets: dict[str, str]
     secrets_file: Path
     log: Path
-
-
-def _postgres_folder() -> Path:
-    on_path = shutil.which("postgres")
-    folders = [Path(on_path).resolve().parent] if on_path else []
-    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)  # Debian keeps it off PATH
-    if not folders:
-        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    return folders[0]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -67,45 +54,6 @@ def _running(command: list[str], log: Path, environment: dict[str, str]) -> Iter
         process.wait(30)
 
 
-def _wait(process: subprocess.Popen[bytes], log: Path, ready) -> None:
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while not ready():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline_s, log.read_text()
-        time.sleep(0.2)
-
-
-@contextlib.contextmanager
-def _postgres(password: str, log: Path) -> Iterator[int]:
-    """The port of a PostgreSQL on loopback with a database and a role ``mlflow`` with this password."""
-    programs, port = _postgres_folder(), _free_port()
-    data = Path(tempfile.mkdtemp(prefix="clip2scene-postgres-"))
-    as_user: list[str] = []
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        shutil.chown(data, "postgres", "postgres")
-        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
-    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
-    try:
-        command = [*as_user, str(programs / "initdb"), "--pgdata", str(data / "db"), "--username", "owner"]
-        subprocess.run([*command, "--auth", "trust", "--no-sync"], check=True, capture_output=True, env=environment)
-        (data / "db" / "pg_hba.conf").write_text(
-            "host all owner 127.0.0.1/32 trust\nhost all mlflow 127.0.0.1/32 scram-sha-256\n"
-        )
-        command = [*as_user, str(programs / "postgres"), "-D", str(data / "db"), "-p", str(port), "-F"]
-        command += ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
-        server = ["--host", "127.0.0.1", "--port", str(port), "--username", "owner", "--dbname", "postgres"]
-        with _running(command, log, environment) as process:
-            asked = [str(programs / "pg_isready"), "--quiet", *server]
-            _wait(process, log, lambda: subprocess.run(asked).returncode == 0)
-            # As in cluster/README.md: the password is in no argument.
-            sql = f"CREATE ROLE mlflow LOGIN PASSWORD '{password}'; CREATE DATABASE mlflow OWNER mlflow;"
-            command = [str(programs / "psql"), "--quiet", "--set=ON_ERROR_STOP=1", *server]
-            subprocess.run(command, input=sql, text=True, check=True)
-            yield port
-    finally:
-        shutil.rmtree(data, ignore_errors=True)
-
-
 def _environment(**settings: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PG", "AWS_"))}
     return kept | {"PATH": f"{VENV_BIN}{os.pathsep}{os.environ['PATH']}"} | settings
@@ -113,27 +61,27 @@ def _environment(**settings: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    pytest.importorskip("psycopg2", reason="needs clip2scene[server]")
     pytest.importorskip("flask_wtf", reason="needs clip2scene[server]")
-    _postgres_folder()
     folder = tmp_path_factory.mktemp("team")
     secrets_file = folder / "mlflow.env"
     subprocess.run([MLFLOW / "secrets.sh", secrets_file], check=True)
     secrets = dict(line.split("=", 1) for line in secrets_file.read_text().splitlines())
-    with _postgres(secrets["PGPASSWORD"], folder / "postgres.log") as database_port:
-        port = _free_port()
+    with running_postgres(ACCESS) as postgres:
+        # As in cluster/README.md.
+        password, port = secrets["PGPASSWORD"], free_port()
+        postgres.execute(f"CREATE ROLE mlflow LOGIN PASSWORD '{password}'; CREATE DATABASE mlflow OWNER mlflow;")
         environment = _environment(
             MLFLOW_SECRETS_FILE=str(secrets_file),
             MLFLOW_ARTIFACTS_DESTINATION=str(folder / "artifacts"),
             MLFLOW_PORT=str(port),
             MLFLOW_SERVER_ALLOWED_HOSTS=f"127.0.0.1:{port}, {NAME}:{port}",
             MLFLOW_WORKERS="1",
-            PGPORT=str(database_port),
+            PGPORT=str(postgres.port),
         )
         log = folder / "server.log"
         with _running([str(MLFLOW / "serve.sh")], log, environment) as process:
             found = Team(f"http://127.0.0.1:{port}", secrets, secrets_file, log)
-            _wait(process, log, lambda: _status(f"{found.uri}/health") == 200)
+            wait_until(lambda: _status(f"{found.uri}/health") == 200, "MLflow answers", process=process, log=log)
             yield found
 
 

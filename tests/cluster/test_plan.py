@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +25,8 @@ from clip2scene.student.checkpoint import save_checkpoint
 from clip2scene.student.network import Student
 from clip2scene.sweeps.space import Scheduler
 from clip2scene.teacher import store
+from commands import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO, NUSCENES = str(REPOSITORY / "jobs" / "demo.yaml"), str(REPOSITORY / "jobs" / "nuscenes.yaml")
 TABLE3 = str(REPOSITORY / "jobs" / "table3_ablation.yaml")
 SPACES = REPOSITORY / "search_spaces"

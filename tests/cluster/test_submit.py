@@ -14,8 +14,8 @@ from clip2scene.cluster.jobs import Jobs
 from clip2scene.config import ConfigError
 from clip2scene.jobfile import load_job
 from clip2scene.tracking.provenance import git_revision
+from commands import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO, NUSCENES, TABLE, SPACE = (
     str(REPOSITORY / path)
     for path in (

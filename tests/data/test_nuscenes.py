@@ -21,11 +21,6 @@ from clip2scene.data.vocabulary import vocabulary
 Records = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def street_index(streetworld_root: tuple[Path, str]) -> Index:
-    return build_index(*streetworld_root)
-
-
 @pytest.fixture
 def broken(streetworld_root: tuple[Path, str], tmp_path: Path) -> Path:
     """A copy of the street world to break."""

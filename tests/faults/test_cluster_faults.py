@@ -55,7 +55,7 @@ def undisturbed(folder) -> dict[str, object]:
 
 
 @pytest.fixture
-def cluster(folder, undisturbed, tmp_path) -> Iterator[Up]:
+def cluster(undisturbed, tmp_path) -> Iterator[Up]:
     with up(tmp_path / "cluster", tmp_path / "up.log", nodes=3) as cluster:
         yield cluster
 
@@ -110,7 +110,7 @@ def epoch_times_s(cluster: Up) -> list[float]:
 @contextlib.contextmanager
 def submitted(cluster: Up, folder: Path, name: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     log = folder / f"{name}.log"
-    process = begin(log, cluster.environment, "submit", *words(folder, name))
+    process = begin(log, "submit", *words(folder, name), environment=cluster.environment)
     try:
         wait_for("Running entrypoint", log, process)
         yield process, log
@@ -161,7 +161,7 @@ def test_a_driver_is_killed_and_its_job_submitted_again(cluster, folder, undistu
         assert process.wait(100) != 0
         wait_until(lambda: not processes(cluster, "RayTrainWorker"), "its workers have ended")
         before = checkpoints(storage)
-        again = begin(folder / "again.log", cluster.environment, "submit", *words(folder, "driver"))
+        again = begin(folder / "again.log", "submit", *words(folder, "driver"), environment=cluster.environment)
         wait_until(lambda: checkpoints(storage) - before, "another epoch is done", timeout_s=300)
         tell_recovery(killed_at_s)
         assert again.wait(500) == 0, (folder / "again.log").read_text()[-3000:]

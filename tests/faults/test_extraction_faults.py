@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import subprocess
 import sys
 import time
@@ -17,19 +16,18 @@ import pytest
 
 from clip2scene.storage import Storage
 from clip2scene.teacher.store import FeatureStore
-from commands import tell_recovery, wait_until
+from commands import TESTS, tell_recovery, wait_until
 
 pytestmark = pytest.mark.long
 
-TEACHER_TESTS = Path(__file__).parents[1] / "teacher"
 FRAMES, CAMERAS = 12, 2
 
 EXTRACT = """
 import contextlib, json, logging, sys, time
 from pathlib import Path
 import ray
-sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
-from test_extract import make_index, teacher_settings
+sys.path.insert(0, sys.argv[1])
+from two_cameras import make_index, teacher_settings
 from clip2scene.config import ExtractSettings
 from clip2scene.data.index import DataError
 from clip2scene.storage import Storage
@@ -68,7 +66,7 @@ print(json.dumps([report.images_encoded, report.images_cached]))
 
 
 def command(root: Path, store: Path, model: Path, name: str) -> list[str]:
-    return [sys.executable, "-c", EXTRACT, *map(str, (TEACHER_TESTS, root, store, model, name, FRAMES))]
+    return [sys.executable, "-c", EXTRACT, *map(str, (TESTS, root, store, model, name, FRAMES))]
 
 
 @pytest.mark.usefixtures("no_orphans")
@@ -83,18 +81,6 @@ def test_two_jobs_that_want_the_same_at_once_encode_it_once(tiny_clip, tmp_path)
     with (store / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if anyone still holds it
     assert len(FeatureStore.open(store, Storage(store)).read("frame-0")) == CAMERAS
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 32 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", folder]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a small file system cannot be mounted here (not root)")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.mark.usefixtures("no_orphans")

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import MlflowServer, write_metrics
 
 from clip2scene.jobfile import load_job
 from clip2scene.pipeline import Pipeline
@@ -28,6 +27,7 @@ from clip2scene.tracking.sweep.record import read_sweep
 from clip2scene.tracking.sweep.runs import FORMAT, TrialRun, sweep_run
 from clip2scene.tracking.tracker import Tracker, connect
 from commands import REPOSITORY, tell_recovery, wait_until
+from servers import MlflowServer, write_metrics
 
 OUTAGE_S = 30.0
 WRITERS, STEPS, NAMES = 8, 40, ("loss", "scr", "stcr")

@@ -20,7 +20,6 @@ import pytest
 import torch
 
 from clip2scene.config import ResourceSettings
-from clip2scene.training.checkpoints import SEAL, newest_intact, seal
 from clip2scene.training.fit import fit
 from clip2scene.training.launch import worker_group
 from commands import tell_recovery, wait_until
@@ -139,23 +138,6 @@ def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path, undisturbed, capsys
     assert f"{before[-1]}: this checkpoint is damaged" in capsys.readouterr().err
     assert_same(again, undisturbed)
     assert speeds(again)[: len(first)] == [row["frames_per_second"] for row in first]
-
-
-@pytest.mark.parametrize("name", ["weights", "state", SEAL])
-@pytest.mark.parametrize("damage", [truncate, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[::-1])])
-def test_which_checkpoint_is_intact(tmp_path, name, damage):
-    folders, notes = [tmp_path / "checkpoint_000000", tmp_path / "checkpoint_000001"], []
-    for folder in folders:
-        folder.mkdir()
-        (folder / "weights").write_bytes(bytes(range(100)))
-        (folder / "state").write_text("{'step': 3}")
-        seal(folder)
-    assert newest_intact(folders, notes.append) == folders[1]
-    damage(folders[1] / name)
-    assert newest_intact(folders, notes.append) == folders[0]
-    damage(folders[0] / name)
-    assert newest_intact(folders, notes.append) is None
-    assert len(notes) == 3
 
 
 def train_workers() -> list[psutil.Process]:

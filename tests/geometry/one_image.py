@@ -1,4 +1,4 @@
-"""Projection of a cloud into a single image, for tests."""
+"""A camera, points at pixels of it, and the projection of a cloud into its image."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import numpy as np
 
 from clip2scene.data.index import Camera
 from clip2scene.geometry.projection import image_from_lidar, to_pixels
+
+
+def small_camera(width: int = 100, height: int = 80, focal_px: float = 50.0) -> Camera:
+    """A camera at the origin that looks along z, with its principal point in the middle of the image."""
+    intrinsics = np.array([[focal_px, 0, width / 2], [0, focal_px, height / 2], [0, 0, 1]])
+    return Camera("FRONT", "front.jpg", width, height, intrinsics, np.eye(4), 0)
+
+
+def points_at(pixels: list[tuple[float, float]], depth_m: float) -> np.ndarray:
+    """Points in the frame of :func:`small_camera` that project to the given pixels."""
+    return np.array([((u - 50) / 50 * depth_m, (v - 40) / 50 * depth_m, depth_m) for u, v in pixels])
 
 
 def project(

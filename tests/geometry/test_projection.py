@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from one_image import project
+from one_image import points_at, project, small_camera
 
 from clip2scene.data.clouds import read_cloud, resolve
 from clip2scene.data.index import Camera, Index
@@ -71,22 +71,12 @@ def test_pixels_are_the_devkits(world: str, request: pytest.FixtureRequest) -> N
                 np.testing.assert_allclose(depth[visible], their_depth, rtol=0, atol=1e-3)
 
 
-def _camera(width: int = 100, height: int = 80, focal_px: float = 50.0) -> Camera:
-    intrinsics = np.array([[focal_px, 0, width / 2], [0, focal_px, height / 2], [0, 0, 1]])
-    return Camera("FRONT", "front.jpg", width, height, intrinsics, np.eye(4), 0)
-
-
-def _points_at(pixels: list[tuple[float, float]], depth_m: float) -> np.ndarray:
-    """Points in the camera's frame that project to the given pixels."""
-    return np.array([((u - 50) / 50 * depth_m, (v - 40) / 50 * depth_m, depth_m) for u, v in pixels])
-
-
 def test_border_is_excluded_on_every_side_and_on_the_limit() -> None:
     # Sixteenths are exact in binary, so that a point on the limit is on it in floating point, too.
     step = 1 / 16
     inside = [(1 + step, 40), (99 - step, 40), (50, 1 + step), (50, 79 - step)]
     outside = [(1, 40), (99, 40), (50, 1), (50, 79), (1 - step, 40), (99 + step, 40), (50, -5), (50, 900)]
-    camera = dataclasses.replace(_camera(), intrinsics=np.array([[64.0, 0, 50], [0, 64, 40], [0, 0, 1]]))
+    camera = dataclasses.replace(small_camera(), intrinsics=np.array([[64.0, 0, 50], [0, 64, 40], [0, 0, 1]]))
     points = np.array([((u - 50) / 64 * 4, (v - 40) / 64 * 4, 4) for u, v in inside + outside])
     visible, pixels, _ = project(points, np.eye(4), camera)
     np.testing.assert_array_equal(visible, [True] * 4 + [False] * 8)
@@ -94,23 +84,23 @@ def test_border_is_excluded_on_every_side_and_on_the_limit() -> None:
     assert project(points, np.eye(4), camera, border_px=0)[0].sum() == 10
 
 
-def test_depth_limit_and_points_behind_the_camera() -> None:
+def test_depth_limit_and_points_behind_thesmall_camera() -> None:
     points = np.array([[0, 0, 1.0], [0, 0, 1.0001], [0, 0, 0], [0, 0, -4], [np.nan, 0, 4]])
-    visible, pixels, depth = project(points, np.eye(4), _camera())
+    visible, pixels, depth = project(points, np.eye(4), small_camera())
     np.testing.assert_array_equal(visible, [False, True, False, False, False])
     np.testing.assert_array_equal(depth[:4], points[:4, 2])
     assert np.isnan(pixels[[0, 2, 3]]).all()
-    assert project(points, np.eye(4), _camera(), min_depth_m=0.5)[0].sum() == 2
+    assert project(points, np.eye(4), small_camera(), min_depth_m=0.5)[0].sum() == 2
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_projection_does_not_depend_on_where_the_world_begins(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    points = _points_at([tuple(pixel) for pixel in rng.uniform(-20, 120, (500, 2))], 7.0).astype(np.float32)
+    points = points_at([tuple(pixel) for pixel in rng.uniform(-20, 120, (500, 2))], 7.0).astype(np.float32)
     far = np.eye(4)
     far[:3, :3] = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     far[:3, 3] = rng.uniform(-1e4, 1e4, 3)
-    here = project(points, np.eye(4), _camera())
-    there = project(points, far, dataclasses.replace(_camera(), camera_from_world=inverse(far)))
+    here = project(points, np.eye(4), small_camera())
+    there = project(points, far, dataclasses.replace(small_camera(), camera_from_world=inverse(far)))
     np.testing.assert_array_equal(here[0], there[0])
     np.testing.assert_allclose(here[1], there[1], rtol=0, atol=1e-4)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip2scene.config import StreetworldSettings
 from clip2scene.streetworld.record import KEYFRAME_PERIOD_S
 from clip2scene.streetworld.render import Tracer, render_camera
 from clip2scene.streetworld.sensors import CAMERA_NAMES, make_rig
 from clip2scene.streetworld.world import CATEGORIES, make_scene
+from tiny_world import TINY_WORLD
 
 mpl.use("Agg")
 
@@ -84,7 +84,7 @@ def test_it_renders_and_lists_classes(devkit: Any, tmp_path: Path, capsys: pytes
             assert np.asarray(image.convert("L")).std() > 10
 
 
-def test_projected_points_hit_the_objects_that_the_renderer_saw(devkit: Any, tmp_path: Path) -> None:
+def test_projected_points_hit_the_objects_that_the_renderer_saw(devkit: Any) -> None:
     """The devkit's projection through the noisy calibration, against the renderer's object buffer."""
     from nuscenes.nuscenes import NuScenesExplorer
 
@@ -94,8 +94,7 @@ def test_projected_points_hit_the_objects_that_the_renderer_saw(devkit: Any, tmp
         scene = make_scene(seed, number, 2 * KEYFRAME_PERIOD_S)
         tracer = Tracer(scene)
         category = np.array([thing.category for thing in scene.things] + [0])
-        settings = StreetworldSettings()
-        rig = make_rig(np.random.default_rng(0), settings.image_width_px, settings.image_height_px)
+        rig = make_rig(np.random.default_rng(0), TINY_WORLD["image_width_px"], TINY_WORLD["image_height_px"])
         lidar = sample["data"]["LIDAR_TOP"]
         labels = np.fromfile(f"{devkit.dataroot}/{devkit.get('lidarseg', lidar)['filename']}", np.uint8)
         for camera in rig.cameras:

@@ -93,7 +93,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_kept(tmp_path: Path, 
     assert [path.name for path in tmp_path.iterdir()] == [held]
 
 
-def test_a_failed_run_leaves_nothing_but_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_leaves_nothing_but_the_lock(tmp_path: Path) -> None:
     def stop(_: int) -> None:
         raise KeyboardInterrupt
 

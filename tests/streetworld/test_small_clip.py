@@ -19,9 +19,10 @@ from clip2scene.streetworld.captions import CROPS_PER_TILE, MAX_THINGS, PATCH_PX
 from clip2scene.streetworld.clip_training import CROP_PX, Tokens, contrastive_loss, cut, in_context, normalise, train
 from clip2scene.teacher.clip import load_teacher
 from clip2scene.teacher.prompts import TEMPLATES
+from commands import REPOSITORY
 
 SHIPPED = Path(clip2scene.streetworld.__file__).parent / "clip"
-JOBS = Path(__file__).resolve().parents[2] / "jobs"
+JOBS = REPOSITORY / "jobs"
 
 
 def test_the_shipped_model_is_small_and_says_what_it_sees() -> None:

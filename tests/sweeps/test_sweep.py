@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +13,22 @@ import psutil
 import pytest
 import yaml
 
-from commands import REPOSITORY, fail, succeed, wait_for
+from clip2scene.cli import main
+from clip2scene.jobfile import load_job
+from clip2scene.stages import Stages
+from commands import begin, succeed, wait_for
 
 WORLD = (
-    "{train_scenes: 9, val_scenes: 1, keyframes_per_scene: 2, sweeps_between_keyframes: 2, lidar_beams: 16, "
-    "lidar_azimuth_steps: 180}"
+    "{train_scenes: 7, val_scenes: 1, keyframes_per_scene: 1, sweeps_before_first: 2, lidar_beams: 16, "
+    "lidar_azimuth_steps: 180, image_width_px: 208, image_height_px: 112}"
 )
-IMAGES = 9 * 2 * 6
+IMAGES = 7 * 6
 """Images of the training scenes; a sweep does not use those of ``val``."""
 JOB = {
     "name": "tiny",
     "dataset": {"kind": "streetworld", "streetworld": yaml.safe_load(WORLD)},
     "teacher": {"model": "streetworld", "image_height_px": 112, "image_width_px": 208},
+    "extract": {"num_actors": 1},
     "student": {"voxel_size_m": 1.0, "channels": [8, 8, 16]},
     "distill": {"num_sweeps": 2, "optimiser": {"kind": "adamw", "learning_rate": 0.01}},
     "resources": {"checkpoint_every_epochs": 1},
@@ -86,12 +88,6 @@ def written(folder: Path, **space: object) -> list[object]:
     return ["sweep", folder / "space.yaml", "--job", folder / "job.yaml"]
 
 
-def begin(words: list[object], log: Path, **environment: str) -> subprocess.Popen[bytes]:
-    command, environment = [sys.executable, "-m", "clip2scene.cli", *map(str, words)], os.environ | environment
-    with log.open("wb") as file:
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, cwd=REPOSITORY, env=environment)
-
-
 def take_inputs(source: Path, storage: Path) -> None:
     """Copy the trials' inputs from another sweep's storage."""
     for name in ("streetworld", "indexes", "texts", "features"):
@@ -137,24 +133,27 @@ def test_the_best_job_runs_as_it_is(undisturbed):
     finished = max((t for t in trials if t.tags["state"] == "finished"), key=lambda trial: trial.final("miou"))
     assert f"trial {int(finished.tags['trial']):02d}" in best.read_text()
     assert job["distill"]["scr"]["tau"] != 0.5
-    succeed("run", best, "stage=index")
+    assert len(Stages(load_job(best)).train_frames) == IMAGES // 6 - 1  # without the verifying scene
 
 
-def test_a_finished_sweep_is_not_run_again_and_another_of_its_name_is_refused(undisturbed):
+def test_a_finished_sweep_is_not_run_again_and_another_of_its_name_is_refused(undisturbed, capsys):
     folder, printed = undisturbed
     before = runs_of(folder / "storage")
     again = succeed(*written(folder))
     assert runs_of(folder / "storage")[1] == before[1]
     assert again.splitlines()[:8] == printed.splitlines()[:8]
-    assert "another sweep of this name" in fail(*written(folder, num_trials=5))
-    assert succeed("report", "tiny", "--storage", folder / "storage").splitlines()[:8] == printed.splitlines()[:8]
+    assert main(["report", "tiny", "--storage", str(folder / "storage")]) == 0
+    assert capsys.readouterr().out.splitlines()[:8] == printed.splitlines()[:8]
+    assert main([str(word) for word in written(folder, num_trials=5)]) == 1
+    assert "another sweep of this name" in capsys.readouterr().err
 
 
 def test_a_driver_killed_with_sigkill_is_resumed_to_the_same_end(undisturbed, tmp_path):
     storage = tmp_path / "storage"
     take_inputs(undisturbed[0] / "storage", storage)
     # Tune saves its state after every event, so it restores its trials in another order: that of their last reports.
-    driver = begin(written(tmp_path), log := tmp_path / "log", TUNE_GLOBAL_CHECKPOINT_S="0")
+    environment = os.environ | {"TUNE_GLOBAL_CHECKPOINT_S": "0"}
+    driver = begin(log := tmp_path / "log", *written(tmp_path), environment=environment)
     wait_for("trial 02: epoch 1/3", log, driver)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL
@@ -203,7 +202,7 @@ def test_a_trial_that_dies_is_tried_again_and_one_that_diverges_is_no_failure(un
         metric="label_free",
         labels=False,
     )
-    driver = begin(words, log := tmp_path / "log")
+    driver = begin(log := tmp_path / "log", *words)
     wait_for("trial 00: epoch 1/3", log, driver)
     for process in psutil.Process(driver.pid).children(recursive=True):
         if process.is_running() and process.name().startswith("ray::ImplicitFunc"):

@@ -20,8 +20,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
-from clip2scene.data.index import Camera, DataError, Frame, Index
+from clip2scene.config import ConfigError, ExtractSettings
+from clip2scene.data.index import DataError, Index
 from clip2scene.progress import progress
 from clip2scene.storage import Storage, locked
 from clip2scene.teacher import store
@@ -29,30 +29,10 @@ from clip2scene.teacher.clip import load_teacher
 from clip2scene.teacher.encoder import Encoder, frame_row
 from clip2scene.teacher.extract import ExtractionError, ExtractReport, _share, extract
 from clip2scene.teacher.store import FeatureStore
-from commands import tell_recovery
+from commands import TESTS, tell_recovery
+from two_cameras import HEIGHT, WIDTH, make_index, teacher_settings
 
 TinyClip = Callable[..., Path]
-WIDTH, HEIGHT = 96, 64
-
-
-def make_index(root: Path, num_frames: int) -> Index:
-    """Frames of two cameras with random JPEGs, and no clouds: extraction reads none."""
-    root.mkdir(exist_ok=True)
-    generator = np.random.default_rng(0)
-    frames = []
-    for number in range(num_frames):
-        cameras = []
-        for name in ("CAM_LEFT", "CAM_RIGHT"):
-            coarse = generator.integers(0, 256, (4, 6, 3), dtype=np.uint8)
-            file = root / f"{name}-{number}.jpg"
-            Image.fromarray(coarse).resize((WIDTH, HEIGHT)).save(file)
-            cameras.append(Camera(name, file.name, WIDTH, HEIGHT, np.eye(3), np.eye(4), number))
-        frames.append(Frame(f"frame-{number}", "scene", number, "none", np.eye(4), (), tuple(cameras), None))
-    return Index("nuscenes", root, "v1.0-test", tuple(frames))
-
-
-def teacher_settings(folder: Path, **changes: Any) -> TeacherSettings:
-    return TeacherSettings(model=f"local-dir:{folder}", image_height_px=64, image_width_px=96, **changes)
 
 
 def written(path: Path) -> dict[str, tuple[int, int]]:
@@ -144,7 +124,7 @@ def test_more_gpus_than_there_are(run: Run, tmp_path: Path) -> None:
         extract(run.index, run.index.frames, run.teacher, settings, tmp_path, progress, storage=Storage(tmp_path))
 
 
-def test_a_second_run_at_once_waits_and_finds_everything_done(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_run_at_once_waits_and_finds_everything_done(run: Run) -> None:
     waiting, reports = threading.Event(), []
 
     class Listener(logging.Handler):
@@ -235,8 +215,8 @@ DRIVER = """
 import contextlib, os, signal, sys
 from pathlib import Path
 import ray
-sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
-from test_extract import NUM_FRAMES, make_index, teacher_settings
+sys.path.insert(0, sys.argv[1])
+from two_cameras import make_index, teacher_settings
 from clip2scene.config import ExtractSettings
 from clip2scene.storage import Storage
 from clip2scene.teacher.clip import load_teacher
@@ -254,7 +234,7 @@ def kill_ourselves_after_three_frames(*_, **__):
 
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 root = Path(sys.argv[2])
-index = make_index(root, NUM_FRAMES)
+index = make_index(root, int(sys.argv[4]))
 (root / "CAM_LEFT-0.jpg").rename(root / "away.jpg")
 settings = ExtractSettings(num_actors=1, frames_per_batch=1)
 teacher = load_teacher(teacher_settings(Path(sys.argv[3])))
@@ -267,7 +247,7 @@ NUM_FRAMES = 40
 @pytest.mark.long
 def test_killed_driver_and_killed_actor(ray_cluster: None, tiny_clip: TinyClip, tmp_path: Path) -> None:
     # The first run has a Ray of its own with a single CPU, which must be enough; it dies with its driver.
-    arguments = [str(Path(__file__).parent), str(tmp_path), str(tiny_clip("token"))]
+    arguments = [str(TESTS), str(tmp_path), str(tiny_clip("token")), str(NUM_FRAMES)]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     killed = subprocess.run([sys.executable, "-c", DRIVER, *arguments], env=environment, timeout=240, check=False)
     assert killed.returncode == -signal.SIGKILL

@@ -1,18 +1,10 @@
-"""One MLflow server for all tests of this folder, and a page as a test reads it."""
+"""A page as a test reads it."""
 
 from __future__ import annotations
 
 from html.parser import HTMLParser
 
 import pytest
-
-from clip2scene.tracking.server import embedded_server
-
-
-@pytest.fixture(scope="session")
-def uri(tmp_path_factory):
-    with embedded_server(tmp_path_factory.mktemp("mlflow")) as uri:
-        yield uri
 
 
 class Page(HTMLParser):

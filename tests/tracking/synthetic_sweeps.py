@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import yaml
 
 from clip2scene.config import Job
 from clip2scene.tracking.sweep.runs import FORMAT, TrialRun, sweep_run
+from commands import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TAU, LAMBDA = "distill.scr.tau", "distill.stcr.lambda"
 JOB = yaml.safe_load((REPOSITORY / "jobs" / "demo.yaml").read_text())
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,8 +24,9 @@ from clip2scene.tracking.figures import charts
 from clip2scene.tracking.figures.keyframe import frame_figure
 from clip2scene.tracking.figures.labels import birds_eye, frame_overview
 from clip2scene.training.evaluate import Scores
+from commands import REPOSITORY
 
-DEMO = Path(__file__).parents[2] / "jobs" / "demo.yaml"
+DEMO = REPOSITORY / "jobs" / "demo.yaml"
 NUSCENES = vocabulary("nuscenes")
 CAR, ROAD, SIDEWALK = (NUSCENES.classes.index(name) + 1 for name in ("car", "driveable_surface", "sidewalk"))
 RED, GREY, BLUE = (214, 39, 40), (169, 173, 179), (168, 205, 236)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 
 import pytest
 import ray
@@ -15,8 +14,9 @@ from clip2scene.jobfile import load_job
 from clip2scene.training.finetune import Finetuning
 from clip2scene.training.fit import fit
 from clip2scene.training.samples import join
+from commands import REPOSITORY
 
-JOBS = Path(__file__).resolve().parents[2] / "jobs"
+JOBS = REPOSITORY / "jobs"
 HERE = ResourceSettings(num_workers=0, checkpoint_every_epochs=1)
 
 

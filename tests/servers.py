@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import signal
 import subprocess
 import sys
@@ -57,42 +56,6 @@ class MlflowServer:
     def metrics(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """(step, value) of every row that the server keeps of a metric, in MLflow's order."""
         return [(metric.step, metric.value) for metric in client_of(self.uri).get_metric_history(run_id, key)]
-
-
-class Postgres:
-    """Debian's PostgreSQL server on its own port, not as root, which it refuses."""
-
-    def __init__(self, folder: Path, programs: Path) -> None:
-        self._data, self._programs, self._port = folder / "data", programs, free_port()
-        self._as: list[str] = []
-        if os.geteuid() == 0:
-            user = pwd.getpwnam("postgres")
-            os.chown(folder, user.pw_uid, user.pw_gid)
-            self._as = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-        self._process: subprocess.Popen[bytes] | None = None
-        assert self._run("initdb", "-U", "clip2scene", "--auth=trust", "--no-sync", "-D", str(self._data))
-        self.uri = f"postgresql+psycopg2://clip2scene@127.0.0.1:{self._port}/postgres"
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "clip2scene.tracking.watchdog", *self._as, str(self._programs / "postgres")]
-        command += ["-D", str(self._data), "-p", str(self._port), "-k", str(self._data)]
-        command += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
-        # The watchdog ends it when this process ends in any way.
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        wait_until(lambda: self._run("pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self._port)), "it is ready")
-
-    def crash(self) -> None:
-        """End it at once: every connection breaks, and the next start recovers from the log."""
-        assert self._run("pg_ctl", "stop", "-m", "immediate", "-D", str(self._data))
-        assert self._process is not None
-        self._process.wait()
-
-    def _run(self, program: str, *arguments: str) -> bool:
-        command = [*self._as, str(self._programs / program), *arguments]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", check=False)
-        return done.returncode == 0
 
 
 def write_metrics(tracker: Tracker, writer: int, barrier: Any, names: Sequence[str], steps: int) -> None:
