@@ -119,6 +119,7 @@ SCANNET = ["index", "scannet", "--root", "/data", "--output"]
         (["index", "kitti", "--root", "/data", "--output", "x"], "DATASET: invalid choice: 'kitti' (choose from "),
         (["inspect", "x.parquet", "--figure", "README.md/x"], "--figure: README.md is a file; a folder is needed"),
         (["up", "--storage", "README.md/x"], "README.md is a file; a folder is needed"),
+        (["up", "--storage", "/proc/x"], "/proc/x/cluster/token: cannot be written ("),
         (["run", "jobs/demo.yaml", "--storage", "x"], "a setting is given without dashes: storage=x"),
         (["list", "--address", "http://127.0.0.1:8265"], "unrecognized arguments: --address http://127.0.0.1:8265"),
     ],

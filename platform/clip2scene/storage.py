@@ -42,6 +42,9 @@ def writing(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # two containers may have the same process ids
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
         yield aside
         aside.replace(path)
     except OSError as error:

@@ -51,7 +51,12 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(tiny: Path, tmp_path: 
 
 def test_another_seed_is_another_world(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "world").mkdir()  # an empty folder is filled
+    killed, foreign = tmp_path / ".world.01ab23cd" / "samples", tmp_path / ".world.mine" / "samples"
+    for folder in (killed, foreign):
+        folder.mkdir(parents=True)
     generate(tmp_path / "world", TINY, seed=4)
+    assert foreign.is_dir()
+    assert not killed.parent.exists()
     ours, theirs = contents(tiny), contents(tmp_path / "world")
     assert not {path for path, digest in ours.items() if path.startswith("samples") and theirs.get(path) == digest}
 

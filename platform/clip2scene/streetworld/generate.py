@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -49,6 +50,8 @@ def generate(
     with locked(root.parent, f"generates {root.name}", name=f".{root.name}.lock"):
         if _is_finished(root, digest):
             return
+        for left in root.parent.glob(f".{root.name}.{'[0-9a-f]' * 8}"):  # of `writing` in a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         with writing(root) as aside:
             _write(aside, settings, seed, workers, advance)
 
