@@ -106,6 +106,11 @@ def test_a_wrong_number_of_nodes_is_one_sentence_and_makes_no_folder(tmp_path, c
     assert not (tmp_path / "none").exists()
 
 
+def test_a_cluster_in_a_folder_that_cannot_be_made_is_one_sentence(capsys):
+    assert main(["up", "--storage", "/proc/none"]) == 1
+    assert "/proc/none/cluster/token: cannot be written (" in capsys.readouterr().err
+
+
 SCANNET = ["index", "scannet", "--root", "/data", "--output"]
 
 
@@ -119,7 +124,6 @@ SCANNET = ["index", "scannet", "--root", "/data", "--output"]
         (["index", "kitti", "--root", "/data", "--output", "x"], "DATASET: invalid choice: 'kitti' (choose from "),
         (["inspect", "x.parquet", "--figure", "README.md/x"], "--figure: README.md is a file; a folder is needed"),
         (["up", "--storage", "README.md/x"], "README.md is a file; a folder is needed"),
-        (["up", "--storage", "/proc/x"], "/proc/x/cluster/token: cannot be written ("),
         (["run", "jobs/demo.yaml", "--storage", "x"], "a setting is given without dashes: storage=x"),
         (["list", "--address", "http://127.0.0.1:8265"], "unrecognized arguments: --address http://127.0.0.1:8265"),
     ],

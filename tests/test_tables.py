@@ -256,7 +256,7 @@ def test_images_are_counted_over_all_attempts(tmp_path, uri, monkeypatch):
         did = next(made)
         if isinstance(did, KeyboardInterrupt):
             raise did
-        return ExtractReport(*did, broken=(), seconds=0.0)
+        return ExtractReport(*did, broken=())
 
     def attempt():
         with table_run(tracker, "counted", "streetworld", "d") as parent:
