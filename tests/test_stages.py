@@ -146,9 +146,9 @@ def test_a_window_beyond_the_indexed_sweeps_is_refused_before_the_teacher_is_loa
     # The world has a sweep every 125 ms.
     job = stages("distill.num_sweeps=3", "distill.sweep_window_s=0.5", "dataset.max_sweeps=2")
     with pytest.raises(ConfigError, match=r"sweep_window_s=0\.5: the 2 indexed .*dataset\.max_sweeps=4 is needed"):
-        job.check_inputs()
+        job.check_sweeps()
     for allowed in ("dataset.max_sweeps=4", "distill.sweep_window_s=0.25", "distill.sweep_choice=random"):
-        stages("distill.num_sweeps=3", "distill.sweep_window_s=0.5", "dataset.max_sweeps=2", allowed).check_inputs()
+        stages("distill.num_sweeps=3", "distill.sweep_window_s=0.5", "dataset.max_sweeps=2", allowed).check_sweeps()
 
 
 def test_a_students_digest_covers_its_teachers_texts(stages, monkeypatch):
@@ -186,7 +186,7 @@ def test_distilling_without_any_image_is_refused_before_the_teacher_is_loaded(st
         job.distill(lambda epoch, metrics: None)
     assert "teacher" not in vars(job)
     vars(job)["train_frames"] = (*bare, first)
-    job.check_inputs()
+    job.check_images()
 
 
 def test_what_is_missing_is_reported_before_the_teacher_is_loaded(stages, streetworld_root, tmp_path):
@@ -201,9 +201,9 @@ def test_what_is_missing_is_reported_before_the_teacher_is_loaded(stages, street
     with pytest.raises(DataError, match=r"dataset\.train_split='train': frame .* fine-tuning must read one"):
         job.check_labels()
     vars(job)["eval_frames"] = tuple(replace(frame, cameras=()) for frame in job.eval_frames)
-    job.check_inputs()
+    job.check_images()
     with pytest.raises(DataError, match=r"dataset\.eval_split='val': none of its . keyframes has an image"):
-        job.check_inputs(scored=True)
+        job.check_images(scored=True)
 
 
 def test_scores_need_labels(stages, streetworld_root, tmp_path):

@@ -121,6 +121,11 @@ class Artifacts:
         parts = {name: missing_of_split(self.index, name) for name in (settings.train_split, settings.eval_split)}
         return {name: part for name, part in parts.items() if part is not None}
 
+    @property
+    def omissions(self) -> tuple[str, ...]:
+        """One sentence per thing that the index has left out, or that a split lacks on disk."""
+        return (*self.index.left_out, *(f"split {name}: {part} are there" for name, part in self.missing.items()))
+
     # --- teacher ---
 
     @functools.cached_property

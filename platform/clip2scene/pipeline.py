@@ -74,7 +74,8 @@ class Pipeline:
             self.stages.check_labels()
         if teaches:
             if last >= STAGES.index("distill"):
-                self.stages.check_inputs(scored=scored)
+                self.stages.check_sweeps()
+                self.stages.check_images(scored=scored)
             self._extract(log)
         with worker_group(job.resources):
             if teaches and last >= STAGES.index("distill"):
@@ -90,8 +91,7 @@ class Pipeline:
         with log.stage("index") as run:
             index = self.stages.index
             splits = {"train": self.stages.train_frames, "eval": self.stages.eval_frames}
-            partial = [f"split {name}: {part} are there" for name, part in self.stages.missing.items()]
-            for sentence in (*index.left_out, *partial):
+            for sentence in self.stages.omissions:
                 console().print(f"index: {sentence}", markup=False, soft_wrap=True)
             log.indexed(run)
             run.log_metrics(

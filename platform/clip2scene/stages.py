@@ -66,17 +66,23 @@ class Stages(Artifacts):
         """Pre-train a student on the training split, unless it is there already."""
         return self._train(self.distillation(), "distill", self.distill_digest, on_epoch)
 
-    def check_inputs(self, *, scored: bool = False) -> None:
-        """Refuse to distil without any image, or without the sweeps that the settings ask for.
+    def check_sweeps(self) -> None:
+        """Refuse to distil without the sweeps that the settings ask for.
+
+        Raises:
+            ConfigError: the window of the sweeps reaches further back than the index.
+        """
+        check_window(self.train_frames, self.job.distill, self.job.dataset.max_sweeps)
+
+    def check_images(self, *, scored: bool = False) -> None:
+        """Refuse to distil from a split without any image: the student would learn nothing, and yet be stored.
 
         Args:
             scored: whether the student is then scored, which needs images of the evaluation split too.
 
         Raises:
-            ConfigError: the window of the sweeps reaches further back than the index.
             DataError: no keyframe of a split has an image, and the method needs images.
         """
-        check_window(self.train_frames, self.job.distill, self.job.dataset.max_sweeps)
         if self.job.distill.method in TEXT_FREE:
             return
         splits = {"train_split": self.train_frames} | ({"eval_split": self.eval_frames} if scored else {})
@@ -106,7 +112,8 @@ class Stages(Artifacts):
 
     def distillation(self) -> Distillation:
         """The pre-training of the settings."""
-        self.check_inputs()
+        self.check_sweeps()
+        self.check_images()
         job = self.job
         return Distillation(
             seed=job.seed,

@@ -12,8 +12,11 @@ from types import SimpleNamespace
 import pytest
 
 from clip2scene.config import ConfigError
+from clip2scene.stages import Stages
+from clip2scene.sweeps import runner
 from clip2scene.sweeps import trial as trials
 from clip2scene.sweeps.runner import recall, remember
+from clip2scene.teacher.extract import ExtractReport
 from clip2scene.tracking.sweep import runs as sweep_runs
 from clip2scene.tracking.tracker import Tracker
 
@@ -59,6 +62,25 @@ def test_absolute_paths_change_nothing_else(load, tmp_path, monkeypatch):
     assert sweep.job == before
     normalised = {trial.variant: kept.job_of(trial).teacher.clip_normalisation for trial in kept.trials}
     assert normalised == {"paper": True, "as it is": False}
+
+
+def test_a_window_that_any_trial_may_draw_must_be_indexed(load, streetworld_root, tmp_path, monkeypatch):
+    root, version = streetworld_root
+    data = {"kind": "nuscenes", "root": str(root), "version": version, "max_sweeps": 3}
+
+    def prepare(longest_s: float) -> None:
+        window = {"distill.sweep_window_s": {"uniform": [0.1, longest_s]}}
+        job = {"dataset": data, "storage": str(tmp_path)}
+        sweep = load(parameters=window, searcher="tpe", metric="agreement", labels=False, job=job)
+        runner._prepare(sweep, tmp_path)
+
+    extracted = []
+    monkeypatch.setattr(Stages, "make_inputs", lambda stages: extracted.append(stages) or ExtractReport(0, 0, ()))
+    with pytest.raises(ConfigError, match=r"sweep_window_s=0\.5: the 3 indexed .*dataset\.max_sweeps=4 is needed"):
+        prepare(0.5)
+    assert not extracted
+    prepare(0.375)
+    assert len(extracted) == 1
 
 
 def test_a_trial_frees_the_teacher_before_it_trains(load, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from typing import Any
 from clip2scene.config import ConfigError
 from clip2scene.jobfile import put
 from clip2scene.machine import description
+from clip2scene.progress import console
 from clip2scene.stages import Stages
 from clip2scene.storage import Storage, folder_of, writing
 from clip2scene.sweeps.counts import Counts
@@ -129,7 +130,9 @@ def _prepare(sweep: Sweep, folder: Path) -> bool:
         stages = Stages(sweep.job_of(trial))
         if stages.inputs_digest not in prepared:
             prepared[stages.inputs_digest] = stages
-            stages.check_inputs()
+            stages.check_images()
+            for sentence in stages.omissions:
+                console().print(f"index: {sentence}", markup=False, soft_wrap=True)
             done = stages.make_inputs()
             encoded, wanted = encoded + done.images_encoded, wanted + done.images_encoded + done.images_cached
             stages.text(stages.vocabulary, stages.job.prompts.templates)
