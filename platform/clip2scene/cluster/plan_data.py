@@ -14,7 +14,7 @@ from pathlib import Path
 from clip2scene.artifacts import make_index, world_path
 from clip2scene.config import ConfigError, DatasetSettings, Job
 from clip2scene.data.index import DataError, Frame, Index
-from clip2scene.data.splits import scenes_of_split, split_frames, split_scenes
+from clip2scene.data.splits import SEMANTICKITTI_SCANS, scenes_of_split, split_frames, split_scenes
 from clip2scene.stages import Stages
 from clip2scene.storage import folder_of, is_remote
 from clip2scene.streetworld.tables import scene_names
@@ -30,18 +30,6 @@ _NUSCENES = {
 """Keyframes and scenes of the official splits (Caesar et al., CVPR 2020; v1.0-mini: its tables)."""
 _NUSCENES_DERIVED = {"parametrizing": 600, "verifying": 100}
 """Scenes of ``train`` in the splits that divide it."""
-_SEMANTICKITTI = dict(
-    zip(
-        (f"{number:02d}" for number in range(22)),
-        # 00 to 10, which have labels, and 11 to 21.
-        (
-            *(4541, 1101, 4661, 801, 271, 2761, 1101, 1101, 4071, 1591, 1201),
-            *(921, 1061, 3281, 631, 1901, 1731, 491, 1801, 4981, 831, 2721),
-        ),
-        strict=True,
-    )
-)
-"""Scans of the sequences (Behley et al., ICCV 2019: 23,201 and 20,351)."""
 _SCANNET = {"train": 1201, "val": 312, "test": 100}
 """Scans of the official lists, one frame each."""
 _CAMERAS = {"streetworld": 6, "nuscenes": 6, "semantickitti": 1}
@@ -162,7 +150,7 @@ def _counted(job: Job) -> Data:
         names = ("mini_train", "mini_val") if dataset.version == "v1.0-mini" else ("train", "val")
         total = sum(_NUSCENES[name][0] for name in names)
     elif dataset.kind == "semantickitti":
-        total = sum(_SEMANTICKITTI.values())
+        total = sum(SEMANTICKITTI_SCANS.values())
     (train, scenes), (held_out, _) = (_split(job, name) for name in (dataset.train_split, dataset.eval_split))
     different = train + (held_out if dataset.train_split != dataset.eval_split else 0)
     return Data(
@@ -188,7 +176,7 @@ def _split(job: Job, name: str) -> tuple[int, int]:
         return len(there) * world.keyframes_per_scene, len(there)
     if kind == "semantickitti":
         scenes = scenes_of_split(Index(kind, Path(), "", ()), name)
-        return sum(_SEMANTICKITTI[scene] for scene in scenes), len(scenes)
+        return sum(SEMANTICKITTI_SCANS[scene] for scene in scenes), len(scenes)
     if kind == "nuscenes" and name in _NUSCENES_DERIVED:
         frames, scenes_there = _NUSCENES["train"]
         scenes_wanted = _NUSCENES_DERIVED[name]

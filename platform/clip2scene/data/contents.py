@@ -10,13 +10,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import numpy as np
-
 from clip2scene.config import one_line
 from clip2scene.data.clouds import resolve
-from clip2scene.data.index import Contents, DataError, Frame, Index
-
-_KEYFRAMES = 64
+from clip2scene.data.index import Contents, DataError, Frame, Index, sampled
 
 
 def sample_contents(index: Index) -> Contents:
@@ -27,9 +23,8 @@ def sample_contents(index: Index) -> Contents:
     """
     hashes = {kind: hashlib.sha256() for kind in ("images", "clouds", "labels")}
     stats: list[tuple[str, int, int]] = []
-    rows = np.unique(np.linspace(0, len(index.frames) - 1, min(_KEYFRAMES, len(index.frames))).astype(int)).tolist()
-    for row in rows:
-        for kind, relative in _files(index.frames[row], row):
+    for number, frame in enumerate(sampled(index.frames)):
+        for kind, relative in _files(frame, number):
             path = resolve(index.root, relative)
             try:
                 contents, stat = path.read_bytes(), path.stat()
@@ -56,13 +51,13 @@ def are_current(index: Index) -> bool:
     return sample_contents(index).hashes == index.contents.hashes
 
 
-def _files(frame: Frame, row: int) -> list[tuple[str, str]]:
-    """Files of one keyframe to read, with their kinds; the row chooses among its sweeps and images."""
+def _files(frame: Frame, number: int) -> list[tuple[str, str]]:
+    """Files of one keyframe to read, with their kinds; its number chooses among its sweeps and images."""
     files = [("clouds", frame.cloud_path)]
     if frame.sweeps:
-        files.append(("clouds", frame.sweeps[row % len(frame.sweeps)].path))
+        files.append(("clouds", frame.sweeps[number % len(frame.sweeps)].path))
     if frame.cameras:
-        camera = frame.cameras[row % len(frame.cameras)]
+        camera = frame.cameras[number % len(frame.cameras)]
         files.append(("images", camera.image_path))
         if camera.depth_path is not None:
             files.append(("clouds", camera.depth_path))

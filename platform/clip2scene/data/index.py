@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,6 +156,11 @@ class Index:
     def select(self, scenes: frozenset[str]) -> tuple[Frame, ...]:
         """Frames of the given scenes, in order."""
         return tuple(frame for frame in self.frames if frame.scene in scenes)
+
+
+def sampled(frames: Sequence[Frame], most: int = 64) -> list[Frame]:
+    """At most that many of the frames, spread evenly from the first to the last."""
+    return [frames[row] for row in np.linspace(0, len(frames) - 1, min(len(frames), most)).astype(int).tolist()]
 
 
 _POSE = pa.list_(pa.float64(), 16)

@@ -27,12 +27,18 @@ _SEMANTICKITTI = {
     "test": frozenset(str(number) for number in range(11, 22)),
 }
 
-_SEMANTICKITTI_SCANS = (
-    *(4541, 1101, 4661, 801, 271, 2761, 1101, 1101, 4071, 1591, 1201),
-    *(921, 1061, 3281, 631, 1901, 1731, 491, 1801, 4981, 831, 2721),
+SEMANTICKITTI_SCANS = dict(
+    zip(
+        (f"{number:02d}" for number in range(22)),
+        # 00 to 10, which have labels, and 11 to 21.
+        (
+            *(4541, 1101, 4661, 801, 271, 2761, 1101, 1101, 4071, 1591, 1201),
+            *(921, 1061, 3281, 631, 1901, 1731, 491, 1801, 4981, 831, 2721),
+        ),
+        strict=True,
+    )
 )
-"""Scans of the sequences 00 to 21: 19,130 in ``train``, 4,071 in ``val`` and 20,351 in ``test``. Source: KITTI's
-odometry benchmark, from which SemanticKITTI has them."""
+"""Scans of the sequences (Behley et al., ICCV 2019: 23,201 and 20,351)."""
 
 _SCANNET_FOLDERS = (".", "splits", "Tasks/Benchmark")
 """Folders below the root that may hold ScanNet's lists; the last is their path in ScanNet's repository."""
@@ -143,5 +149,5 @@ def missing_of_split(index: Index, name: str) -> str | None:
     frames = index.select(scenes)
     found, expected, unit = len({frame.scene for frame in frames}), len(scenes), "scenes"
     if index.dataset == "semantickitti":
-        found, expected, unit = len(frames), sum(_SEMANTICKITTI_SCANS[int(scene)] for scene in scenes), "scans"
+        found, expected, unit = len(frames), sum(SEMANTICKITTI_SCANS[scene] for scene in scenes), "scans"
     return f"{found} of {expected} {unit}" if found < expected else None

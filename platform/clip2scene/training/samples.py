@@ -23,7 +23,7 @@ import torch
 
 from clip2scene.config import AugmentSettings, ConfigError, DistillSettings
 from clip2scene.data.clouds import read_cloud, read_depths, read_labels, resolve
-from clip2scene.data.index import DataError, Frame, Sweep
+from clip2scene.data.index import DataError, Frame, Sweep, sampled
 from clip2scene.data.vocabulary import Vocabulary
 from clip2scene.geometry.pairing import Pairs, pair
 from clip2scene.geometry.registration import HALF_SWEEP_US, choose_sweeps, register, without_ego_returns
@@ -216,8 +216,7 @@ def check_window(frames: tuple[Frame, ...], settings: DistillSettings, max_sweep
     """
     if settings.num_sweeps == 1 or settings.sweep_choice == "random" or not max_sweeps:
         return
-    chosen = [frames[row] for row in np.linspace(0, len(frames) - 1, min(len(frames), 64)).astype(int)]
-    full = [frame for frame in chosen if len(frame.sweeps) == max_sweeps]
+    full = [frame for frame in sampled(frames) if len(frame.sweeps) == max_sweeps]
     if not full:
         return
     reached_s = float(np.median([(frame.timestamp_us - frame.sweeps[-1].timestamp_us) / 1e6 for frame in full]))
