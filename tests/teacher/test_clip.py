@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from clip2scene.config import ConfigError, TeacherSettings
 from clip2scene.teacher.clip import DenseClip, load_teacher
-from clip2scene.teacher.weights import absolute
+from clip2scene.teacher.weights import absolute, load_model
 
 TinyClip = Callable[..., Path]
 
@@ -173,6 +173,20 @@ def test_the_text_digest_covers_how_the_weights_are_read(tiny_clip: TinyClip, tm
     config["model_cfg"]["text_cfg"]["heads"] *= 2
     file.write_text(json.dumps(config))
     assert load_teacher(tiny(folder)).text_digest != before
+
+
+@pytest.mark.parametrize(("tag", "expected"), [({}, True), ({"quick_gelu": False}, False)])
+def test_a_tag_that_does_not_tell_the_activation_has_the_models(
+    tiny_clip: TinyClip, monkeypatch: pytest.MonkeyPatch, tag: dict[str, bool], expected: bool
+) -> None:
+    folder = tiny_clip("token")
+    towers = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    assert towers["quick_gelu"]
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", towers)
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda model, pretrained: {"url": "", **tag})
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda about: folder / "open_clip_model.safetensors")
+    loaded = load_model(TeacherSettings(model="tiny", pretrained="published"))
+    assert loaded.architecture["quick_gelu"] is loaded.text_architecture["quick_gelu"] is expected
 
 
 def test_random_weights_follow_the_seed_and_leave_the_callers_generator() -> None:
