@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
@@ -26,6 +27,15 @@ def num_cpus() -> int:
     except (OSError, ValueError):  # no container, or cgroups of version 1
         return mine
     return mine if quota == "max" else max(min(mine, int(quota) // int(period)), 1)
+
+
+def has_nvidia_driver() -> bool:
+    """Whether CUDA can run here at all. Unlike torch's question, it does not fix which GPUs this process sees."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def description() -> str:

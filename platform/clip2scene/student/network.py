@@ -25,21 +25,26 @@ from typing import Literal
 import torch
 from torch import nn
 
-with warnings.catch_warnings():
-    # spconv 2.3 uses torch.cuda.amp's old names; nothing here can change that.
-    warnings.simplefilter("ignore", FutureWarning)
-    # Its import describes every CUDA kernel in Python objects: 4.5 s with the garbage collector running, 2.1 s without.
-    gc.disable()
-    try:
-        import spconv.pytorch as spconv
-        from spconv.core import ConvAlgo
-    finally:
-        gc.enable()
-
 from clip2scene.config import ConfigError, StudentSettings
+from clip2scene.machine import has_nvidia_driver
 from clip2scene.segments import segment_mean
 from clip2scene.student.layouts import Layout, layout_of
 from clip2scene.student.voxels import Voxels, rows_of_points, voxelise
+
+with warnings.catch_warnings():
+    # spconv 2.3 uses torch.cuda.amp's old names; nothing here can change that.
+    warnings.simplefilter("ignore", FutureWarning)
+    from spconv import core as spconv_core
+
+    # Its import describes every CUDA kernel in Python objects, which takes seconds (half of them in the collector).
+    if not has_nvidia_driver():
+        spconv_core.ALL_IMPGEMM_PARAMS.clear()
+        spconv_core.ALL_NATIVE_PARAMS.clear()
+    gc.disable()
+    try:
+        import spconv.pytorch as spconv
+    finally:
+        gc.enable()
 
 # With its first tensor spconv calls a torch.fx function by a deprecated name, which torch logs.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -47,7 +52,7 @@ logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 _CELLS_ON_CPU = 2**32
 """spconv 2.3's CPU hash has 32-bit keys: a cell beyond this has the key of another cloud's cell."""
 # The other algorithms need CUDA; weights have the same layout for all, so one checkpoint works on both.
-_ALGORITHM = ConvAlgo.Native
+_ALGORITHM = spconv_core.ConvAlgo.Native
 
 Network = Callable[..., dict[str, torch.Tensor]]
 """What a loss needs of a student: :meth:`Student.forward`, possibly wrapped."""
