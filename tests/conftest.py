@@ -102,11 +102,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's MLflow server keeps its runs."""
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture(scope="session")
+def uri(mlflow_folder: Path) -> Iterator[str]:
     """An MLflow server that keeps all runs of the session."""
     from clip2scene.tracking.server import embedded_server
 
-    with embedded_server(tmp_path_factory.mktemp("mlflow")) as uri:
+    with embedded_server(mlflow_folder) as uri:
         yield uri
 
 

@@ -73,12 +73,12 @@ def test_demo_is_tracked_as_a_parent_with_a_child_a_stage(demo):
     assert {"birds_eye.png", "losses.png", "confusion_student_3d.png", "images_truth.png", "classes.png"} <= figures
 
 
-def test_a_second_run_finds_everything(demo):
+def test_a_second_run_finds_everything(demo, uri):
     """Same job again: nothing is encoded or trained again, and the scores are the same."""
     storage, _ = demo
     before = json.loads((storage / "report.json").read_text())
     students = {path: path.stat().st_mtime_ns for path in (storage / "students").iterdir()}
-    succeed("run", "jobs/demo.yaml", "seed=3", f"storage={storage}", *TINY)
+    succeed("run", "jobs/demo.yaml", "seed=3", f"storage={storage}", *TINY, "--tracking-uri", uri)
     after = json.loads((storage / "report.json").read_text())
     assert after["images_encoded"] == 0
     assert after["images_cached"] == before["images_encoded"]

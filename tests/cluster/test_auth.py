@@ -79,11 +79,10 @@ def test_an_embedded_ray_gets_a_token_of_its_own(no_token, monkeypatch):
 EMBEDDED = """
 import sys
 import psutil
-import clip2scene.teacher.extract  # imports ray before the session begins
+import ray  # before the session begins, as every module does that needs it
 from clip2scene.cluster.session import ray_session
 from clip2scene.jobfile import load_job
 with ray_session(load_job(sys.argv[1])):
-    import ray
     assert ray.get(ray.remote(lambda: 1 + 1).remote()) == 2
     this = psutil.Process()
     for process in [this, *this.children(recursive=True)]:

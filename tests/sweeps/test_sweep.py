@@ -65,9 +65,9 @@ class Run:
         return {place: values for place, values in self.metrics.items() if len(values) > 1}
 
 
-def runs_of(storage: Path) -> tuple[Run, list[Run]]:
-    """The sweep's run, and its trials' runs by number."""
-    with sqlite3.connect(storage / "mlflow" / "mlflow.db") as database:
+def runs_of(server: Path) -> tuple[Run, list[Run]]:
+    """The sweep's run, and its trials' runs by number, in the folder of an MLflow server."""
+    with sqlite3.connect(server / "mlflow.db") as database:
         runs = []
         for run_id, name, status in database.execute("select run_uuid, name, status from runs").fetchall():
             tags = dict(database.execute("select key, value from tags where run_uuid = ?", (run_id,)))
@@ -76,7 +76,7 @@ def runs_of(storage: Path) -> tuple[Run, list[Run]]:
             for key, step, value in database.execute(query, (run_id,)):
                 metrics.setdefault((key, step), []).append(value)
             runs.append(Run(run_id, name, status, tags, metrics))
-    (parent,) = (run for run in runs if run.tags.get("stage") == "sweep")
+    (parent,) = (run for run in runs if (run.tags.get("stage"), run.tags.get("sweep")) == ("sweep", "tiny"))
     trials = [run for run in runs if run.tags.get("mlflow.parentRunId") == parent.run_id]
     return parent, sorted(trials, key=lambda run: int(run.tags["trial"]))
 
@@ -95,14 +95,14 @@ def take_inputs(source: Path, storage: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """A finished sweep: its folder, and what it printed."""
+def undisturbed(tmp_path_factory, uri):
+    """A finished sweep, kept by the tests' MLflow server: its folder, and what it printed."""
     folder = tmp_path_factory.mktemp("sweep")
-    return folder, succeed(*written(folder))
+    return folder, succeed(*written(folder), "--tracking-uri", uri)
 
 
-def test_every_image_is_encoded_once_however_many_trials(undisturbed):
-    parent, trials = runs_of(undisturbed[0] / "storage")
+def test_every_image_is_encoded_once_however_many_trials(undisturbed, mlflow_folder):
+    parent, trials = runs_of(mlflow_folder)
     assert parent.metrics["images_encoded", 0] == [IMAGES]
     assert parent.metrics["images_wanted", 0] == [IMAGES]
     assert len(trials) == 4
@@ -110,8 +110,8 @@ def test_every_image_is_encoded_once_however_many_trials(undisturbed):
     assert [len(list((store / "frames").iterdir())) for store in stores] == [IMAGES / 6]
 
 
-def test_trials_are_children_with_their_settings_and_an_objective_per_epoch(undisturbed):
-    parent, trials = runs_of(undisturbed[0] / "storage")
+def test_trials_are_children_with_their_settings_and_an_objective_per_epoch(undisturbed, mlflow_folder):
+    parent, trials = runs_of(mlflow_folder)
     assert parent.status == "FINISHED"
     assert parent.tags["selection"] == "labels of the verifying scenes"
     assert {trial.status for trial in trials} == {"FINISHED"}
@@ -124,31 +124,29 @@ def test_trials_are_children_with_their_settings_and_an_objective_per_epoch(undi
     assert sum(trial.final("epochs") for trial in trials) == parent.metrics["epochs_run", 0][0] < 4 * 3
 
 
-def test_the_best_job_runs_as_it_is(undisturbed):
+def test_the_best_job_runs_as_it_is(undisturbed, mlflow_folder):
     folder, printed = undisturbed
     best = folder / "storage" / "sweeps" / "tiny" / "best.yaml"
     assert f"clip2scene run {best}" in printed
     job = yaml.safe_load(best.read_text())
-    _, trials = runs_of(folder / "storage")
+    _, trials = runs_of(mlflow_folder)
     finished = max((t for t in trials if t.tags["state"] == "finished"), key=lambda trial: trial.final("miou"))
     assert f"trial {int(finished.tags['trial']):02d}" in best.read_text()
     assert job["distill"]["scr"]["tau"] != 0.5
     assert len(Stages(load_job(best)).train_frames) == IMAGES // 6 - 1  # without the verifying scene
 
 
-def test_a_finished_sweep_is_not_run_again_and_another_of_its_name_is_refused(undisturbed, capsys):
+def test_a_finished_sweep_is_not_run_again_and_another_of_its_name_is_refused(undisturbed, mlflow_folder, uri, capsys):
     folder, printed = undisturbed
-    before = runs_of(folder / "storage")
-    again = succeed(*written(folder))
-    assert runs_of(folder / "storage")[1] == before[1]
+    before = runs_of(mlflow_folder)
+    again = succeed(*written(folder), "--tracking-uri", uri)
+    assert runs_of(mlflow_folder)[1] == before[1]
     assert again.splitlines()[:8] == printed.splitlines()[:8]
-    assert main(["report", "tiny", "--storage", str(folder / "storage")]) == 0
-    assert capsys.readouterr().out.splitlines()[:8] == printed.splitlines()[:8]
     assert main([str(word) for word in written(folder, num_trials=5)]) == 1
     assert "another sweep of this name" in capsys.readouterr().err
 
 
-def test_a_driver_killed_with_sigkill_is_resumed_to_the_same_end(undisturbed, tmp_path):
+def test_a_driver_killed_with_sigkill_is_resumed_to_the_same_end(undisturbed, mlflow_folder, tmp_path, capsys):
     storage = tmp_path / "storage"
     take_inputs(undisturbed[0] / "storage", storage)
     # Tune saves its state after every event, so it restores its trials in another order: that of their last reports.
@@ -157,8 +155,10 @@ def test_a_driver_killed_with_sigkill_is_resumed_to_the_same_end(undisturbed, tm
     wait_for("trial 02: epoch 1/3", log, driver)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL
-    succeed("sweep", "--resume", "tiny", "--storage", storage)
-    (_, expected), (parent, trials) = runs_of(undisturbed[0] / "storage"), runs_of(storage)
+    printed = succeed("sweep", "--resume", "tiny", "--storage", storage)
+    assert main(["report", "tiny", "--storage", str(storage)]) == 0
+    assert capsys.readouterr().out.splitlines()[:8] == printed.splitlines()[:8]
+    (_, expected), (parent, trials) = runs_of(mlflow_folder), runs_of(storage / "mlflow")
     assert parent.metrics["images_encoded", 0] == [0]
     assert [trial.tags["trial"] for trial in trials] == ["0", "1", "2", "3"]
     # One value per metric and step, equal to the last bit: one thread order, one seed, a checkpoint every epoch.
@@ -179,7 +179,7 @@ def test_a_sweep_ends_when_its_hours_are_over(undisturbed, tmp_path):
     take_inputs(undisturbed[0] / "storage", storage)
     words = written(tmp_path, scheduler={"kind": "none"}, budget={"epochs": 500, "hours": 30 / 3600})
     printed = succeed(*words)
-    parent, trials = runs_of(storage)
+    parent, trials = runs_of(storage / "mlflow")
     assert {trial.tags["state"] for trial in trials} == {"stopped"}
     assert 0 < len(trials) < 4
     assert parent.metrics["epochs_run", 0] == [sum(trial.final("epochs") for trial in trials)]
@@ -209,7 +209,7 @@ def test_a_trial_that_dies_is_tried_again_and_one_that_diverges_is_no_failure(un
             process.kill()
     assert driver.wait(240) == 0, log.read_text()[-3000:]
     assert log.read_text().count("trial 00: starts") == 2
-    parent, (kept, diverged) = runs_of(storage)
+    parent, (kept, diverged) = runs_of(storage / "mlflow")
     assert (kept.tags["state"], diverged.tags["state"]) == ("finished", "diverged")
     assert [step for key, step in sorted(kept.metrics) if key == "label_free"] == [1, 2, 3]
     assert kept.doubled == {}
