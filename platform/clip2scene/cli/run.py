@@ -39,13 +39,14 @@ def _run(options: argparse.Namespace) -> int:
     job = load_job(options.file, options.overrides)
     if job.stage == "streetworld_clip":
         return _train_streetworld_clip(job)
-    from clip2scene.pipeline import Pipeline
+    from clip2scene.storage import Storage
     from clip2scene.tracking.report import summary_text
 
-    pipeline = Pipeline(job)
-    storage = pipeline.stages.storage
+    storage = Storage(job.storage)
     with session(options, storage.root, job.experiment, job) as tracker:
-        report = pipeline.run(tracker)
+        from clip2scene.pipeline import Pipeline
+
+        report = Pipeline(job).run(tracker())
     print(summary_text(report))
     print(f"report: {storage.where(storage.root / 'report.json')}")
     print(f"runs:   {options.tracking_uri or f'clip2scene ui --storage {job.storage}'}")
@@ -57,15 +58,16 @@ def _run_table(options: argparse.Namespace) -> int:
 
     table = load_table(options.file, options.overrides)
     from clip2scene.storage import Storage
-    from clip2scene.tables.runner import run_table
     from clip2scene.tracking.server import UI_PAGES
     from clip2scene.tracking.table.text import failures, table_text
 
     command = shlex.join(["clip2scene", "run", options.file, *options.overrides])
     root, job = Storage(table.storage).root, expand(table, options.file)[0].job
     with session(options, root, table.experiment, job) as tracker:
+        from clip2scene.tables.runner import run_table
+
         pages_at = None if options.tracking_uri else UI_PAGES
-        record = run_table(table, tracker, options.file, command, pages_at)
+        record = run_table(table, tracker(), options.file, command, pages_at)
     print(table_text(record))
     print(f"report: {report_command(table.table, table.storage, options.tracking_uri)}")
     if failures(record):

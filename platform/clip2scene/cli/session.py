@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from clip2scene.config import ConfigError, Job
@@ -33,8 +33,10 @@ def add_session(parser: argparse.ArgumentParser) -> None:
 @contextlib.contextmanager
 def session(
     options: argparse.Namespace, storage: Path, experiment: str, job: Job, *, dashboard: bool = False
-) -> Iterator[Tracker]:
-    """Initialise Ray for the length of the block, and yield a tracker.
+) -> Iterator[Callable[[], Tracker]]:
+    """Initialise Ray for the length of the block, and yield a function that waits for MLflow and returns a tracker.
+
+    An embedded MLflow takes seconds to start, in which the caller can import what it needs.
 
     Args:
         options: ``address`` of a cluster and ``tracking_uri`` of a server; embedded ones where None.
@@ -45,7 +47,7 @@ def session(
 
     Raises:
         ConfigError: the address is a URL; or as :func:`ray_session`.
-        TrackingError: as :func:`embedded_server` and :func:`connect`.
+        TrackingError: as :func:`embedded_server` and :func:`connect`; by the function if the server is embedded.
     """
     if options.address is not None and "://" in options.address:
         raise ConfigError(
@@ -61,11 +63,11 @@ def session(
         if options.tracking_uri is not None:
             tracker = connect(options.tracking_uri, experiment, outbox)
             stack.enter_context(ray_session(job, options.address, dashboard=dashboard))
+            yield lambda: tracker
         else:
             wait_for_uri = stack.enter_context(starting_server(storage / "mlflow"))
             stack.enter_context(ray_session(job, options.address, dashboard=dashboard))
-            tracker = connect(wait_for_uri(), experiment, outbox)
-        yield tracker
+            yield lambda: connect(wait_for_uri(), experiment, outbox)
 
 
 def report_command(name: str, storage: str | Path, tracking_uri: str | None) -> str:

@@ -63,7 +63,7 @@ def _sweep(options: argparse.Namespace) -> int:
     job = sweep.job_of(sweep.trials[0])
     dashboard = job.resources.num_workers > 0
     with session(options, storage, sweep.base.experiment, job, dashboard=dashboard) as tracker:
-        record = run_sweep(sweep, tracker, folder, command, None if options.tracking_uri else UI_PAGES)
+        record = run_sweep(sweep, tracker(), folder, command, None if options.tracking_uri else UI_PAGES)
     print(sweep_text(record))
     print(f"report: {report_command(sweep.space.sweep, storage, options.tracking_uri)}")
     if (folder / "best.yaml").is_file():
