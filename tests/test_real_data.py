@@ -72,7 +72,7 @@ def test_the_real_keyframe_through_extraction_and_ten_steps(real_data, tmp_path)
         "distill.batch_size=2",
         "distill.max_steps=10",
         "extract={num_actors: 1, gpus_per_actor: 0, threads_per_actor: 1}",
-        *HERE[:2],
+        "resources.gpus_per_worker=0",
     )
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["images_encoded"] == 6

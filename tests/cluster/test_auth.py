@@ -79,7 +79,7 @@ def test_an_embedded_ray_gets_a_token_of_its_own(no_token, monkeypatch):
 EMBEDDED = """
 import sys
 import psutil
-import ray  # before the session begins, as every module does that needs it
+import ray  # before the session begins, as for a sweep
 from clip2scene.cluster.session import ray_session
 from clip2scene.jobfile import load_job
 with ray_session(load_job(sys.argv[1])):

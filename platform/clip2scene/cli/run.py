@@ -44,7 +44,7 @@ def _run(options: argparse.Namespace) -> int:
 
     storage = Storage(job.storage)
     with session(options, storage.root, job.experiment, job) as tracker:
-        from clip2scene.pipeline import Pipeline
+        from clip2scene.pipeline import Pipeline  # takes seconds, in which MLflow starts
 
         report = Pipeline(job).run(tracker())
     print(summary_text(report))
@@ -64,7 +64,7 @@ def _run_table(options: argparse.Namespace) -> int:
     command = shlex.join(["clip2scene", "run", options.file, *options.overrides])
     root, job = Storage(table.storage).root, expand(table, options.file)[0].job
     with session(options, root, table.experiment, job) as tracker:
-        from clip2scene.tables.runner import run_table
+        from clip2scene.tables.runner import run_table  # takes seconds, in which MLflow starts
 
         pages_at = None if options.tracking_uri else UI_PAGES
         record = run_table(table, tracker(), options.file, command, pages_at)

@@ -36,7 +36,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     from spconv import core as spconv_core
 
-    # Its import describes every CUDA kernel in Python objects, which takes seconds (half of them in the collector).
+    # Importing the rest describes each CUDA kernel of these lists in Python objects: seconds, half of them for gc.
     if not has_nvidia_driver():
         spconv_core.ALL_IMPGEMM_PARAMS.clear()
         spconv_core.ALL_NATIVE_PARAMS.clear()
