@@ -127,6 +127,7 @@ def test_models_are_frozen():
             "resources={num_workers: 0, gpus_per_worker: 1}",
             r"resources\.gpus_per_worker=1 needs resources\.num_workers above 0",
         ),
+        ("student.use_colour=true", r"points of streetworld have no colour; allowed: dataset\.kind=scannet$"),
         ("distill.colour=red", r"distill\.colour: unknown key; .*, sweep_window_s$"),
         ("distill.scr.tau=-1", r"distill\.scr\.tau=-1: input should be greater than 0"),
         ("distill.scr.tau=warm", r"distill\.scr\.tau='warm': .*valid number"),

@@ -180,13 +180,15 @@ class StudentSettings(Settings):
     """Edge length of the network's finest voxels."""
     use_intensity: bool = True
     """LiDAR intensity as an input (ScanNet: luminance of the mesh's colour)."""
+    use_colour: bool = False
+    """Red, green and blue of the points as inputs, which only ScanNet's meshes have."""
     use_position: bool = True
     """Position as an input: x and y in the voxel, height above the sensor. The released code has intensity alone."""
 
     @model_validator(mode="after")
     def _has_inputs(self) -> StudentSettings:
-        if not (self.use_intensity or self.use_position):
-            raise ValueError("student.use_intensity and student.use_position are both false; one of them is needed")
+        if not (self.use_intensity or self.use_colour or self.use_position):
+            raise ValueError("student.use_intensity, use_colour and use_position are all false; one of them is needed")
         return self
 
     @model_validator(mode="after")
@@ -475,6 +477,14 @@ class Job(Settings):
             raise ValueError(
                 f"stage=evaluate: distill.method={self.distill.method} cannot be scored without fine-tuning; allowed: "
                 "stage=distill or finetune"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _colour_needs_meshes(self) -> Job:
+        if self.student.use_colour and self.dataset.kind != "scannet":
+            raise ValueError(
+                f"student.use_colour=true: points of {self.dataset.kind} have no colour; allowed: dataset.kind=scannet"
             )
         return self
 

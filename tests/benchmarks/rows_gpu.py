@@ -131,4 +131,4 @@ def _steps(bench: Bench, base: str, ours: dict[str, bool], baseline: dict[str, b
     batch = batch_of(training).to(device)
     samples = paired(_student_step(training, batch, **ours), _student_step(training, batch, **baseline))
     base_s = statistics.median(samples[1])
-    return Measured(f"{len(batch.points_N4)} points, {base} {base_s:.3f} s, {torch.cuda.get_device_name()}", *samples)
+    return Measured(f"{len(batch.points_NI)} points, {base} {base_s:.3f} s, {torch.cuda.get_device_name()}", *samples)

@@ -114,7 +114,7 @@ def _features_of(model: Student, batch: Sample) -> tuple[list[tuple[str, nn.Modu
     groups = {"convolve": [*backbone.stem, *backbone.encoders, *backbone.decoders], "heads": [*model.heads.values()]}
     groups["points"] = [m for m in backbone.children() if isinstance(m, nn.Sequential)]
     hooks = [m.register_forward_pre_hook(keep(name)) for name, modules in groups.items() for m in modules]
-    heads = model(batch.points_N4, batch.cloud_N, batch.pair_point_P)
+    heads = model(batch.points_NI, batch.cloud_N, batch.pair_point_P)
     for hook in hooks:
         hook.remove()
     return seen, {name: value.detach() for name, value in heads.items()}
@@ -142,7 +142,7 @@ def _pieces(training: Distillation, model: Student, batch: Sample) -> dict[str, 
     levels, size = backbone.layout.levels, training.student.voxel_size_m
 
     def voxels() -> Any:
-        return voxelise(batch.points_N4[:, :3], batch.cloud_N, size, 2**levels)
+        return voxelise(batch.points_NI[:, :3], batch.cloud_N, size, 2**levels)
 
     made = voxels()
     pieces: dict[str, list[Callable[[], Any]]] = {"voxelise": [voxels]}
@@ -189,7 +189,7 @@ def _devoxelise(backbone: Any, voxels: Any, seen: list[Any], batch: Sample) -> l
         work.append(functools.partial(_there_and_back, x.features.detach(), rows_N))
     first = next(given[0] for name, _, given in seen if name == "convolve")
     rows_N, num_voxels = voxels.voxel_of_point_N, len(voxels.coordinates_V4)
-    work.append(lambda: segment_mean(batch.points_N4, rows_N, num_voxels))
+    work.append(lambda: segment_mean(batch.points_NI, rows_N, num_voxels))
     stem = backbone.stem[-1].norm.num_features
     work.append(functools.partial(_there_and_back, torch.randn(len(first.features), stem), rows_N))
     last_VF = torch.randn(num_voxels, backbone.width)
@@ -233,7 +233,7 @@ def step_overhead(bench: Bench) -> Measured:
         parts.append({name: sum(seconds(work) for work in works) for name, works in pieces.items()})
         baseline.append(sum(parts[-1].values()))
     shares = ", ".join(f"{name} {1e3 * statistics.median(p[name] for p in parts):.0f} ms" for name in pieces)
-    work = f"{len(batch.points_N4)} points, {len(batch.pair_point_P)} pairs, the demo's network, one thread"
+    work = f"{len(batch.points_NI)} points, {len(batch.pair_point_P)} pairs, the demo's network, one thread"
     return Measured(work, ours[1:], baseline[1:], limit=shares)
 
 
@@ -270,7 +270,7 @@ def _profiled(training: Distillation, model: Student, optimiser: torch.optim.Opt
     batch, terms = batches[0], dict[str, Tensor]()
     alignment = 2**model.backbone.layout.levels
     took["voxelise"] = seconds(
-        lambda: voxelise(batch.points_N4[:, :3], batch.cloud_N, training.student.voxel_size_m, alignment)
+        lambda: voxelise(batch.points_NI[:, :3], batch.cloud_N, training.student.voxel_size_m, alignment)
     )
     stamps: list[float] = []
     hooks = (

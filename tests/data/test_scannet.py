@@ -187,10 +187,11 @@ def test_folder_without_scenes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["<", ">", "ascii"])
 def test_mesh_in_every_encoding(tmp_path: Path, kind: str) -> None:
     (tmp_path / "mesh.ply").write_bytes(_ply(kind=kind))
-    cloud_N4 = read_cloud(tmp_path / "mesh.ply")
-    assert (cloud_N4.shape, cloud_N4.dtype) == ((4, 4), np.float32)
-    np.testing.assert_array_equal(cloud_N4[:, :3], np.array(_XYZ, np.float32))
-    np.testing.assert_allclose(cloud_N4[:, 3], [1, 0, 0.299, (2.99 + 11.74 + 3.42) / 255], atol=1e-6)
+    cloud_NI = read_cloud(tmp_path / "mesh.ply")
+    assert (cloud_NI.shape, cloud_NI.dtype) == ((4, 7), np.float32)
+    np.testing.assert_array_equal(cloud_NI[:, :3], np.array(_XYZ, np.float32))
+    np.testing.assert_allclose(cloud_NI[:, 3], [1, 0, 0.299, (2.99 + 11.74 + 3.42) / 255], atol=1e-6)
+    np.testing.assert_allclose(cloud_NI[:, 4:] * 255, np.array(_RGB), atol=1e-4)
     (tmp_path / "mesh.labels.ply").write_bytes(_ply([1, 0, 40, 39], kind=kind))
     labels_N = read_labels(tmp_path / "mesh.labels.ply", 4, SCANNET)
     assert labels_N.tolist() == [1, 0, 0, 20]  # wall, unlabelled, other property, other furniture
@@ -275,13 +276,13 @@ def test_real_scene_has_a_label_of_the_20_classes_or_none_for_every_vertex(real_
     index = build_index(real_data / "scannet")
     (frame,) = index.frames
     assert [camera.name for camera in frame.cameras] == ["000000", "000060", "000120", "000180", "000240", "000290"]
-    cloud_N4 = read_cloud(resolve(index.root, frame.cloud_path))
-    assert cloud_N4.shape == (81369, 4)
-    assert 0 <= cloud_N4[:, 3].min() < 0.1 < 0.9 < cloud_N4[:, 3].max() <= 1
+    cloud_NI = read_cloud(resolve(index.root, frame.cloud_path))
+    assert cloud_NI.shape == (81369, 7)
+    assert 0 <= cloud_NI[:, 3].min() < 0.1 < 0.9 < cloud_NI[:, 3].max() <= 1
     assert frame.label_path is not None
-    labels_N = read_labels(resolve(index.root, frame.label_path), len(cloud_N4), SCANNET)
+    labels_N = read_labels(resolve(index.root, frame.label_path), len(cloud_NI), SCANNET)
     assert len(SCANNET.classes) == 20
     assert 0 < labels_N.max() <= 20
     # The floor lies at the bottom and the walls' middle stands above it: labels and vertices are in one order.
-    heights = {name: np.median(cloud_N4[labels_N == SCANNET.classes.index(name) + 1, 2]) for name in ("floor", "wall")}
+    heights = {name: np.median(cloud_NI[labels_N == SCANNET.classes.index(name) + 1, 2]) for name in ("floor", "wall")}
     assert heights["floor"] < 0.1 < 1 < heights["wall"]

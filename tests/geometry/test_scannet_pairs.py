@@ -24,28 +24,28 @@ def index(real_data: Path) -> Index:
 
 
 @pytest.fixture(scope="module")
-def cloud_N4(index: Index) -> np.ndarray:
+def cloud_NI(index: Index) -> np.ndarray:
     return read_cloud(resolve(index.root, index.frames[0].cloud_path))
 
 
-def _in_view(cloud_N4: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return project(cloud_N4[:, :3], np.eye(4), camera, min_depth_m=0, border_px=0)
+def _in_view(cloud_NI: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return project(cloud_NI[:, :3], np.eye(4), camera, min_depth_m=0, border_px=0)
 
 
-def _by_camera(frame: Frame, index: Index, cloud_N4: np.ndarray) -> dict[str, np.ndarray]:
-    pairs = pair(cloud_N4[:, :3], frame.world_from_lidar, frame.cameras, read_depths(index.root, frame))
+def _by_camera(frame: Frame, index: Index, cloud_NI: np.ndarray) -> dict[str, np.ndarray]:
+    pairs = pair(cloud_NI[:, :3], frame.world_from_lidar, frame.cameras, read_depths(index.root, frame))
     return {camera.name: pairs.point_P[pairs.camera_P == i] for i, camera in enumerate(frame.cameras)}
 
 
-def test_as_many_vertices_are_in_view_as_counted_by_hand(index: Index, cloud_N4: np.ndarray) -> None:
-    assert {c.name: int(_in_view(cloud_N4, c)[0].sum()) for c in index.frames[0].cameras} == IN_VIEW
+def test_as_many_vertices_are_in_view_as_counted_by_hand(index: Index, cloud_NI: np.ndarray) -> None:
+    assert {c.name: int(_in_view(cloud_NI, c)[0].sum()) for c in index.frames[0].cameras} == IN_VIEW
 
 
-def test_vertices_behind_others_are_hidden(index: Index, cloud_N4: np.ndarray) -> None:
+def test_vertices_behind_others_are_hidden(index: Index, cloud_NI: np.ndarray) -> None:
     """Against a z-buffer of the vertices, without any depth map."""
-    kept = _by_camera(index.frames[0], index, cloud_N4)
+    kept = _by_camera(index.frames[0], index, cloud_NI)
     for camera in index.frames[0].cameras:
-        visible_N, pixels_N2, depth_N = _in_view(cloud_N4, camera)
+        visible_N, pixels_N2, depth_N = _in_view(cloud_NI, camera)
         rows = np.flatnonzero(visible_N)
         # Cells of 16 pixels, so that the vertices, some 3 cm apart, leave few holes in a surface.
         column, row = (pixels_N2[rows] // 16).astype(int).T
@@ -60,16 +60,16 @@ def test_vertices_behind_others_are_hidden(index: Index, cloud_N4: np.ndarray) -
         assert is_kept[behind_m < 0.02].mean() > 8 * is_kept[behind_m > 0.5].mean()
 
 
-def test_kept_vertices_have_the_images_colour(index: Index, cloud_N4: np.ndarray) -> None:
-    kept = _by_camera(index.frames[0], index, cloud_N4)
+def test_kept_vertices_have_the_images_colour(index: Index, cloud_NI: np.ndarray) -> None:
+    kept = _by_camera(index.frames[0], index, cloud_NI)
     errors: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for camera in index.frames[0].cameras:
         image = read_image(resolve(index.root, camera.image_path), camera.width, camera.height)
         grey = image @ np.array([0.299, 0.587, 0.114]) / 255
-        visible_N, pixels_N2, _ = _in_view(cloud_N4, camera)
+        visible_N, pixels_N2, _ = _in_view(cloud_NI, camera)
         rows = np.flatnonzero(visible_N)
         column, row = pixels_N2[rows].astype(int).T
-        error = np.abs(grey[row, column] - cloud_N4[rows, 3])
+        error = np.abs(grey[row, column] - cloud_NI[rows, 3])
         is_kept = np.isin(rows, kept[camera.name])
         errors[True].append(error[is_kept])
         errors[False].append(error[~is_kept])
@@ -77,9 +77,9 @@ def test_kept_vertices_have_the_images_colour(index: Index, cloud_N4: np.ndarray
     assert seen < 0.08 < 1.8 * seen < hidden
 
 
-def test_inspection_counts_what_the_depth_test_leaves(index: Index, cloud_N4: np.ndarray) -> None:
+def test_inspection_counts_what_the_depth_test_leaves(index: Index, cloud_NI: np.ndarray) -> None:
     frame = index.frames[0]
-    kept = _by_camera(frame, index, cloud_N4)
+    kept = _by_camera(frame, index, cloud_NI)
     counts = inspect_frame(index, frame, vocabulary("scannet"))
     assert counts["pairs"] == {name: len(points) for name, points in kept.items()}
     assert all(0 < counts["pairs"][name] < IN_VIEW[name] for name in IN_VIEW)

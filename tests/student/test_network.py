@@ -19,7 +19,7 @@ PUBLISHED = [
 
 def cloud(seed: int, n: int = 2000) -> torch.Tensor:
     g = torch.Generator().manual_seed(seed)
-    points = torch.rand(n, 4, generator=g)
+    points = torch.rand(n, 7, generator=g)
     points[:, :3] = (points[:, :3] - 0.5) * torch.tensor([20.0, 20.0, 3.0])
     return points
 
@@ -29,15 +29,19 @@ def test_every_point_gets_both_heads_and_gradients_reach_everything(voxel_size_m
     check_heads_and_gradients(SMALL.model_copy(update={"voxel_size_m": voxel_size_m}), cloud(0))
 
 
-@pytest.mark.parametrize(("position", "intensity"), [(True, False), (False, True)])
-def test_a_network_reads_only_the_inputs_of_its_settings(position, intensity):
-    settings = SMALL.model_copy(update={"use_position": position, "use_intensity": intensity})
+@pytest.mark.parametrize(
+    ("position", "intensity", "colour"), [(True, False, False), (False, True, False), (True, False, True)]
+)
+def test_a_network_reads_only_the_inputs_of_its_settings(position, intensity, colour):
+    inputs = {"use_position": position, "use_intensity": intensity, "use_colour": colour}
+    settings = SMALL.model_copy(update=inputs)
     points, alone = cloud(0, 500), torch.zeros(500, dtype=torch.long)
     points.requires_grad_()
     Student(settings, embedding_dim=5)(points, alone)["scr"].sum().backward()
     assert points.grad is not None
     assert bool(points.grad[:, :3].any()) == position
     assert bool(points.grad[:, 3].any()) == intensity
+    assert points.grad[:, 4:].any(dim=0).tolist() == [colour] * 3
     check_heads_and_gradients(settings, cloud(0))
 
 

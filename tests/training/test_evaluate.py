@@ -36,7 +36,7 @@ class Silent:
     """Answers every other point."""
 
     def prepare(self, device):
-        return lambda sample: torch.where(torch.arange(len(sample.points_N4)) % 2 == 0, 4, UNSEEN)
+        return lambda sample: torch.where(torch.arange(len(sample.points_NI)) % 2 == 0, 4, UNSEEN)
 
 
 def labelled(tiny):
@@ -98,10 +98,10 @@ def test_the_ensemble_equals_a_plain_loop(tiny, student):
         classes = EnsembleMethod(settings, weights, 3 * tiny.text_CD).prepare(CPU)(sample)
         model = Student(settings, embedding_dim=12)
         model.load_state_dict(weights)
-        points_ND = model.eval()(sample.points_N4, sample.cloud_N)["scr"]
+        points_ND = model.eval()(sample.points_NI, sample.cloud_N)["scr"]
         pixels_PD = normalize(bilinear(sample.features_MhwD, sample.pair_image_P, sample.pair_position_P2), dim=1)
     winners = []
-    for point in range(len(sample.points_N4)):
+    for point in range(len(sample.points_NI)):
         cosines_3d = normalize(points_ND[point], dim=0) @ tiny.text_CD.T
         expected, winner = int(cosines_3d.argmax()), "3d"
         mine = pixels_PD[sample.pair_point_P == point]
@@ -137,18 +137,18 @@ def test_pointclip_answers_every_point_from_the_cloud_alone_and_deterministicall
         classes = predict(sample)
         without_cameras = SampleSource(tiny.index.root).read(tiny.index.frames[0])
         again = pointclip.prepare(CPU)(without_cameras)
-        bare = replace(without_cameras, points_N4=sample.points_N4 * torch.tensor([1, 1, 1, 0]))
+        bare = replace(without_cameras, points_NI=sample.points_NI * torch.tensor([1, 1, 1, 0]))
         assert torch.equal(predict(bare), classes)
-    assert classes.shape == (len(sample.points_N4),)
+    assert classes.shape == (len(sample.points_NI),)
     assert classes.dtype == torch.int64
     assert torch.equal(again, classes)
     assert classes.min() >= 0
     assert classes.max() < 16
     assert len(classes.unique()) > 1
-    moved = torch.cat((sample.points_N4[:, :3] + torch.tensor([100.0, -50, 7]), sample.points_N4[:, 3:]), dim=1)
+    moved = torch.cat((sample.points_NI[:, :3] + torch.tensor([100.0, -50, 7]), sample.points_NI[:, 3:]), dim=1)
     centred = replace(pointclip, sensor_at_centre=True)
     with torch.inference_mode():
-        here, there = (centred.prepare(CPU)(replace(sample, points_N4=p)) for p in (sample.points_N4, moved))
+        here, there = (centred.prepare(CPU)(replace(sample, points_NI=p)) for p in (sample.points_NI, moved))
     # Seen from its centre, the position of a cloud does not matter, except for rounding at the edges of pixels.
     assert (here == there).float().mean() > 0.9
     assert not torch.equal(here, classes)
@@ -156,9 +156,9 @@ def test_pointclip_answers_every_point_from_the_cloud_alone_and_deterministicall
 
 def test_pointclip_has_no_answer_at_the_position_of_the_sensor(tiny, pointclip):
     sample = SampleSource(tiny.index.root).read(tiny.index.frames[0])
-    points = sample.points_N4.clone()
+    points = sample.points_NI.clone()
     points[:3, :3] = 0
     with torch.inference_mode():
-        classes = pointclip.prepare(CPU)(replace(sample, points_N4=points))
+        classes = pointclip.prepare(CPU)(replace(sample, points_NI=points))
     assert (classes[:3] == UNSEEN).all()
     assert (classes[3:] != UNSEEN).all()

@@ -29,8 +29,8 @@ class PointNetwork(torch.nn.Module):
         PointNetwork.latest = self
         self.layers = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 16))
 
-    def forward(self, points_N4, cloud_N):
-        logits_NC = self.layers(points_N4)
+    def forward(self, points_NI, cloud_N):
+        logits_NC = self.layers(points_NI)
         self.seen.add(logits_NC.dtype)
         return {"classifier": logits_NC}
 
@@ -145,7 +145,7 @@ def test_a_step_in_fp16_has_the_gradients_of_fp32(distillation, method):
         torch.manual_seed(0)
         model = training.build().cuda()
         network = torch.autocast("cuda", torch.float16, enabled=half)(lambda *given: model(*given))  # noqa: B023
-        features = network(batch.points_N4, batch.cloud_N)["scr"]
+        features = network(batch.points_NI, batch.cloud_N)["scr"]
         assert features.dtype == (torch.float16 if half else torch.float32)
         (2**10 * training.loss(network, batch, 0, 0)["loss"]).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]) / 2**10)

@@ -33,9 +33,9 @@ def test_sweeps_are_separate_clouds_paired_with_the_same_images(tiny, later):
     three = SampleSource(tiny.index.root, tiny.store, num_sweeps=3).read(later)
     assert three.cloud_N.unique().tolist() == [0, 1, 2]
     own = three.cloud_N == 0
-    torch.testing.assert_close(three.points_N4[own], one.points_N4)
+    torch.testing.assert_close(three.points_NI[own], one.points_NI)
     assert (three.cloud_N[three.pair_point_P].bincount() > 100).all()
-    torch.testing.assert_close(three.pair_xyz_P3, three.points_N4[three.pair_point_P, :3])
+    torch.testing.assert_close(three.pair_xyz_P3, three.points_NI[three.pair_point_P, :3])
     assert three.pair_position_P2.min() > 0
     assert three.pair_position_P2.max() < 1
 
@@ -48,21 +48,21 @@ def test_an_earlier_sweep_loses_what_is_near_its_own_sensor(tiny, later):
     assert cut.cloud_N.bincount().tolist() == [int((whole.cloud_N == 0).sum()), *far]
     assert all(kept < len(cloud_N4) for kept, cloud_N4 in zip(far, clouds, strict=True))
     assert len(cut.pair_point_P) < len(whole.pair_point_P)
-    torch.testing.assert_close(cut.pair_xyz_P3, cut.points_N4[cut.pair_point_P, :3])
+    torch.testing.assert_close(cut.pair_xyz_P3, cut.points_NI[cut.pair_point_P, :3])
     # A street world's car is not hit.
     nuscenes = replace(source, ego_radius_m=ego_radius_m("streetworld")).read(later)
-    assert torch.equal(nuscenes.points_N4, whole.points_N4)
+    assert torch.equal(nuscenes.points_NI, whole.points_NI)
 
 
 def test_augmentation_moves_points_and_nothing_else(tiny, later):
     sample = SampleSource(tiny.index.root, tiny.store).read(later)
     moved = augment(sample, AugmentSettings(scale=0), np.random.default_rng(1))
-    assert not torch.allclose(moved.points_N4, sample.points_N4)
+    assert not torch.allclose(moved.points_NI, sample.points_NI)
     for column in ("pair_point_P", "pair_position_P2", "pair_xyz_P3", "features_MhwD"):
         assert torch.equal(getattr(moved, column), getattr(sample, column))
-    norms = [s.points_N4[:, :3].norm(dim=1) for s in (moved, sample)]
+    norms = [s.points_NI[:, :3].norm(dim=1) for s in (moved, sample)]
     torch.testing.assert_close(*norms, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(moved.points_N4[:, 2:], sample.points_N4[:, 2:])
+    torch.testing.assert_close(moved.points_NI[:, 2:], sample.points_NI[:, 2:])
 
 
 def test_joined_keyframes_keep_their_own_pixels(tiny):
@@ -74,7 +74,7 @@ def test_joined_keyframes_keep_their_own_pixels(tiny):
         return bilinear(sample.features_MhwD, sample.pair_image_P, sample.pair_position_P2)
 
     torch.testing.assert_close(pixels(batch), torch.cat([pixels(sample) for sample in samples]))
-    torch.testing.assert_close(batch.points_N4[batch.pair_point_P, :3], batch.pair_xyz_P3)
+    torch.testing.assert_close(batch.points_NI[batch.pair_point_P, :3], batch.pair_xyz_P3)
     assert batch.pair_frame_P.unique().tolist() == [0, 1, 2]
     assert int(batch.cloud_N[-1]) + 1 == sum(int(sample.cloud_N[-1]) + 1 for sample in samples)
 
@@ -110,7 +110,7 @@ def test_a_keyframe_without_any_image_has_no_pairs_and_teaches_nothing(tiny, lat
         tmp_path, later.frame_id, {}, {c.name: "truncated" for c in later.cameras}, "random", tiny.store.storage
     )
     sample = SampleSource(tiny.index.root, replace(tiny.store, path=tmp_path)).read(later)
-    assert len(sample.points_N4) > 0 == len(sample.pair_point_P)
+    assert len(sample.points_NI) > 0 == len(sample.pair_point_P)
     other = SampleSource(tiny.index.root, tiny.store).read(tiny.index.frames[0])
     assert torch.equal(join([sample, other]).features_MhwD, other.features_MhwD)
     assert not seen(sample).any()
@@ -126,7 +126,7 @@ def test_a_keyframe_without_any_image_has_no_pairs_and_teaches_nothing(tiny, lat
 
 def test_a_scene_without_cameras_is_read_and_has_no_pairs(tiny, later):
     sample = SampleSource(tiny.index.root, tiny.store, num_sweeps=2).read(replace(later, cameras=()))
-    assert len(sample.points_N4) > 0 == len(sample.pair_point_P) == len(sample.features_MhwD)
+    assert len(sample.points_NI) > 0 == len(sample.pair_point_P) == len(sample.features_MhwD)
     assert sample.pair_position_P2.shape == (0, 2)
     assert sample.pair_position_P2.dtype == torch.float32
     assert not seen(sample).any()
@@ -134,8 +134,8 @@ def test_a_scene_without_cameras_is_read_and_has_no_pairs(tiny, later):
 
 def test_prefetched_batches_and_their_errors_are_the_same(tiny):
     source = SampleSource(tiny.index.root)
-    assert [*prefetched(map(source.read, tiny.index.frames[:3]), lambda s: len(s.points_N4))] == [
-        len(source.read(frame).points_N4) for frame in tiny.index.frames[:3]
+    assert [*prefetched(map(source.read, tiny.index.frames[:3]), lambda s: len(s.points_NI))] == [
+        len(source.read(frame).points_NI) for frame in tiny.index.frames[:3]
     ]
     broken = replace(tiny.index.frames[1], cloud_path="nowhere.pcd.bin")
     batches = prefetched(map(source.read, (tiny.index.frames[0], broken)), lambda sample: sample)
@@ -169,14 +169,14 @@ def test_batches_read_by_several_threads_are_the_same(tiny):
 def test_a_pinned_batch_is_the_same_on_a_gpu(tiny, later):
     sample = SampleSource(tiny.index.root, tiny.store).read(later)
     there = sample.pinned().to(torch.device("cuda"))
-    assert torch.equal(there.points_N4.cpu(), sample.points_N4)
+    assert torch.equal(there.points_NI.cpu(), sample.points_NI)
     assert torch.equal(there.features_MhwD.cpu(), sample.features_MhwD)
 
 
 def test_labels_are_read_only_where_asked_for(tiny, later):
     assert not len(SampleSource(tiny.index.root, tiny.store).read(later).labels_N)
     labelled = SampleSource(tiny.index.root, label_vocabulary=vocabulary("nuscenes"))
-    assert len(labelled.read(later).labels_N) == len(labelled.read(later).points_N4)
+    assert len(labelled.read(later).labels_N) == len(labelled.read(later).points_NI)
     with pytest.raises(DataError, match="has no label file, and labels are needed"):
         labelled.read(replace(later, label_path=None))
 
@@ -186,5 +186,5 @@ def test_the_cache_is_bounded(tiny):
     first = cache.get(0)
     assert cache.get(0) is first
     for position in (1, 2):
-        assert len(cache.get(position).points_N4)
+        assert len(cache.get(position).points_NI)
     assert cache.get(0) is not first

@@ -98,7 +98,7 @@ def test_two_ranks_count_what_scikit_learn_counts(tiny, on_two):
         for frame in tiny.index.frames:
             sample = on_two.source.read(frame)
             truth.append(sample.labels_N.numpy().astype(int) - 1)
-            seen.append(np.isin(np.arange(len(sample.points_N4)), sample.pair_point_P.numpy()))
+            seen.append(np.isin(np.arange(len(sample.points_NI)), sample.pair_point_P.numpy()))
             for name, method in on_two.methods.items():
                 answers[name].append(method.prepare(torch.device("cpu"))(sample).numpy())
     truth, seen = np.concatenate(truth), np.concatenate(seen)

@@ -53,7 +53,7 @@ def test_agreement_takes_the_teacher_for_the_truth(tiny, validation):
     for frame in validation.frames:
         sample = dataclasses.replace(validation.source, num_sweeps=1).read(frame)
         with torch.no_grad():
-            student_N = (model(sample.points_N4, sample.cloud_N)["scr"] @ tiny.text_CD.T).argmax(1)
+            student_N = (model(sample.points_NI, sample.cloud_N)["scr"] @ tiny.text_CD.T).argmax(1)
         teacher_N = TeacherMethod(tiny.text_CD).prepare(torch.device("cpu"))(sample)
         shown_N = seen(sample)
         counts += confusion((teacher_N[shown_N] + 1).numpy(), student_N[shown_N].numpy(), 16)

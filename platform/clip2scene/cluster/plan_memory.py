@@ -6,8 +6,8 @@ A training worker holds, in bytes (float32 and index types as in the code):
 - ``index``: the descriptions of all training keyframes, in every worker (``rates.json``);
 - ``network``: parameters x 4 x (weights + gradients + optimiser: 1 state for SGD, 2 for AdamW, + 1 for the buckets of
   DistributedDataParallel with several workers);
-- ``kept samples``: ``cached_frames`` (or all, if fewer) x a decoded keyframe: per point 16 (x, y, z, intensity), 8
-  (cloud) and 1 (label); per pair 44; per image h x w x D x 2;
+- ``kept samples``: ``cached_frames`` (or all, if fewer) x a decoded keyframe: per point 16 (x, y, z, intensity; 12
+  more for a mesh's colour), 8 (cloud) and 1 (label); per pair 44; per image h x w x D x 2;
 - ``step``: what backpropagation keeps of one step, see :func:`step_bytes`, and the joined batch itself; in float32,
   fp16 needs less.
 
@@ -29,7 +29,7 @@ WITHIN = 2.0
 STATES = {"sgd": 1, "adamw": 2}
 """Values that an optimiser keeps per parameter."""
 _FLOAT, _INDEX = 4, 4
-_POINT, _PAIR = 24, 44
+_POINT, _COLOUR, _PAIR = 24, 12, 44
 _PAIRS_PER_POINT = {"streetworld": 0.64, "nuscenes": 0.64, "semantickitti": 0.16}
 """Measured on one real keyframe with six cameras, and on one with a single camera."""
 _KEPT_PER_CONVOLUTION = 3
@@ -60,7 +60,8 @@ def training_bytes(
     frames = data.train_frames if distils else data.labelled_frames
     images = math.ceil(data.train_images / data.train_frames) if distils else 0
     pairs = _PAIRS_PER_POINT.get(job.dataset.kind, 1.0) if distils else 0.0
-    sample = round(sweeps * data.points * (_POINT + 1 + pairs * _PAIR) + images * grid[0] * grid[1] * dim * _FLOAT // 2)
+    point = _POINT + _COLOUR * (job.dataset.kind == "scannet")
+    sample = round(sweeps * data.points * (point + 1 + pairs * _PAIR) + images * grid[0] * grid[1] * dim * _FLOAT // 2)
     share = math.ceil(settings.batch_size / workers)
     points = share * sweeps * data.points
     states = STATES[settings.optimiser.kind]

@@ -2,7 +2,7 @@
 
 A file's suffix tells its format. Every file is checked, and a damaged one is refused in one sentence.
 
-Legend: N points, H x W pixels.
+Legend: N points, I values per point, H x W pixels.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def read_cloud(path: Path) -> np.ndarray:
     """Read a point cloud: nuScenes' ``.pcd.bin``, SemanticKITTI's ``.bin`` or ScanNet's mesh ``.ply``.
 
     Returns:
-        (N, 4) float32: x, y, z (metres, sensor frame) and, in [0, 1], intensity or the luminance of a mesh's colour.
+        (N, 4) float32: x, y, z (metres, sensor frame) and the intensity in [0, 1]. Of a mesh (N, 7): the luminance of its
+        colour for the intensity, then red, green and blue in [0, 1].
 
     Raises:
         DataError: the file is missing, truncated (its size is not a multiple of a point's), empty, of another suffix, a
@@ -88,10 +89,10 @@ def read_cloud(path: Path) -> np.ndarray:
     if suffix is None:
         raise DataError(f"{path}: its name is not a point cloud's; allowed: {', '.join((*_COLUMNS, '.ply'))}")
     cloud_NK = _read_floats(path, _COLUMNS[suffix])
-    cloud_N4 = cloud_NK[:, :4].copy()
+    cloud_NI = cloud_NK[:, :4].copy()
     if suffix == ".pcd.bin":
-        cloud_N4[:, 3] /= 255
-    return cloud_N4
+        cloud_NI[:, 3] /= 255
+    return cloud_NI
 
 
 def _read_floats(path: Path, columns: int) -> np.ndarray:

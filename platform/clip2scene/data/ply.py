@@ -2,7 +2,7 @@
 
 Only the vertex element is read; faces and whatever else follows are skipped. Bytes in, numpy out: no I/O here.
 
-Legend: N vertices.
+Legend: N vertices, I values per point.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def points(data: bytes, source: str) -> np.ndarray:
         source: the file's name, for the message.
 
     Returns:
-        (N, 4) float32: x, y, z and the luminance of the vertex's colour in [0, 1].
+        (N, 7) float32: x, y, z and, in [0, 1], the luminance of the vertex's colour and its red, green and blue.
 
     Raises:
         DataError: the file is damaged, truncated, without vertices or without one of these properties, or a vertex is
@@ -40,12 +40,12 @@ def points(data: bytes, source: str) -> np.ndarray:
         if vertices_N.dtype[name] != np.uint8:
             raise DataError(f"{source}: property {name} is {vertices_N.dtype[name]}; 8-bit colours (uchar) are needed")
     rgb_N3 = np.stack([vertices_N[name] for name in ("red", "green", "blue")], axis=1)
-    columns = [*(vertices_N[name] for name in ("x", "y", "z")), np.minimum(rgb_N3 @ _LUMINANCE, 1)]
-    points_N4 = np.stack(columns, axis=1, dtype=np.float32, casting="same_kind")
-    if not np.isfinite(points_N4).all():
-        row = int(np.flatnonzero(~np.isfinite(points_N4).all(axis=1))[0])
-        raise DataError(f"{source}: point {row} of {len(points_N4)} is not finite ({points_N4[row].tolist()})")
-    return points_N4
+    columns = [*(vertices_N[name] for name in ("x", "y", "z")), np.minimum(rgb_N3 @ _LUMINANCE, 1), *(rgb_N3.T / 255)]
+    points_NI = np.stack(columns, axis=1, dtype=np.float32, casting="same_kind")
+    if not np.isfinite(points_NI).all():
+        row = int(np.flatnonzero(~np.isfinite(points_NI).all(axis=1))[0])
+        raise DataError(f"{source}: point {row} of {len(points_NI)} is not finite ({points_NI[row].tolist()})")
+    return points_NI
 
 
 def labels(data: bytes, source: str) -> np.ndarray:

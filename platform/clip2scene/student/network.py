@@ -10,7 +10,7 @@ published SPVCNN interpolates between eight; so that points of one voxel still d
 the points' own inputs, which the published one does not have. Dropout is left out, as in the code that CLIP2Scene's
 authors released (Tang et al. have 0.3 before the first and third decoder level).
 
-Legend: N points, V voxels, F backbone width, D width of the teacher's space, C classes.
+Legend: N points, I values per point, V voxels, F backbone width, D width of the teacher's space, C classes.
 """
 
 from __future__ import annotations
@@ -98,12 +98,13 @@ class Student(nn.Module):
         return self
 
     def forward(
-        self, points_N4: torch.Tensor, cloud_N: torch.Tensor, rows_P: torch.Tensor | None = None
+        self, points_NI: torch.Tensor, cloud_N: torch.Tensor, rows_P: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
         """Features of the input points for every head.
 
         Args:
-            points_N4: x, y, z in metres and intensity in [0, 1], with the clouds of the batch one after another.
+            points_NI: x, y, z in metres and, in [0, 1], the intensity and (I = 7) red, green and blue, with the clouds of
+                the batch one after another.
             cloud_N: (N,) int64, the cloud of each point.
             rows_P: (P,) int64, the points to return (those with a pixel, say), in any order, also repeatedly; all
                 points if not given.
@@ -111,20 +112,20 @@ class Student(nn.Module):
         Returns:
             ``{head: (N or P, D or C)}``.
         """
-        features_NF = self.backbone(points_N4, cloud_N)
+        features_NF = self.backbone(points_NI, cloud_N)
         if rows_P is not None:
             features_NF = features_NF.index_select(0, rows_P)
         return {name: head(features_NF) for name, head in self.heads.items()}
 
 
 class SparseUNet(nn.Module):
-    """Point features from a sparse U-Net, with a point branch or without: (N, 4) to (N, F)."""
+    """Point features from a sparse U-Net, with a point branch or without: (N, I) to (N, F)."""
 
     def __init__(self, settings: StudentSettings):
         super().__init__()
         self.settings = settings
         self.layout = layout = layout_of(settings)
-        inputs = 3 * settings.use_position + settings.use_intensity
+        inputs = 3 * settings.use_position + settings.use_intensity + 3 * settings.use_colour
         stem_widths = [inputs] + [width for _, width in layout.stem]
         self.stem = nn.ModuleList(
             _Submanifold(stem_widths[i], width, "level0" if kernel == 3 else "stem", kernel)
@@ -146,12 +147,12 @@ class SparseUNet(nn.Module):
                 self.add_module(self._point_layer(level), _PointLayer(point_width, width))
                 point_width = width
 
-    def forward(self, points_N4: torch.Tensor, cloud_N: torch.Tensor) -> torch.Tensor:
+    def forward(self, points_NI: torch.Tensor, cloud_N: torch.Tensor) -> torch.Tensor:
         """Features of every point, (N, F); see :class:`Student`."""
         layout = self.layout
-        voxels = voxelise(points_N4[:, :3], cloud_N, self.settings.voxel_size_m, 2**layout.levels)
+        voxels = voxelise(points_NI[:, :3], cloud_N, self.settings.voxel_size_m, 2**layout.levels)
         rows_N = voxels.voxel_of_point_N
-        inputs_N = self._inputs(points_N4)
+        inputs_N = self._inputs(points_NI)
         x = self._sparse(segment_mean(inputs_N, rows_N, len(voxels.coordinates_V4)), voxels)
         for layer in self.stem:
             x = layer(x)
@@ -178,16 +179,20 @@ class SparseUNet(nn.Module):
         """Name of the layer on the points before their fusion with the voxels, after that many decoder levels."""
         return {0: "point_bottleneck", self.layout.levels: "point_output"}.get(level, f"point_decoder{level}")
 
-    def _inputs(self, points_N4: torch.Tensor) -> torch.Tensor:
-        """x and y from the voxel's centre (voxels), height above the sensor (metres), intensity: (N, 1, 3 or 4)."""
+    def _inputs(self, points_NI: torch.Tensor) -> torch.Tensor:
+        """x and y from the voxel's centre (voxels), height above the sensor (metres), intensity, red, green and blue,
+        as far as the settings want them: (N, 1 to 7).
+        """
         columns = []
         if self.settings.use_position:
             size = self.settings.voxel_size_m
-            offset_N2 = points_N4[:, :2] / size - torch.floor(points_N4[:, :2] / size) - 0.5
+            offset_N2 = points_NI[:, :2] / size - torch.floor(points_NI[:, :2] / size) - 0.5
             # Height tells much about a street's classes; x and y would only tell where the sensor stood.
-            columns = [offset_N2, points_N4[:, 2:3]]
+            columns = [offset_N2, points_NI[:, 2:3]]
         if self.settings.use_intensity:
-            columns.append(points_N4[:, 3:4])
+            columns.append(points_NI[:, 3:4])
+        if self.settings.use_colour:
+            columns.append(points_NI[:, 4:7])
         return torch.cat(columns, dim=1)
 
     def _sparse(self, features_V: torch.Tensor, voxels: Voxels) -> spconv.SparseConvTensor:

@@ -42,7 +42,7 @@ class Distillation(Training):
         about_step = Step(
             settings=self.settings,
             voxel_size_m=self.student.voxel_size_m,
-            text_CD=self.text_CD.to(batch.points_N4.device, non_blocking=True),
+            text_CD=self.text_CD.to(batch.points_NI.device, non_blocking=True),
             seed=self.seed,
             epoch=epoch,
             number=step,

@@ -154,5 +154,5 @@ def answered(classes_N: np.ndarray, truth_N: np.ndarray, num_classes: int) -> np
 
 
 def _example(sample: Sample, truth_N: np.ndarray, classes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    points = {"points": sample.points_N4[:, :3].cpu().numpy(), "truth": truth_N}
+    points = {"points": sample.points_NI[:, :3].cpu().numpy(), "truth": truth_N}
     return points | {name: (classes_N + 1).astype(np.uint8) for name, classes_N in classes.items()}

@@ -45,7 +45,7 @@ class Finetuning(Training):
 
     def loss(self, model: Network, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
         """``loss`` and ``accuracy`` on labelled points; also ``lovasz`` if that is part of the loss."""
-        logits_NC = model(batch.points_N4, batch.cloud_N)["classifier"].float()
+        logits_NC = model(batch.points_NI, batch.cloud_N)["classifier"].float()
         labels_N = batch.labels_N.long() - 1
         counted_N = labels_N >= 0
         loss = cross_entropy(logits_NC, labels_N, ignore_index=-1, reduction="sum") / counted_N.sum().clamp(min=1)

@@ -65,7 +65,7 @@ class StudentMethod:
         text_CD = None if self.text_CD is None else self.text_CD.to(device)
 
         def predict(sample: Sample) -> torch.Tensor:
-            heads = model(sample.points_N4, sample.cloud_N)
+            heads = model(sample.points_NI, sample.cloud_N)
             logits_NC = heads["classifier"] if text_CD is None else heads["scr"] @ text_CD.T
             return logits_NC.argmax(1)
 
@@ -90,7 +90,7 @@ class EnsembleMethod:
         text_CD = normalize(self.text_CD.to(device), dim=1)
 
         def predict(sample: Sample) -> torch.Tensor:
-            points_ND = model(sample.points_N4, sample.cloud_N)["scr"]
+            points_ND = model(sample.points_NI, sample.cloud_N)["scr"]
             score_3d_N, class_3d_N = (normalize(points_ND, dim=1) @ text_CD.T).max(1)
             score_2d_N, class_2d_N = (normalize(_sum_of_pixels(sample), dim=1) @ text_CD.T).max(1)
             return torch.where(seen(sample) & (score_2d_N > score_3d_N), class_2d_N, class_3d_N)
@@ -127,7 +127,7 @@ class PointClipMethod:
         width_height_2 = torch.tensor(size[::-1]).to(device)
 
         def predict(sample: Sample) -> torch.Tensor:
-            points_N3 = sample.points_N4[:, :3]
+            points_N3 = sample.points_NI[:, :3]
             if self.sensor_at_centre:
                 points_N3 = points_N3 - (points_N3.amin(0) + points_N3.amax(0)) / 2
             projected = project_into_views(points_N3, *size)
@@ -160,7 +160,7 @@ class ConstantMethod:
 
     def prepare(self, device: torch.device) -> Predictor:
         """A function from a keyframe to classes (N,) int64."""
-        return lambda sample: torch.full((len(sample.points_N4),), self.constant, device=device)
+        return lambda sample: torch.full((len(sample.points_NI),), self.constant, device=device)
 
 
 Method = TeacherMethod | StudentMethod | EnsembleMethod | PointClipMethod | ConstantMethod
@@ -168,7 +168,7 @@ Method = TeacherMethod | StudentMethod | EnsembleMethod | PointClipMethod | Cons
 
 def seen(sample: Sample) -> torch.Tensor:
     """(N,) bool: points that at least one encoded image shows."""
-    seen_N = torch.zeros(len(sample.points_N4), dtype=torch.bool, device=sample.points_N4.device)
+    seen_N = torch.zeros(len(sample.points_NI), dtype=torch.bool, device=sample.points_NI.device)
     seen_N[sample.pair_point_P] = True
     return seen_N
 
@@ -183,7 +183,7 @@ def _distilled(settings: StudentSettings, weights: dict[str, torch.Tensor], dim:
 def _sum_of_pixels(sample: Sample) -> torch.Tensor:
     """(N, D): sum of the unit-length features of each point's pixels; zero where no image shows the point."""
     dim = sample.features_MhwD.shape[-1]
-    sums_ND = torch.zeros(len(sample.points_N4), dim, device=sample.points_N4.device)
+    sums_ND = torch.zeros(len(sample.points_NI), dim, device=sample.points_NI.device)
     pairs = (sample.pair_point_P, sample.pair_image_P, sample.pair_position_P2)
     for point_P, image_P, position_P2 in zip(*(part.split(_PAIRS_AT_ONCE) for part in pairs), strict=True):
         sums_ND.index_add_(0, point_P, normalize(bilinear(sample.features_MhwD, image_P, position_P2), dim=1))

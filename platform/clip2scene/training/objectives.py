@@ -79,7 +79,7 @@ def clip2scene(model: Network, batch: Sample, step: Step) -> Terms:
     A loss of weight 0 is left out, and so is its head: the other loss then trains the head ``scr``, which predicts.
     """
     settings, terms, total = step.settings, {}, []
-    heads = model(batch.points_N4, batch.cloud_N, batch.pair_point_P)
+    heads = model(batch.points_NI, batch.cloud_N, batch.pair_point_P)
     scr_PD = step.features(heads["scr"])
     with torch.no_grad():
         pixels_PD = step.features(step.pixels(batch))
@@ -145,14 +145,14 @@ def pointcontrast(model: Network, batch: Sample, step: Step) -> Terms:
 
     The second view rotates, flips and scales each cloud once more, as ``augment`` allows. No image is used.
     """
-    num_clouds, num_points = int(batch.cloud_N.max()) + 1, len(batch.points_N4)
+    num_clouds, num_points = int(batch.cloud_N.max()) + 1, len(batch.points_NI)
     rng = np.random.default_rng([step.seed, step.number, step.rank])
     transform_K33 = torch.stack([random_transform(step.settings.augment, rng) for _ in range(num_clouds)])
-    transform_K33 = transform_K33.to(batch.points_N4, non_blocking=True)
-    moved_N3 = torch.einsum("nij,nj->ni", transform_K33[batch.cloud_N], batch.points_N4[:, :3])
-    second_N4 = torch.cat((moved_N3, batch.points_N4[:, 3:]), dim=1)
-    points_2N4 = torch.cat((batch.points_N4, second_N4))
-    features_2ND = model(points_2N4, torch.cat((batch.cloud_N, batch.cloud_N + num_clouds)))["scr"]
+    transform_K33 = transform_K33.to(batch.points_NI, non_blocking=True)
+    moved_N3 = torch.einsum("nij,nj->ni", transform_K33[batch.cloud_N], batch.points_NI[:, :3])
+    second_NI = torch.cat((moved_N3, batch.points_NI[:, 3:]), dim=1)
+    points_2NI = torch.cat((batch.points_NI, second_NI))
+    features_2ND = model(points_2NI, torch.cat((batch.cloud_N, batch.cloud_N + num_clouds)))["scr"]
     chosen = step.rows(num_points, features_2ND.device)
     views = [normalize(features_2ND[chosen + start].float(), dim=1) for start in (0, num_points)]
     return {"loss": info_nce(views[0], views[1], step.settings.contrast.temperature)}
@@ -160,7 +160,7 @@ def pointcontrast(model: Network, batch: Sample, step: Step) -> Terms:
 
 def _pairs(model: Network, batch: Sample, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
     """Point features of the head ``scr`` and pixel features of all pairs, both (P, D) float32."""
-    points_PD = model(batch.points_N4, batch.cloud_N, batch.pair_point_P)["scr"].float()
+    points_PD = model(batch.points_NI, batch.cloud_N, batch.pair_point_P)["scr"].float()
     with torch.no_grad():
         return points_PD, step.pixels(batch)
 

@@ -4,7 +4,7 @@ Pairs are made from unaugmented coordinates, and features are read from the cach
 cloud can be rotated, flipped or scaled freely. The paper's flips and crops of the *image* would move a pixel and its
 feature alike on a cached grid, so they change nothing here and are left out.
 
-Legend: N points of all clouds, P pairs, M images, K sweeps, D feature width.
+Legend: N points of all clouds, I values per point, P pairs, M images, K sweeps, D feature width.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _RANDOM_POOL = 10
 class Sample:
     """One keyframe, or several joined: every cloud in the coordinates of its own keyframe's LiDAR."""
 
-    points_N4: torch.Tensor
-    """x, y, z in metres and intensity in [0, 1], float32."""
+    points_NI: torch.Tensor
+    """x, y, z in metres and what :func:`~clip2scene.data.clouds.read_cloud` gives beside them, float32."""
     cloud_N: torch.Tensor
     """Input cloud of each point, int64 from 0: one per sweep, the keyframe's own first, or a single merged one."""
     labels_N: torch.Tensor
@@ -47,7 +47,7 @@ class Sample:
     features_MhwD: torch.Tensor
     """Dense teacher features of the images, float16; empty (0, 0, 0, 0) without a store."""
     pair_point_P: torch.Tensor
-    """Row of ``points_N4``, int64."""
+    """Row of ``points_NI``, int64."""
     pair_image_P: torch.Tensor
     """Row of ``features_MhwD``, int64."""
     pair_position_P2: torch.Tensor
@@ -97,21 +97,21 @@ class SampleSource:
         clouds, starts, pairs = [], [0], []
         depths = None if self.store is None else read_depths(self.root, frame)
         for number, (path, world_from_lidar) in enumerate(self._sweeps(frame, rng)):
-            cloud_N4 = read_cloud(resolve(self.root, path))
+            cloud_NI = read_cloud(resolve(self.root, path))
             if number:  # the keyframe's are scored, and never in view
-                cloud_N4 = without_ego_returns(cloud_N4, self.ego_radius_m)
+                cloud_NI = without_ego_returns(cloud_NI, self.ego_radius_m)
             if self.store is not None:
-                pairs.append(pair(cloud_N4[:, :3], world_from_lidar, frame.cameras, depths))
-            points_N3 = register(cloud_N4[:, :3], world_from_lidar, frame.world_from_lidar)
-            clouds.append(np.column_stack((points_N3, cloud_N4[:, 3])).astype(np.float32))
-            starts.append(starts[-1] + len(cloud_N4))
-        points_N4 = torch.from_numpy(np.concatenate(clouds))
+                pairs.append(pair(cloud_NI[:, :3], world_from_lidar, frame.cameras, depths))
+            points_N3 = register(cloud_NI[:, :3], world_from_lidar, frame.world_from_lidar)
+            clouds.append(np.column_stack((points_N3, cloud_NI[:, 3:])).astype(np.float32))
+            starts.append(starts[-1] + len(cloud_NI))
+        points_NI = torch.from_numpy(np.concatenate(clouds))
         sweep_N = torch.repeat_interleave(torch.arange(len(clouds)), torch.tensor(np.diff(starts)))
         cloud_N = torch.zeros_like(sweep_N) if self.merge_sweeps else sweep_N
         features_MhwD, image_of_camera = self._features(frame)
         pairs_P = self._pairs(frame, pairs, starts, image_of_camera)
         return Sample(
-            points_N4=points_N4,
+            points_NI=points_NI,
             cloud_N=cloud_N,
             labels_N=self._labels(frame, starts[1]),
             features_MhwD=features_MhwD,
@@ -119,7 +119,7 @@ class SampleSource:
             pair_image_P=pairs_P[1],
             pair_position_P2=pairs_P[2],
             pair_frame_P=torch.zeros_like(pairs_P[0]),
-            pair_xyz_P3=points_N4[pairs_P[0], :3],
+            pair_xyz_P3=points_NI[pairs_P[0], :3],
             pair_segment_P=self._segments(frame, image_of_camera, pairs_P[1], pairs_P[2]),
         )
 
@@ -280,7 +280,7 @@ def join(samples: list[Sample]) -> Sample:
                 pair_segment_P=_shifted(sample.pair_segment_P, segments),
             )
         )
-        points += len(sample.points_N4)
+        points += len(sample.points_NI)
         clouds += int(sample.cloud_N[-1]) + 1
         images += len(sample.features_MhwD)
         segments += int(sample.pair_segment_P.max()) + 1 if len(sample.pair_segment_P) else 0
@@ -294,8 +294,8 @@ def _shifted(segment_P: torch.Tensor, by: torch.Tensor | int) -> torch.Tensor:
 
 def augment(sample: Sample, settings: AugmentSettings, rng: np.random.Generator) -> Sample:
     """Rotate about z, flip and scale all clouds of a keyframe together; pairs and their coordinates do not change."""
-    moved_N3 = sample.points_N4[:, :3] @ random_transform(settings, rng).T
-    return replace(sample, points_N4=torch.cat((moved_N3, sample.points_N4[:, 3:]), dim=1))
+    moved_N3 = sample.points_NI[:, :3] @ random_transform(settings, rng).T
+    return replace(sample, points_NI=torch.cat((moved_N3, sample.points_NI[:, 3:]), dim=1))
 
 
 def random_transform(settings: AugmentSettings, rng: np.random.Generator) -> torch.Tensor:

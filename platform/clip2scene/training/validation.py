@@ -64,7 +64,7 @@ class Validation:
             counts = _Counts(len(text_CD))
             for position in range(len(mine)):
                 sample = cache.get(position).to(worker.device)
-                features_ND = model(sample.points_N4, sample.cloud_N)["scr"]
+                features_ND = model(sample.points_NI, sample.cloud_N)["scr"]
                 counts.add(sample, (features_ND @ text_CD.T).argmax(1), teacher(sample))
             model.train(was_training)
             return counts.scores(worker, self.source.label_vocabulary is not None)
@@ -89,7 +89,7 @@ class _Counts:
         if len(labels_N):
             seen_N, student_of_keyframe_N = seen_N[: len(labels_N)], student_N[: len(labels_N)]
             self._by_truth += confusion(_numpy(labels_N[seen_N]), _numpy(student_of_keyframe_N[seen_N]), self._size)
-        self._cells += same_in_both_sweeps(sample.points_N4[:, :3], sample.cloud_N, student_N, self._size)
+        self._cells += same_in_both_sweeps(sample.points_NI[:, :3], sample.cloud_N, student_N, self._size)
 
     def scores(self, worker: Worker, with_labels: bool) -> dict[str, float]:
         flat = np.concatenate((self._by_truth.ravel(), self._by_teacher.ravel(), self._cells))
