@@ -93,6 +93,13 @@ def test_a_searchers_trials_are_numbered_as_they_were_suggested(begin):
     assert {number: run.tau for number, run in made._runs.items()} == {2: 0.7, 0: 0.2}
 
 
+def test_a_trial_whose_process_never_started_is_recorded_as_failed(begin):
+    begin()
+    trials = [tune_trial(config={"trial": number}) for number in (0, 1)]
+    JournalCallback().on_trial_error(0, trials, trials[1])
+    assert {number: state for number, (state, _) in TrialRun.ends.items()} == {1: "failed"}
+
+
 def test_trials_that_the_budget_stops_keep_their_scores(begin):
     made = begin(budget={"epochs": 6, "hours": 1e-9})
     trials = [tune_trial(config={"trial": 0}), tune_trial(config={"trial": 1})]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +15,16 @@ import pytest
 
 from clip2scene.config import ConfigError
 from clip2scene.stages import Stages
+from clip2scene.storage import locked
 from clip2scene.sweeps import runner
 from clip2scene.sweeps import trial as trials
-from clip2scene.sweeps.runner import recall, remember
+from clip2scene.sweeps.runner import recall, remember, run_sweep
 from clip2scene.teacher.extract import ExtractReport
 from clip2scene.tracking.sweep import runs as sweep_runs
-from clip2scene.tracking.tracker import Tracker
+from clip2scene.tracking.tracker import Tracker, connect
 
 TAU, LAMBDA = "distill.scr.tau", "distill.stcr.lambda"
+ONE_TRIAL = {"parameters": {TAU: {"grid": [0.5]}}}
 
 
 PATHS = {
@@ -34,20 +38,49 @@ def test_a_kept_sweep_can_be_resumed_from_any_folder(load, tmp_path, monkeypatch
     space = {"parameters": {TAU: {"uniform": [0.1, 1.0]}, LAMBDA: {"uniform": [0.1, 1.0]}}, "num_trials": 3}
     monkeypatch.chdir(tmp_path)
     Path("clip.pt").touch()
-    begun, folder = remember(load(**space, job=PATHS), "the command")
-    again, _ = remember(load(**space, job=PATHS, title="other"), "")
-    assert (again.digest, again.space.title) == (begun.digest, "other")
+    begun = remember(load(**space, job=PATHS), "the command", "http://mlflow")
+    again = remember(load(**space, job=PATHS, title="other"), "", None)
+    assert (again.sweep.digest, again.sweep.space.title) == (begun.sweep.digest, "other")
+    assert (again.id, again.command, again.tracking_uri) == (begun.id, "the command", "http://mlflow")
     # Trials are numbered by the order of the kept keys, whatever order the file has now.
     turned = {"parameters": dict(reversed(space["parameters"].items())), "num_trials": 3, "budget": {"hours": 2}}
-    again, _ = remember(load(**turned, job=PATHS), "")
-    assert (again.trials, again.space.budget.hours) == (begun.trials, 2)
+    again = remember(load(**turned, job=PATHS), "", None)
+    assert (again.sweep.trials, again.sweep.space.budget.hours) == (begun.sweep.trials, 2)
     monkeypatch.chdir(tmp_path.parent)
-    held, command = recall(folder)
-    assert (held, held.digest, command) == (begun, begun.digest, "the command")
+    kept = recall(begun.folder)
+    assert (kept, kept.sweep.digest) == (begun, begun.sweep.digest)
+    held = kept.sweep
     assert (held.base.storage, held.base.dataset.root) == (str(tmp_path / "store"), str(tmp_path / "world"))
     assert (held.base.teacher.model, held.base.teacher.pretrained) == ("ViT-B-16", str(tmp_path / "clip.pt"))
     with pytest.raises(ConfigError, match="another sweep of this name"):
-        remember(load(**space, seed=1, job=PATHS | {"storage": held.base.storage}), "")
+        remember(load(**space, seed=1, job=PATHS | {"storage": held.base.storage}), "", None)
+    elsewhere = remember(load(**space, job=PATHS | {"storage": str(tmp_path / "other")}), "", None)
+    assert elsewhere.id != begun.id
+
+
+def test_a_sweep_does_not_continue_on_a_server_that_lacks_its_trials(load, uri, tmp_path):
+    kept = remember(load(**ONE_TRIAL, job=PATHS | {"storage": str(tmp_path)}), "", "http://mlflow:5000")
+    (kept.folder / "tune").mkdir()
+    (kept.folder / "tune" / "tuner.pkl").touch()
+    sentence = r"sweep 'test': its trials are not on MLflow at .*began on \(--tracking-uri http://mlflow:5000\)"
+    with pytest.raises(ConfigError, match=sentence):
+        run_sweep(kept, connect(uri, "sweeps"))
+
+
+def test_a_second_driver_waits_for_the_first(load, tmp_path, monkeypatch):
+    kept = remember(load(**ONE_TRIAL, job=PATHS | {"storage": str(tmp_path)}), "", None)
+    begun = threading.Event()
+
+    def begin(*_):
+        begun.set()
+        raise ConfigError("first")
+
+    monkeypatch.setattr(runner, "_sweep_run", begin)
+    with ThreadPoolExecutor(1) as pool:
+        with locked(kept.folder):
+            second = pool.submit(run_sweep, kept, Tracker("", "0"))
+            assert not begun.wait(0.5)
+        assert str(second.exception(timeout=60)) == "first"
 
 
 def test_absolute_paths_change_nothing_else(load, tmp_path, monkeypatch):
@@ -58,7 +91,7 @@ def test_absolute_paths_change_nothing_else(load, tmp_path, monkeypatch):
         job=PATHS | {"variant": "released"},
     )
     before = copy.deepcopy(sweep.job)
-    kept, _ = remember(sweep, "")
+    kept = remember(sweep, "", None).sweep
     assert sweep.job == before
     normalised = {trial.variant: kept.job_of(trial).teacher.clip_normalisation for trial in kept.trials}
     assert normalised == {"paper": True, "as it is": False}
@@ -104,7 +137,7 @@ def test_a_trial_frees_the_teacher_before_it_trains(load, tmp_path, monkeypatch)
     held, fitted = [], []
     monkeypatch.setattr(trials, "Stages", Stages)
     monkeypatch.setattr(trials, "fit", fit)
-    work = trials.TrialWork(load(parameters={TAU: {"grid": [0.5]}}), tmp_path, labels=True)
+    work = trials.TrialWork(load(**ONE_TRIAL), tmp_path, labels=True)
     monkeypatch.setattr(trials.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "0"))
     trials.run_trial({"trial": 0}, work)
     assert fitted == [("validation", None)]

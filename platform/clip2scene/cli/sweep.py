@@ -41,8 +41,7 @@ def _sweep(options: argparse.Namespace) -> int:
             raise ConfigError(f"sweep --resume {options.resume}: takes no FILE and no --job; it has kept its own")
         from clip2scene.sweeps.runner import recall
 
-        folder = _folder_of(options.resume, options.storage)
-        sweep, command = recall(folder)
+        kept = recall(_folder_of(options.resume, options.storage))
     else:
         if options.storage is not None:
             raise ConfigError("sweep: --storage belongs to --resume; a new sweep takes job.storage=FOLDER")
@@ -54,20 +53,21 @@ def _sweep(options: argparse.Namespace) -> int:
         from clip2scene.sweeps.runner import remember
 
         command = shlex.join(["clip2scene", "sweep", options.space, "--job", options.job, *options.overrides])
-        sweep, folder = remember(sweep, command)
+        kept = remember(sweep, command, options.tracking_uri)
     from clip2scene.sweeps.runner import run_sweep
     from clip2scene.tracking.server import UI_PAGES
     from clip2scene.tracking.sweep.text import sweep_text
 
-    storage = folder.parents[1]
+    sweep, storage, best = kept.sweep, kept.folder.parents[1], kept.folder / "best.yaml"
+    options.tracking_uri = options.tracking_uri or kept.tracking_uri
     job = sweep.job_of(sweep.trials[0])
     dashboard = job.resources.num_workers > 0
     with session(options, storage, sweep.base.experiment, job, dashboard=dashboard) as tracker:
-        record = run_sweep(sweep, tracker(), folder, command, None if options.tracking_uri else UI_PAGES)
+        record = run_sweep(kept, tracker(), None if options.tracking_uri else UI_PAGES)
     print(sweep_text(record))
     print(f"report: {report_command(sweep.space.sweep, storage, options.tracking_uri)}")
-    if (folder / "best.yaml").is_file():
-        print(f"best:   clip2scene run {folder / 'best.yaml'}")
+    if best.is_file():
+        print(f"best:   {shlex.join(['clip2scene', 'run', str(best)])}")
     return 0
 
 

@@ -73,6 +73,12 @@ class Journal:
         self._runs.pop(number).end(state, finals, reason)
         self._on_ended()
 
+    def failed(self, number: int, config: dict[str, Any], error: BaseException, num_ended: int) -> None:
+        """A trial has failed, perhaps before its process could start."""
+        if number not in self._runs:
+            self.started(number, config, num_ended)
+        self.ended(number, error)
+
     def finish(self) -> None:
         """Tune is done: trials that it has not reported as ended were stopped by the budget."""
         for number in list(self._runs):
@@ -98,7 +104,7 @@ class JournalCallback(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial starts, or starts again after a failure."""
-        _current[0].started(_number(trial), trial.config, sum(other.is_finished() for other in trials))
+        _current[0].started(_number(trial), trial.config, _num_ended(trials))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -112,7 +118,7 @@ class JournalCallback(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has failed and is not tried again."""
-        _current[0].ended(_number(trial), trial.get_pickled_error())
+        _current[0].failed(_number(trial), trial.config, trial.get_pickled_error(), _num_ended(trials))
 
 
 class BudgetStopper(tune.Stopper):
@@ -128,6 +134,10 @@ class BudgetStopper(tune.Stopper):
     def stop_all(self) -> bool:
         """Stop all trials once the hours are used up."""
         return _current[0].is_over
+
+
+def _num_ended(trials: list[Any]) -> int:
+    return sum(trial.is_finished() for trial in trials)
 
 
 def _number(trial: Any) -> int:

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
+import uuid
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +20,42 @@ from clip2scene.jobfile import put
 from clip2scene.machine import description
 from clip2scene.progress import console
 from clip2scene.stages import Stages
-from clip2scene.storage import Storage, folder_of, writing
+from clip2scene.storage import Storage, folder_of, locked, writing
 from clip2scene.sweeps.counts import Counts
 from clip2scene.sweeps.space import TRAIN_SPLIT, VERIFY_SPLIT
 from clip2scene.sweeps.sweep import Sweep, combine
 from clip2scene.sweeps.trial import TrialWork
-from clip2scene.sweeps.tuner import search, slots_of
+from clip2scene.sweeps.tuner import has_begun, search, slots_of
 from clip2scene.teacher.weights import absolute
 from clip2scene.tracking.run import Run
 from clip2scene.tracking.sweep.best import best_yaml
 from clip2scene.tracking.sweep.keep import keep_sweep
 from clip2scene.tracking.sweep.record import SweepRecord, read_sweep_run
-from clip2scene.tracking.sweep.runs import FORMAT, is_recorded, sweep_run
+from clip2scene.tracking.sweep.runs import FORMAT, is_known, is_recorded, sweep_run
 from clip2scene.tracking.tracker import Tracker
 from clip2scene.training.samples import check_window
 
 
-def remember(sweep: Sweep, command: str) -> tuple[Sweep, Path]:
-    """Keep what was asked for, so that ``--resume NAME`` needs no other file and works from any folder.
+@dataclass(frozen=True)
+class KeptSweep:
+    """A sweep as its folder keeps it, so that ``--resume NAME`` needs no other file and works from any folder."""
+
+    sweep: Sweep
+    """With absolute paths."""
+    folder: Path
+    id: str
+    """Of this sweep alone: another one with the same settings, in another storage, has other trials."""
+    command: str
+    """That began it, for the report."""
+    tracking_uri: str | None
+    """The MLflow server that it began on; None for the one in its storage."""
+
+
+def remember(sweep: Sweep, command: str, tracking_uri: str | None) -> KeptSweep:
+    """Keep what was asked for.
 
     Returns:
-        The sweep as it was first kept, with absolute paths, but with the title and hours of this one; its folder.
+        The sweep as it was first kept, but with the title and hours of this one.
 
     Raises:
         ConfigError: the storage holds another sweep of that name.
@@ -46,7 +65,8 @@ def remember(sweep: Sweep, command: str) -> tuple[Sweep, Path]:
     folder = storage.path("sweeps", sweep.space.sweep)
     path = folder / "sweep.json"
     if path.is_file():
-        held, _ = recall(folder)
+        kept = recall(folder)
+        held = kept.sweep
         if held.digest != sweep.digest:
             raise ConfigError(
                 f"sweep={sweep.space.sweep}: {folder} holds another sweep of this name, with other settings; "
@@ -54,17 +74,22 @@ def remember(sweep: Sweep, command: str) -> tuple[Sweep, Path]:
             )
         hours = held.space.budget.model_copy(update={"hours": sweep.space.budget.hours})
         # Tune numbered the trials by the order of the keys that was kept; the digest does not depend on that order.
-        return Sweep(held.space.model_copy(update={"title": sweep.space.title, "budget": hours}), held.job), folder
+        space = held.space.model_copy(update={"title": sweep.space.title, "budget": hours})
+        return replace(kept, sweep=Sweep(space, held.job))
+    kept = KeptSweep(sweep, folder, uuid.uuid4().hex, command, tracking_uri)
     values = {
+        "id": kept.id,
         "space": sweep.space.model_dump(mode="json", by_alias=True, exclude_defaults=True),
         "job": dict(sweep.job),
+        "command": command,
+        "tracking_uri": tracking_uri,
     }
-    storage.write_json(path, values | {"command": command})
-    return sweep, folder
+    storage.write_json(path, values)
+    return kept
 
 
-def recall(folder: Path) -> tuple[Sweep, str]:
-    """Return the sweep that a folder holds, with the storage that the folder is in, and the command that began it.
+def recall(folder: Path) -> KeptSweep:
+    """Return the sweep that a folder holds, with the storage that the folder is in.
 
     Raises:
         ConfigError: the folder holds no sweep, or one of another version.
@@ -72,37 +97,37 @@ def recall(folder: Path) -> tuple[Sweep, str]:
     path = folder / "sweep.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        space, command = values["space"], values["command"]
-        job = {**values["job"], "storage": str(folder.parents[1])}
+        space, job = values["space"], {**values["job"], "storage": str(folder.parents[1])}
+        about = (values["id"], values["command"], values["tracking_uri"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: no sweep to resume there ({type(error).__name__})") from error
-    return combine(space, job, str(path), str(path)), command
+    return KeptSweep(combine(space, job, str(path), str(path)), folder, *about)
 
 
-def run_sweep(sweep: Sweep, tracker: Tracker, folder: Path, command: str, pages_at: str | None = None) -> SweepRecord:
-    """Run a sweep, or what is left of it. Ray must be initialised.
+def run_sweep(kept: KeptSweep, tracker: Tracker, pages_at: str | None = None) -> SweepRecord:
+    """Run a sweep, or what is left of it. Ray must be initialised. A second call at the same time waits for the first.
 
     Args:
-        sweep: from :func:`remember` or :func:`recall`.
+        kept: from :func:`remember` or :func:`recall`.
         tracker: where the runs are kept.
-        folder: the sweep's own.
-        command: the command that began it, for the report.
         pages_at: address that the report's links to runs point to; the tracker's when not given.
 
     Raises:
+        ConfigError: the sweep's trials are on another MLflow server; or as below.
         ConfigError, DataError, StorageError, TrackingError: nothing can be run at all.
         KeyboardInterrupt: the user stopped it; it can be resumed.
     """
+    sweep, folder = kept.sweep, kept.folder
     space = sweep.space
     tags = {
         "dataset": sweep.base.dataset.kind,
         "selection": f"labels of the {VERIFY_SPLIT} scenes" if space.reads_labels else "no labels",
     }
-    with sweep_run(tracker, space.sweep, sweep.digest, tags) as parent:
+    with locked(folder, "runs this sweep"), _sweep_run(kept, tracker, tags) as parent:
         if not is_recorded(tracker, parent):
             slots = slots_of(sweep)  # before hours of preparation
             labels = _prepare(sweep, folder)
-            parent.log_dict(_about(sweep, command, labels), "sweep.json")
+            parent.log_dict(_about(sweep, kept.command, labels), "sweep.json")
             search(sweep, TrialWork(sweep, folder / "trials", labels), tracker, parent, folder, slots)
             _record_counts(sweep, parent, folder, _read(tracker, parent))
         record = _read(tracker, parent)
@@ -111,6 +136,18 @@ def run_sweep(sweep: Sweep, tracker: Tracker, folder: Path, command: str, pages_
         with writing(folder / "best.yaml") as aside:
             aside.write_text(best_yaml(record), encoding="utf-8")
     return record
+
+
+def _sweep_run(kept: KeptSweep, tracker: Tracker, tags: Mapping[str, str]) -> AbstractContextManager[Run]:
+    """The sweep's own run. Ray Tune never repeats a trial, so another server would lack those that ended before."""
+    name = kept.sweep.space.sweep
+    if has_begun(kept.folder) and not is_known(tracker, name, kept.id):
+        server = f"--tracking-uri {kept.tracking_uri}" if kept.tracking_uri else "no --tracking-uri"
+        raise ConfigError(
+            f"sweep {name!r}: its trials are not on MLflow at {tracker.uri}, where none can be added to them; allowed: "
+            f"the server that it began on ({server}), or another name (sweep=NAME)"
+        )
+    return sweep_run(tracker, name, kept.id, tags)
 
 
 def _prepare(sweep: Sweep, folder: Path) -> bool:

@@ -27,6 +27,7 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+_STATE = "tune"
 _DRIVER_MEMORY_BYTES = 200 * 2**20
 
 
@@ -35,11 +36,11 @@ def search(sweep: Sweep, work: TrialWork, tracker: Tracker, parent: Run, folder:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     trainable = tune.with_resources(tune.with_parameters(run_trial, work=work), _resources(sweep))
-    space, counts, state = sweep.space, Counts(folder), folder / "tune"
+    space, counts, state = sweep.space, Counts(folder), folder / _STATE
     with SweepProgress(space.sweep, space.metric, len(sweep.trials), sweep.epochs) as progress:
         journal = Journal(sweep, tracker, parent, progress, on_ended=counts.add_seconds)
         callback = JournalCallback(journal)
-        if tune.Tuner.can_restore(str(state)):
+        if has_begun(folder):
             tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
         else:
             tuner = tune.Tuner(
@@ -69,6 +70,11 @@ def search(sweep: Sweep, work: TrialWork, tracker: Tracker, parent: Run, folder:
         finally:
             journal.abandon()
             counts.add_seconds()
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether Ray Tune has begun the sweep of this folder."""
+    return bool(tune.Tuner.can_restore(str(folder / _STATE)))
 
 
 def slots_of(sweep: Sweep) -> int:

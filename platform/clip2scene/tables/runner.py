@@ -17,6 +17,7 @@ from clip2scene.machine import description, jobs_on, use_threads
 from clip2scene.pipeline import Pipeline
 from clip2scene.progress import console, duration, progress, silent
 from clip2scene.stages import Stages
+from clip2scene.storage import Storage, locked
 from clip2scene.tables.spec import Cell, Table, expand
 from clip2scene.tracking.run import Run
 from clip2scene.tracking.table.keep import keep_table
@@ -58,7 +59,8 @@ class Done:
 def run_table(table: Table, tracker: Tracker, source: str, command: str, pages_at: str | None = None) -> TableRecord:
     """Run what is missing of a table; Ray must be initialised.
 
-    A job that fails does not stop the others; its cells show it as failed, and the next call tries it again.
+    A job that fails does not stop the others; its cells show it as failed, and the next call tries it again. A second
+    call at the same time waits for the first.
 
     Args:
         table: what to run.
@@ -72,7 +74,9 @@ def run_table(table: Table, tracker: Tracker, source: str, command: str, pages_a
     """
     cells = expand(table, source)
     jobs = _jobs(table, cells)
-    with table_run(tracker, table.table, table.dataset, table.run_digest()) as parent:
+    folder = Storage(cells[0].job.storage).path("tables", f"{table.table}-{table.dataset}")
+    digest = table.run_digest()
+    with locked(folder, "runs this table"), table_run(tracker, table.table, table.dataset, digest) as parent:
         about = _about(table, cells, command)
         parent.log_dict(about, "table.json")
         with tracker.reachable("look for finished jobs"):

@@ -24,9 +24,14 @@ FINAL, FAILED = "final/", "failed/"
 """Prefixes of the metrics at a trial's end, and at a failure: a failed trial continues when its sweep is resumed."""
 
 
-def sweep_run(tracker: Tracker, name: str, digest: str, tags: Mapping[str, str]) -> AbstractContextManager[Run]:
+def sweep_run(tracker: Tracker, name: str, sweep_id: str, tags: Mapping[str, str]) -> AbstractContextManager[Run]:
     """The parent run of a sweep; see :func:`parent_run`."""
-    return parent_run(tracker, name, {"stage": "sweep", "sweep": name, "sweep_digest": digest}, tags)
+    return parent_run(tracker, name, _identity(name, sweep_id), tags)
+
+
+def is_known(tracker: Tracker, name: str, sweep_id: str) -> bool:
+    """Whether the server has the sweep's run."""
+    return tracker.find_run(_identity(name, sweep_id)) is not None
 
 
 def is_recorded(tracker: Tracker, run: Run) -> bool:
@@ -109,6 +114,10 @@ class TrialRun:
         """Close the run of a trial that will be continued later."""
         with contextlib.suppress(KeyboardInterrupt), self._stack:
             raise KeyboardInterrupt
+
+
+def _identity(name: str, sweep_id: str) -> dict[str, str]:
+    return {"stage": "sweep", "sweep": name, "sweep_id": sweep_id}
 
 
 def _compared(job: Job) -> dict[str, Any]:

@@ -84,6 +84,11 @@ def sentences(record: SweepRecord) -> Iterator[str]:
         if trial.reason:
             yield f"trial {trial.number:02d} {trial.state}: {trial.reason}"
     if record.metrics:
+        if len(record.trials) < record.about["num_trials"]:
+            yield (
+                f"{len(record.trials)} of {record.about['num_trials']} trials ran before budget.hours ended the sweep; to "
+                "run more of them, give more hours and another name (sweep=NAME)"
+            )
         counts = {name: int(record.metrics[name]) for name in _COUNTS}
         yield (
             f"images encoded: {counts['images_encoded']} of the {counts['images_wanted']} that the trials read; "
