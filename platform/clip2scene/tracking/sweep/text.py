@@ -86,8 +86,8 @@ def sentences(record: SweepRecord) -> Iterator[str]:
     if record.metrics:
         if len(record.trials) < record.about["num_trials"]:
             yield (
-                f"{len(record.trials)} of {record.about['num_trials']} trials ran before budget.hours ended the sweep; to "
-                "run more of them, give more hours and another name (sweep=NAME)"
+                f"{len(record.trials)} of {record.about['num_trials']} trials ran before budget.hours ended the sweep; "
+                "to run more of them, give more hours and another name (sweep=NAME)"
             )
         counts = {name: int(record.metrics[name]) for name in _COUNTS}
         yield (
