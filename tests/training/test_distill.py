@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from clip2scene.config import DistillSettings, Job, ResourceSettings
+from clip2scene.config import DistillSettings, Job
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.training.fit import fit
 from clip2scene.training.objectives import OBJECTIVES
@@ -16,7 +16,7 @@ from clip2scene.training.samples import SampleSource, join
 
 
 def train(training, folder):
-    return fit(training, name="run", folder=folder, resources=ResourceSettings(num_workers=0))
+    return fit(training, name="run", folder=folder)
 
 
 def first_batch(training):

@@ -136,7 +136,7 @@ class Training(ABC):
         if not math.isfinite(metrics["loss"]):
             raise DivergedError(
                 f"the loss is not finite after epoch {epoch + 1}: {metrics}; lower the learning rate"
-                + " or train with precision=fp32" * (self.settings.precision == "fp16")
+                + (" or train with precision=fp32" if self.settings.precision == "fp16" else "")
             )
         seconds = time.perf_counter() - started
         return metrics | {
@@ -183,17 +183,15 @@ def fit(
     *,
     name: str,
     folder: Path,
-    resources: ResourceSettings,
     on_epoch: Callable[[int, Metrics], None] = lambda epoch, metrics: None,
     on_steps: Callable[[int], None] = lambda count: None,
 ) -> Fitted:
-    """Train on all workers; an unfinished run of the same name continues from its last checkpoint.
+    """Train on all workers of its resources; an unfinished run of the same name continues from its last checkpoint.
 
     Args:
         training: what to learn.
         name: of the run below ``folder``.
         folder: absolute, shared by all nodes.
-        resources: workers.
         on_epoch: called once per epoch, including those of an earlier attempt.
         on_steps: called with the number of steps finished since the last call.
 
@@ -216,7 +214,7 @@ def fit(
 
     epochs = 0
     for _ in range(_ATTEMPTS):
-        checkpoint = launch(training, name=name, folder=folder, resources=resources, on_message=on_message)
+        checkpoint = launch(training, name=name, folder=folder, resources=training.resources, on_message=on_message)
         if checkpoint is not None:
             history = json.loads((checkpoint / "history.json").read_text(encoding="utf-8"))
             epochs = len(history)
@@ -278,7 +276,8 @@ class _Learner:
     def read(self, folder: Path) -> list[Metrics]:
         """Load a checkpoint; returns its metrics."""
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
-        # Moments go to their parameters by themselves. AdamW reads its step counts on the host: on a GPU it would wait.
+        # load_state_dict moves the moments to their parameters; AdamW's step counters stay on the CPU, or reading them
+        # would synchronise.
         saved = torch.load(folder / "optimiser.pt", weights_only=True, map_location="cpu")
         for name, part in self._parts().items():
             part.load_state_dict(saved[name])
