@@ -74,8 +74,8 @@ def read_cloud(path: Path) -> np.ndarray:
     """Read a point cloud: nuScenes' ``.pcd.bin``, SemanticKITTI's ``.bin`` or ScanNet's mesh ``.ply``.
 
     Returns:
-        (N, 4) float32: x, y, z (metres, sensor frame) and the intensity in [0, 1]. Of a mesh (N, 7): the luminance of its
-        colour for the intensity, then red, green and blue in [0, 1].
+        (N, 4) float32: x, y, z (metres, sensor frame) and the intensity in [0, 1]. Of a mesh (N, 7): the luminance of
+        its colour for the intensity, then red, green and blue in [0, 1].
 
     Raises:
         DataError: the file is missing, truncated (its size is not a multiple of a point's), empty, of another suffix, a

@@ -103,8 +103,8 @@ class Student(nn.Module):
         """Features of the input points for every head.
 
         Args:
-            points_NI: x, y, z in metres and, in [0, 1], the intensity and (I = 7) red, green and blue, with the clouds of
-                the batch one after another.
+            points_NI: x, y, z in metres and, in [0, 1], the intensity and (I = 7) red, green and blue, with the clouds
+                of the batch one after another.
             cloud_N: (N,) int64, the cloud of each point.
             rows_P: (P,) int64, the points to return (those with a pixel, say), in any order, also repeatedly; all
                 points if not given.
