@@ -23,7 +23,7 @@ from clip2scene.config import ResourceSettings, StudentSettings, TrainingSetting
 from clip2scene.data.index import Frame
 from clip2scene.student.network import Network
 from clip2scene.training.launch import DivergedError, TrainingError, Worker, launch
-from clip2scene.training.samples import Sample, SampleCache, SampleSource, augment, join, prefetched
+from clip2scene.training.samples import Reader, Sample, SampleSource, augment, cached_reader, join, prefetched
 from clip2scene.training.validation import Validation
 
 Metrics = dict[str, float]
@@ -88,7 +88,7 @@ class Training(ABC):
         for metrics in history:
             worker.emit("epoch", metrics)
         network = self._network(learner.model, worker)
-        cache = SampleCache(self.source, self.frames, self.resources.cached_frames)
+        read = cached_reader(self.source, self.frames, self.resources.cached_frames)
         on_gpu = worker.device.type == "cuda"  # on CPUs the network itself takes all threads
         read_map: Any = ThreadPoolExecutor(self.resources.threads_per_worker).map if on_gpu else map
         validate: Callable[[nn.Module], Metrics] = _no_scores
@@ -97,7 +97,7 @@ class Training(ABC):
             validate, validate_every = self.validation.prepare(worker), self.validation.every_epochs
         worker.emit("step", min(len(history) * self.steps_per_epoch, self.steps))
         for epoch in range(len(history), self.num_epochs):
-            batches = self._batches(cache, worker, epoch, read_map)
+            batches = self._batches(read, worker, epoch, read_map)
             metrics = self._train_epoch(
                 learner, network, worker, epoch, prefetched(batches, Sample.pinned) if on_gpu else batches
             )
@@ -152,7 +152,7 @@ class Training(ABC):
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.steps - warmup, 1)))
 
-    def _batches(self, cache: SampleCache, worker: Worker, epoch: int, read_map: Any = map) -> Iterator[Sample]:
+    def _batches(self, read: Reader, worker: Worker, epoch: int, read_map: Any = map) -> Iterator[Sample]:
         """This rank's share of each batch of the epoch, in an order that depends on seed and epoch only.
 
         ``read_map`` reads the keyframes of a batch: ``map``, or one that reads several at a time.
@@ -162,11 +162,11 @@ class Training(ABC):
         share = self.settings.batch_size // worker.world_size
         for start in range(worker.rank * share, len(order), self.settings.batch_size):
             places = range(start, start + share)
-            yield join([*read_map(lambda at: self._augmented(cache, epoch, at, int(order[at])), places)])
+            yield join([*read_map(lambda at: self._augmented(read, epoch, at, int(order[at])), places)])
 
-    def _augmented(self, cache: SampleCache, epoch: int, at: int, position: int) -> Sample:
+    def _augmented(self, read: Reader, epoch: int, at: int, position: int) -> Sample:
         rng = np.random.default_rng([self.seed, epoch, at])
-        return augment(cache.get(position, rng), self.settings.augment, rng)
+        return augment(read(position, rng), self.settings.augment, rng)
 
 
 @dataclass(frozen=True)
