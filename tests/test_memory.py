@@ -71,7 +71,7 @@ else:
     training = replace(training, settings=settings)
     training.build()
     before = peak()
-    fit(training, name=f"measured-{os.getpid()}", folder=stages.storage.root / "train", resources=stages.job.resources)
+    fit(training, name=f"measured-{os.getpid()}", folder=stages.storage.root / "train")
     peaks = {"worker": peak() - before}  # without the interpreter and its libraries
 print(json.dumps(peaks | {"frames": len(frames)}))
 """

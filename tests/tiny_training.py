@@ -44,7 +44,7 @@ class Tiny:
             "seed": 0,
             "frames": self.index.frames[:4],
             "source": SampleSource(self.index.root, self.store, num_sweeps=2),
-            "resources": ResourceSettings(cached_frames=8, checkpoint_every_epochs=1),
+            "resources": ResourceSettings(num_workers=0, cached_frames=8, checkpoint_every_epochs=1),
             "student": STUDENT,
             "text_CD": self.text_CD,
         }
@@ -56,7 +56,7 @@ class Tiny:
             "seed": 0,
             "frames": self.index.frames[:2],
             "source": SampleSource(self.index.root, label_vocabulary=vocabulary("nuscenes")),
-            "resources": ResourceSettings(cached_frames=8, checkpoint_every_epochs=4),
+            "resources": ResourceSettings(num_workers=0, cached_frames=8, checkpoint_every_epochs=4),
             "student": STUDENT,
             "num_classes": 16,
             "pretrained": None,

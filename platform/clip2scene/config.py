@@ -34,7 +34,7 @@ def one_line(error: object, characters: int = 500) -> str:
 
 
 def last_line(error: object) -> str:
-    """The last line of an error's text, which says most of one from another process; its class where there is none."""
+    """An error's last line: usually the actual error of a remote traceback; the class name if there is no text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 

@@ -235,7 +235,6 @@ class Stages(Artifacts):
                     training,
                     name=f"{stage}-{digest}",
                     folder=self.storage.root / "train",
-                    resources=self.job.resources,
                     on_epoch=on_epoch,
                     on_steps=advance,
                 )

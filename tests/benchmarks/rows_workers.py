@@ -20,7 +20,7 @@ def _rates(bench: Bench, workers: int, name: str, epochs: int) -> list[float]:
     training: Any = distillation(bench, num_workers=workers, threads_per_worker=1)
     settings = training.settings.model_copy(update={"epochs": _WARM_EPOCHS + epochs, "batch_size": 4})
     training = type(training)(**{**vars(training), "settings": settings})
-    fitted = fit(training, name=name, folder=Path(bench.folder / "train"), resources=training.resources)
+    fitted = fit(training, name=name, folder=Path(bench.folder / "train"))
     return [epoch["frames_per_second"] for epoch in fitted.history[_WARM_EPOCHS:]]
 
 

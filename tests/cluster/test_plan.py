@@ -267,7 +267,7 @@ training.build()
 # Not getrusage's: a child inherits the peak of who started it.
 peak = lambda: 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 before = peak()
-fit(training, name="measured", folder=stages.storage.root / "train", resources=stages.job.resources)
+fit(training, name="measured", folder=stages.storage.root / "train")
 print(before, peak())
 """
 

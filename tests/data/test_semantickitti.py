@@ -289,9 +289,14 @@ def test_sequence_without_its_folder_of_images_is_kept_without_cameras(tiny: Pat
     assert (report["points"], report["pairs"], report["seen_by_any"], report["sweeps"]) == (30, {}, 0, 1)
 
 
-def test_image_that_is_no_png(tiny: Path) -> None:
-    (tiny / "sequences/00/image_2/000001.png").write_bytes(b"\x89PNG")
-    with refused(r"image_2/000001.png: damaged image: not a PNG"):
+@pytest.mark.parametrize("content", [b"\x89PNG", b"", "JPEG"])
+def test_image_that_is_no_png(tiny: Path, content: bytes | str) -> None:
+    path = tiny / "sequences/00/image_2/000001.png"
+    if content == "JPEG":
+        Image.new("RGB", (40, 24)).save(path, format=content)
+    else:
+        path.write_bytes(content)
+    with refused(r"image_2/000001.png: truncated or damaged image"):
         build_index(tiny)
 
 

@@ -73,9 +73,9 @@ def test_scenes_of_scannet_are_read_from_the_users_lists(tmp_path: Path, folder:
     (tmp_path / folder / "scannetv2_train.txt").write_text("\n".join(reversed(train)) + "\n\n")
     (tmp_path / folder / "scannetv2_val.txt").write_text("scene0700_01\r\n")
     index = _index("scannet", ["scene0002_00", "scene0006_00", "scene0700_01"], tmp_path)
-    assert scenes_of_split(index, "train") == frozenset(train)
-    assert scenes_of_split(index, "verifying") == {"scene0006_00", "scene0013_00"}
-    assert scenes_of_split(index, "parametrizing") == frozenset(train) - {"scene0006_00", "scene0013_00"}
+    assert scenes_of_split("scannet", tmp_path, "train") == frozenset(train)
+    assert scenes_of_split("scannet", tmp_path, "verifying") == {"scene0006_00", "scene0013_00"}
+    assert scenes_of_split("scannet", tmp_path, "parametrizing") == frozenset(train) - {"scene0006_00", "scene0013_00"}
     assert [frame.scene for frame in split_frames(index, "val")] == ["scene0700_01"]
 
 

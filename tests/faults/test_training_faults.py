@@ -27,11 +27,15 @@ from commands import tell_recovery, wait_until
 pytestmark = pytest.mark.long
 
 EPOCHS = 4
-HERE, TWO = ResourceSettings(num_workers=0), ResourceSettings(num_workers=2, max_failures=1)
+TWO = ResourceSettings(num_workers=2, max_failures=1, cached_frames=8, checkpoint_every_epochs=1)
 
 
-def run(training, folder, resources=HERE, **callbacks):
-    return fit(training, name="run", folder=folder, resources=resources, **callbacks)
+def run(training, folder, **callbacks):
+    return fit(training, name="run", folder=folder, **callbacks)
+
+
+def on_two(tiny):
+    return tiny.distillation(epochs=EPOCHS, resources=TWO)
 
 
 def assert_same(fitted, undisturbed):
@@ -60,7 +64,7 @@ def undisturbed(tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed_on_two(tiny, tmp_path_factory, ray_cluster):
     folder = tmp_path_factory.mktemp("undisturbed-on-two")
-    return folder, run(tiny.distillation(epochs=EPOCHS), folder, TWO)
+    return folder, run(on_two(tiny), folder)
 
 
 def tell_of_epoch(first_new, since_s=None):
@@ -77,7 +81,6 @@ def tell_of_epoch(first_new, since_s=None):
 DIES = """
 import os, pickle, signal, sys
 from pathlib import Path
-from clip2scene.config import ResourceSettings
 from clip2scene.training import fit
 
 whole, writes = fit._Learner.write, []
@@ -91,7 +94,7 @@ def write(learner, folder, history):
 
 fit._Learner.write = write
 training = pickle.loads(Path(sys.argv[1]).read_bytes())
-fit.fit(training, name="run", folder=Path(sys.argv[2]), resources=ResourceSettings(num_workers=0))
+fit.fit(training, name="run", folder=Path(sys.argv[2]))
 """
 
 
@@ -170,7 +173,7 @@ def test_a_worker_killed_in_the_middle_of_an_epoch(tiny, tmp_path, undisturbed_o
             workers[-1].send_signal(signal.SIGKILL)
 
     told = tell_of_epoch(3, killed_at_s)
-    fitted = run(tiny.distillation(epochs=EPOCHS), tmp_path, TWO, on_steps=kill_in_epoch_three, on_epoch=told)
+    fitted = run(on_two(tiny), tmp_path, on_steps=kill_in_epoch_three, on_epoch=told)
     assert victims
     assert_same(fitted, undisturbed)
     # Ray Train returns a moment before its processes end.
@@ -181,7 +184,7 @@ def test_two_workers_go_on_from_the_checkpoint_before_a_damaged_one(tiny, tmp_pa
     folder, undisturbed = undisturbed_on_two
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     truncate(checkpoints(tmp_path)[-1] / "model.safetensors")
-    again = run(tiny.distillation(epochs=EPOCHS), tmp_path, TWO)
+    again = run(on_two(tiny), tmp_path)
     assert "this checkpoint is damaged" in capsys.readouterr().err
     assert_same(again, undisturbed)
     # Only the last epoch was trained again.
@@ -199,11 +202,11 @@ def test_a_worker_killed_in_its_second_work_does_not_repeat_the_first(tiny, tmp_
             victims.extend(worker.pid for worker in train_workers())
             train_workers()[0].send_signal(signal.SIGKILL)
 
-    training = tiny.distillation(epochs=EPOCHS)
+    training = on_two(tiny)
     with worker_group(TWO):
-        first = run(training, tmp_path / "first", TWO, on_epoch=lambda epoch, _: heard.append(f"first {epoch}"))
+        first = run(training, tmp_path / "first", on_epoch=lambda epoch, _: heard.append(f"first {epoch}"))
         served_first = {worker.pid for worker in train_workers()}
-        second = run(training, tmp_path / "second", TWO, on_epoch=kill_in_epoch_three)
+        second = run(training, tmp_path / "second", on_epoch=kill_in_epoch_three)
         served_last = {worker.pid for worker in train_workers()}
     assert set(victims) == served_first
     assert not served_first & served_last

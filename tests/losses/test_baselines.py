@@ -9,7 +9,7 @@ from definitions import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clip2scene.losses.contrast import info_nce, random_rows, superpixel_means
+from clip2scene.losses.contrast import info_nce, superpixel_means
 from clip2scene.losses.distances import class_divergence, cosine_distance
 
 LOSSES = {
@@ -79,10 +79,3 @@ def test_no_pairs_give_zero_with_a_gradient(name):
     loss = LOSSES[name](points, it)
     loss.backward()
     assert float(loss.detach()) == 0
-
-
-def test_random_rows_are_different_bounded_and_seeded():
-    rows = random_rows(100, 30, torch.Generator().manual_seed(0))
-    assert len(set(rows.tolist())) == 30
-    assert torch.equal(rows, random_rows(100, 30, torch.Generator().manual_seed(0)))
-    assert sorted(random_rows(5, 30, torch.Generator()).tolist()) == [0, 1, 2, 3, 4]

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from clip2scene.config import DistillSettings, Job, ResourceSettings
+from clip2scene.config import DistillSettings, Job
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.training.fit import fit
-from clip2scene.training.objectives import OBJECTIVES
+from clip2scene.training.objectives import LOSSES, Step
 from clip2scene.training.samples import SampleSource, join
+from tiny_training import CONTRAST
 
 
 def train(training, folder):
-    return fit(training, name="run", folder=folder, resources=ResourceSettings(num_workers=0))
+    return fit(training, name="run", folder=folder)
 
 
 def first_batch(training):
@@ -27,13 +29,23 @@ def equal(first, second):
     return all(torch.equal(second.weights[key], value) for key, value in first.weights.items())
 
 
-@pytest.mark.parametrize("method", OBJECTIVES)
+@pytest.mark.parametrize("method", LOSSES)
 def test_every_method_learns_and_is_seeded(distillation, tmp_path, method):
     first = train(distillation(method), tmp_path / "first")
     assert first.history[-1]["loss"] < first.history[0]["loss"]
     assert ("agreement" in first.history[0]) == (method != "pointcontrast")
     assert equal(first, train(distillation(method), tmp_path / "again"))
     assert not equal(first, train(distillation(method, seed=1), tmp_path / "other"))
+
+
+def test_a_contrastive_step_draws_different_rows_seeded_and_at_most_so_many():
+    settings, cpu = DistillSettings(contrast=CONTRAST), torch.device("cpu")
+    step = Step(settings, voxel_size_m=1, text_CD=torch.zeros(1, 1), seed=0, epoch=0, number=0, rank=0)
+    rows = step.rows(1000, cpu)
+    assert len(set(rows.tolist())) == len(rows) == CONTRAST.max_pairs
+    assert torch.equal(rows, step.rows(1000, cpu))
+    assert not any(torch.equal(rows, replace(step, **{name: 1}).rows(1000, cpu)) for name in ("seed", "number", "rank"))
+    assert sorted(step.rows(5, cpu).tolist()) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
@@ -78,7 +90,7 @@ def test_voxel_cells_are_the_students_voxels(distillation, tiny):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"method": method} for method in OBJECTIVES] + [{"scr": {"weight": 0}}, {"stcr": {"weight": 0}}],
+    [{"method": method} for method in LOSSES] + [{"scr": {"weight": 0}}, {"stcr": {"weight": 0}}],
     ids=str,
 )
 def test_every_parameter_has_a_gradient(distillation, settings):
@@ -115,7 +127,7 @@ def _listen(event, arguments):
         _opened.append(str(arguments[0]))
 
 
-@pytest.mark.parametrize("method", OBJECTIVES)
+@pytest.mark.parametrize("method", LOSSES)
 def test_training_never_opens_a_label_file(distillation, tiny, tmp_path, method):
     """The process's record of opened files has none, and training works where there are none."""
     global _opened

@@ -5,26 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clip2scene.config import FinetuneSettings, OptimiserSettings, ResourceSettings
+from clip2scene.config import FinetuneSettings, OptimiserSettings
 from clip2scene.training.fit import fit
 from clip2scene.training.samples import join
 
-HERE = ResourceSettings(num_workers=0)
 PROBE = FinetuneSettings(mode="linear_probe")
 
 
 @pytest.fixture(scope="module")
 def distilled(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("distilled")
-    return fit(tiny.distillation(epochs=1), name="run", folder=folder, resources=HERE).weights
+    return fit(tiny.distillation(epochs=1), name="run", folder=folder).weights
 
 
-def train(tiny, folder, resources=HERE, **changes):
+def train(tiny, folder, **changes):
     """Weights before and after, and the history."""
     training = tiny.finetuning(**changes)
     torch.manual_seed(training.seed)
     before = {key: value.clone() for key, value in training.build().state_dict().items()}
-    fitted = fit(training, name="run", folder=folder, resources=resources)
+    fitted = fit(training, name="run", folder=folder)
     return before, fitted.weights, fitted.history
 
 

@@ -15,11 +15,9 @@ from clip2scene.training.finetune import choose_labelled
 from clip2scene.training.fit import _data_parallel, fit
 from clip2scene.training.launch import DivergedError, launch
 
-HERE = ResourceSettings(num_workers=0)
 
-
-def run(training, folder, resources=HERE, **callbacks):
-    return fit(training, name="run", folder=folder, resources=resources, **callbacks)
+def run(training, folder, **callbacks):
+    return fit(training, name="run", folder=folder, **callbacks)
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(tiny, tmp_path):
@@ -38,8 +36,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tiny, tmp_path):
 
 
 def test_a_final_checkpoint_that_is_damaged_is_trained_again(tiny, tmp_path, monkeypatch):
-    often = ResourceSettings(num_workers=0, checkpoint_every_epochs=1)
-    whole = run(tiny.distillation(), tmp_path / "whole", often)
+    whole = run(tiny.distillation(), tmp_path / "whole")
     launched = []
 
     def launch_and_damage(*args, **kwargs):
@@ -51,7 +48,7 @@ def test_a_final_checkpoint_that_is_damaged_is_trained_again(tiny, tmp_path, mon
         return newest.with_name("checkpoint_000002")
 
     monkeypatch.setattr("clip2scene.training.fit.launch", launch_and_damage)
-    again = run(tiny.distillation(), tmp_path / "damaged", often)
+    again = run(tiny.distillation(), tmp_path / "damaged")
     assert launched == ["checkpoint_000003", "checkpoint_000004"]
     assert len(again.history) == 4
     assert all(torch.equal(whole.weights[key], value) for key, value in again.weights.items())
@@ -146,7 +143,7 @@ def test_the_same_training_started_twice_is_done_once(tmp_path, caplog):
             worker.save(lambda folder: (folder / "weights").write_text("w"))
 
     def start():
-        ended.append(launch(work, name="run", folder=tmp_path, resources=HERE))
+        ended.append(launch(work, name="run", folder=tmp_path, resources=ResourceSettings(num_workers=0)))
 
     ended: list[Path | None] = []
     both = [threading.Thread(target=start) for _ in range(2)]

@@ -73,8 +73,8 @@ def training(tiny):
     return make
 
 
-def run(training, folder, resources=HERE, **callbacks):
-    return fit(training, name="run", folder=folder, resources=resources, **callbacks)
+def run(training, folder, **callbacks):
+    return fit(training, name="run", folder=folder, **callbacks)
 
 
 def scaler_state(folder):
@@ -122,7 +122,8 @@ def test_ranks_agree_on_the_scale(training, tmp_path, ray_cluster):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import it
     two = ResourceSettings(num_workers=2, checkpoint_every_epochs=1)
     sgd = OptimiserSettings(kind="sgd", learning_rate=1e-9)
-    fitted = run(RankedTraining(**vars(training("fp16", factor=1e6, epochs=30, optimiser=sgd))), tmp_path, two)
+    overflowing = vars(training("fp16", factor=1e6, epochs=30, optimiser=sgd)) | {"resources": two}
+    fitted = run(RankedTraining(**overflowing), tmp_path)
     assert scaler_state(tmp_path)["scale"] < 2**16
     assert all(row["apart"] == 0 for row in fitted.history)
 

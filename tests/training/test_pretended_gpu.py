@@ -17,7 +17,7 @@ from clip2scene.data.vocabulary import vocabulary
 from clip2scene.teacher.clip import load_teacher
 from clip2scene.training.launch import Worker
 from clip2scene.training.methods import EnsembleMethod, PointClipMethod, StudentMethod, TeacherMethod
-from clip2scene.training.objectives import OBJECTIVES
+from clip2scene.training.objectives import LOSSES
 from clip2scene.training.samples import SampleSource, join
 from clip2scene.training.validation import Validation
 from pretend_gpu import pretended
@@ -70,7 +70,7 @@ EXTRA = {
 """Waits for cells of StCR; superpixels and pairs without one; transformed clouds."""
 
 
-@pytest.mark.parametrize("method", OBJECTIVES)
+@pytest.mark.parametrize("method", LOSSES)
 def test_a_step_of_every_method_is_the_same_on_the_pretended_gpu(elsewhere, distillation, method):
     here, there, forward, backward = elsewhere(both_steps, distillation(method))
     torch.testing.assert_close(there, here, rtol=0, atol=0)

@@ -19,7 +19,7 @@ from clip2scene.geometry.interpolation import bilinear
 from clip2scene.geometry.registration import choose_sweeps
 from clip2scene.training.launch import Worker
 from clip2scene.training.methods import UNSEEN, TeacherMethod, seen
-from clip2scene.training.samples import SampleCache, SampleSource, augment, join, num_clouds, prefetched
+from clip2scene.training.samples import SampleSource, augment, cached_reader, join, num_clouds, prefetched
 
 
 @pytest.fixture
@@ -110,7 +110,8 @@ def test_a_keyframe_without_any_image_has_no_pairs_and_teaches_nothing(tiny, lat
         tmp_path, later.frame_id, {}, {c.name: "truncated" for c in later.cameras}, "random", tiny.store.storage
     )
     sample = SampleSource(tiny.index.root, replace(tiny.store, path=tmp_path)).read(later)
-    assert len(sample.points_NI) > 0 == len(sample.pair_point_P)
+    assert len(sample.points_NI) > 0
+    assert len(sample.pair_point_P) == 0
     other = SampleSource(tiny.index.root, tiny.store).read(tiny.index.frames[0])
     assert torch.equal(join([sample, other]).features_MhwD, other.features_MhwD)
     assert not seen(sample).any()
@@ -126,7 +127,8 @@ def test_a_keyframe_without_any_image_has_no_pairs_and_teaches_nothing(tiny, lat
 
 def test_a_scene_without_cameras_is_read_and_has_no_pairs(tiny, later):
     sample = SampleSource(tiny.index.root, tiny.store, num_sweeps=2).read(replace(later, cameras=()))
-    assert len(sample.points_NI) > 0 == len(sample.pair_point_P) == len(sample.features_MhwD)
+    assert len(sample.points_NI) > 0
+    assert len(sample.pair_point_P) == len(sample.features_MhwD) == 0
     assert sample.pair_position_P2.shape == (0, 2)
     assert sample.pair_position_P2.dtype == torch.float32
     assert not seen(sample).any()
@@ -157,8 +159,8 @@ def test_batches_read_by_several_threads_are_the_same(tiny):
     training, worker = tiny.distillation(batch_size=4), Worker(Path("unused"), lambda kind, value: None)
 
     def batches(read_map):
-        cache = SampleCache(training.source, training.frames, size=3)
-        return [batch for epoch in range(2) for batch in training._batches(cache, worker, epoch, read_map)]
+        read = cached_reader(training.source, training.frames, 3)
+        return [batch for epoch in range(2) for batch in training._batches(read, worker, epoch, read_map)]
 
     with ThreadPoolExecutor(4) as readers:
         for one, several in zip(batches(map), batches(readers.map), strict=True):
@@ -182,9 +184,15 @@ def test_labels_are_read_only_where_asked_for(tiny, later):
 
 
 def test_the_cache_is_bounded(tiny):
-    cache = SampleCache(SampleSource(tiny.index.root), tiny.index.frames, size=2)
-    first = cache.get(0)
-    assert cache.get(0) is first
+    read = cached_reader(SampleSource(tiny.index.root), tiny.index.frames, 2)
+    first = read(0, None)
+    assert read(0, None) is first
     for position in (1, 2):
-        assert len(cache.get(position).points_NI)
-    assert cache.get(0) is not first
+        assert len(read(position, None).points_NI)
+    assert read(0, None) is not first
+
+
+def test_random_sweeps_are_drawn_again_every_time(tiny, later):
+    source = SampleSource(tiny.index.root, num_sweeps=3, sweep_choice="random")
+    read, rng = cached_reader(source, (later,), 2), np.random.default_rng(0)
+    assert len({read(0, rng).points_NI.sum().item() for _ in range(10)}) > 1

@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ class OnTwo:
 
 
 def run(training, folder, resources=TWO, **callbacks):
-    return fit(training, name="run", folder=folder, resources=resources, **callbacks)
+    return fit(replace(training, resources=resources), name="run", folder=folder, **callbacks)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def validation(tiny):
 
 def test_scores_are_those_of_an_evaluation_of_the_same_weights(tiny, validation, tmp_path):
     training = tiny.distillation(epochs=2, validation=validation)
-    fitted = fit(training, name="run", folder=tmp_path, resources=HERE)
+    fitted = fit(training, name="run", folder=tmp_path)
     method = StudentMethod(training.student, fitted.weights, tiny.text_CD, 16)
     source = dataclasses.replace(validation.source, num_sweeps=1)
     scores = evaluate(
@@ -66,15 +66,15 @@ def test_without_labels_no_label_file_is_needed(tiny, validation, tmp_path):
         frames=tuple(dataclasses.replace(frame, label_path=None) for frame in validation.frames),
         source=dataclasses.replace(validation.source, label_vocabulary=None),
     )
-    history = fit(tiny.distillation(epochs=1, validation=bare), name="run", folder=tmp_path, resources=HERE).history
+    history = fit(tiny.distillation(epochs=1, validation=bare), name="run", folder=tmp_path).history
     assert "verifying/miou" not in history[0]
     assert history[0]["verifying/label_free"] > 0
 
 
 def test_validation_runs_when_it_is_due_and_does_not_change_what_is_learned(tiny, validation, tmp_path):
     every_second = dataclasses.replace(validation, every_epochs=2)
-    with_it = fit(tiny.distillation(epochs=3, validation=every_second), name="a", folder=tmp_path, resources=HERE)
-    without = fit(tiny.distillation(epochs=3), name="b", folder=tmp_path, resources=HERE)
+    with_it = fit(tiny.distillation(epochs=3, validation=every_second), name="a", folder=tmp_path)
+    without = fit(tiny.distillation(epochs=3), name="b", folder=tmp_path)
     assert all(torch.equal(value, without.weights[key]) for key, value in with_it.weights.items())
     assert ["verifying/miou" in row for row in with_it.history] == [False, True, True]
 

@@ -175,7 +175,7 @@ def _split(job: Job, name: str) -> tuple[int, int]:
             raise ConfigError(f"split {name!r}: this street world will have no scene of it; make it larger")
         return len(there) * world.keyframes_per_scene, len(there)
     if kind == "semantickitti":
-        scenes = scenes_of_split(Index(kind, Path(), "", ()), name)
+        scenes = scenes_of_split(kind, Path(), name)
         return sum(SEMANTICKITTI_SCANS[scene] for scene in scenes), len(scenes)
     if kind == "nuscenes" and name in _NUSCENES_DERIVED:
         frames, scenes_there = _NUSCENES["train"]

@@ -23,7 +23,7 @@ _COLUMNS = {".pcd.bin": 5, ".bin": 4}
 """float32 values per point: nuScenes x, y, z, intensity (0 to 255) and ring; SemanticKITTI x, y, z and intensity (0 to
 1). The longer suffix must come first."""
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for a file that is damaged or not an image."""
 
 
@@ -147,6 +147,19 @@ def _read_label_ids(path: Path) -> np.ndarray:
     return np.frombuffer(data, dtype="<u4") & 0xFFFF
 
 
+def image_size(path: Path, format_: str | None = None) -> tuple[int, int]:
+    """Width and height (pixels) from an image's header.
+
+    Raises:
+        DataError: the file is missing, damaged, or not of the ``format_``, where one is given (``PNG``).
+    """
+    try:
+        with Image.open(path, formats=None if format_ is None else (format_,)) as image:
+            return image.size
+    except _UNREADABLE as error:
+        raise DataError(f"{path}: truncated or damaged image ({one_line(error)})") from error
+
+
 def read_image(path: Path, width: int, height: int) -> np.ndarray:
     """Read and fully decode an image.
 
@@ -168,7 +181,7 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
             pixels_HW3 = np.array(image.convert("RGB")) if size == (width, height) else None
     except FileNotFoundError as error:
         raise DataError(f"{path}: missing image") from error
-    except UNREADABLE as error:
+    except _UNREADABLE as error:
         raise DataError(f"{path}: truncated or damaged image ({one_line(error)})") from error
     if pixels_HW3 is None:
         raise DataError(f"{path}: the image has {size[0]} x {size[1]} pixels, the index says {width} x {height}")
@@ -190,7 +203,7 @@ def read_depth(path: Path) -> np.ndarray:
             depth_hw = np.asarray(image) if mode.startswith("I") else None
     except FileNotFoundError as error:
         raise DataError(f"{path}: missing depth map") from error
-    except UNREADABLE as error:
+    except _UNREADABLE as error:
         raise DataError(f"{path}: truncated or damaged depth map ({one_line(error)})") from error
     if depth_hw is None:
         raise DataError(f"{path}: the depth map has mode {mode}; one channel of 16 bits (millimetres) is needed")

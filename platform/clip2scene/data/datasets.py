@@ -63,7 +63,7 @@ def _index_of(kind: str, root: Path, version: str | None, max_sweeps: int, image
 
 
 def fingerprint(kind: str, root: Path, version: str) -> str:
-    """Changes whenever the dataset's tables or listings do; contents are hashed only after they became an index."""
+    """A cheap hash of tables and listings. File contents are checked separately, once the index exists."""
     pattern = _WATCHED.get(kind, f"{version}/*.json")
     stats = [(path, path.stat()) for path in sorted((*root.glob(pattern), *root.glob(f"dataset/{pattern}")))]
     found = [(path.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns) for path, s in stats]

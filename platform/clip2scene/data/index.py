@@ -238,6 +238,7 @@ def read_index(path: str | Path, root: str | Path | None = None) -> Index:
         images, clouds, labels, files = contents
         contents = Contents(images, clouds, labels, tuple(map(tuple, files)))
     index = Index(about["dataset"], root, about["version"], _frames(table), tuple(about["left_out"]), contents)
+    # The cached property's value, and not a field, which dataclasses.replace would copy to an index of other frames.
     vars(index)["digests"] = Digests(**about["digests"])
     return index
 

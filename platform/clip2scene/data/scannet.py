@@ -16,10 +16,8 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from clip2scene.config import one_line
-from clip2scene.data.clouds import UNREADABLE, resolve
+from clip2scene.data.clouds import image_size, resolve
 from clip2scene.data.dataroot import DatasetFiles
 from clip2scene.data.index import Camera, DataError, Frame, Index
 from clip2scene.data.poses import check_pinhole, is_rotation
@@ -101,7 +99,7 @@ def _cameras(
     if not posed:
         return (), unposed
     # One camera took all images of a scene, so one header gives their size; read_image refuses any other.
-    width, height = _size(resolve(root, f"{folder}/color/{posed[0]}.jpg"))
+    width, height = image_size(resolve(root, f"{folder}/color/{posed[0]}.jpg"))
     intrinsics = _intrinsics(root, folder, files, width, height)
     cameras = [
         Camera(
@@ -162,14 +160,6 @@ def _matrix(root: Path, relative: str) -> np.ndarray:
     if values.size != 16:
         raise DataError(f"{relative}: {values.size} numbers; a matrix of 4 x 4 is needed")
     return values.reshape(4, 4)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except UNREADABLE as error:
-        raise DataError(f"{path}: truncated or damaged image ({one_line(error)})") from error
 
 
 def _scenes(folder: Path) -> list[str]:

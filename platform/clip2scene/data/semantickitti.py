@@ -15,13 +15,12 @@ Legend: S scans that a sequence's ``poses.txt`` lists.
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from clip2scene.data.clouds import resolve
+from clip2scene.data.clouds import image_size, resolve
 from clip2scene.data.dataroot import DatasetFiles
 from clip2scene.data.index import Camera, DataError, Frame, Index, Sweep
 from clip2scene.data.poses import check_pinhole, is_rotation
@@ -30,7 +29,6 @@ NAME = "semantickitti"
 CAMERA = "image_2"
 
 _TABLES = ("calib.txt", "poses.txt", "times.txt")
-_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def _sequence_frames(
         cameras: tuple[Camera, ...] = ()
         if pictured:
             image_path = files.existing(f"{folder}/{CAMERA}/{scan}.png", f"scan {scene}_{scan}")
-            width, height = _png_size(resolve(root, image_path))
+            width, height = image_size(resolve(root, image_path), "PNG")
             camera = Camera(
                 name=CAMERA,
                 image_path=image_path,
@@ -226,18 +224,3 @@ def _numbers(text: str, count: int, source: str) -> np.ndarray:
     if len(values) != count:
         raise DataError(f"{source}: has {len(values)} numbers; exactly {count} are allowed")
     return values
-
-
-def _png_size(path: Path) -> tuple[int, int]:
-    """Width and height from a PNG's header, without decoding pixels."""
-    try:
-        with path.open("rb") as file:
-            header = file.read(24)
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the image ({error.strerror})") from error
-    if len(header) < 24 or not header.startswith(_PNG):
-        raise DataError(f"{path}: damaged image: not a PNG")
-    width, height = struct.unpack(">II", header[16:])
-    if not width or not height:
-        raise DataError(f"{path}: damaged image: {width} x {height} pixels")
-    return width, height

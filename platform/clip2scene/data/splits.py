@@ -78,11 +78,12 @@ def split_scenes(name: str) -> frozenset[str]:
     return frozenset(official[name])
 
 
-def scenes_of_split(index: Index, name: str) -> frozenset[str]:
-    """Scene names of a split of the index's data set, including scenes that are not in the index.
+def scenes_of_split(dataset: str, root: Path, name: str) -> frozenset[str]:
+    """Scene names of a split of a data set, whether they are on disk or not.
 
     Args:
-        index: names the data set, and the root with ScanNet's official lists.
+        dataset: ``nuscenes``, ``semantickitti`` or ``scannet``.
+        root: folder with ScanNet's official lists.
         name: nuScenes: see :func:`split_scenes`. SemanticKITTI: ``train`` (10 sequences), ``val`` (08), ``test`` (11 to
             21). ScanNet: ``train`` (1,201), ``val`` (312), ``test`` (100). Both: ``parametrizing``, ``verifying``.
 
@@ -90,13 +91,13 @@ def scenes_of_split(index: Index, name: str) -> frozenset[str]:
         ConfigError: no such split.
         DataError: one of ScanNet's lists is missing or damaged.
     """
-    if index.dataset == "nuscenes":
+    if dataset == "nuscenes":
         return split_scenes(name)
     allowed = ("train", "val", "test", *DERIVED)
     if name not in allowed:
-        raise ConfigError(f"split {name!r}: unknown for {index.dataset}; allowed: {', '.join(allowed)}")
+        raise ConfigError(f"split {name!r}: unknown for {dataset}; allowed: {', '.join(allowed)}")
     part = "train" if name in DERIVED else name
-    scenes = _SEMANTICKITTI[part] if index.dataset == "semantickitti" else _scannet_scenes(index.root, part)
+    scenes = _SEMANTICKITTI[part] if dataset == "semantickitti" else _scannet_scenes(root, part)
     # Scans of the same ScanNet room (sceneXXXX_00, sceneXXXX_01) stay in the same part.
     rooms = sorted({scene.partition("_")[0] for scene in scenes})[_VERIFYING_EVERY - 1 :: _VERIFYING_EVERY]
     verifying = frozenset(scene for scene in scenes if scene.partition("_")[0] in rooms)
@@ -128,7 +129,7 @@ def split_frames(index: Index, name: str) -> tuple[Frame, ...]:
         ConfigError: no such split.
         DataError: the index has no keyframe of it, or one of ScanNet's lists is missing or damaged.
     """
-    frames = index.select(scenes_of_split(index, name))
+    frames = index.select(scenes_of_split(index.dataset, index.root, name))
     if not frames:
         scenes = sorted({frame.scene for frame in index.frames})
         listed = ", ".join(scenes[:5]) + (f" and {len(scenes) - 5} more" if len(scenes) > 5 else "")
@@ -145,7 +146,7 @@ def missing_of_split(index: Index, name: str) -> str | None:
         ConfigError: no such split.
         DataError: one of ScanNet's lists is missing or damaged.
     """
-    scenes = scenes_of_split(index, name)
+    scenes = scenes_of_split(index.dataset, index.root, name)
     frames = index.select(scenes)
     found, expected, unit = len({frame.scene for frame in frames}), len(scenes), "scenes"
     if index.dataset == "semantickitti":

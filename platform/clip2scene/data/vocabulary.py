@@ -53,7 +53,7 @@ class Vocabulary:
         if not self.raw_to_label:
             labelled = [name for name, words in VOCABULARIES.items() if words.raw_to_label]
             raise ConfigError(
-                f"{source}: the vocabulary {self.name!r} is only to prompt with, no label has its classes; "
+                f"{source}: the vocabulary {self.name!r} is for prompts only; no label file uses its classes; "
                 f"allowed where labels are read: {', '.join(labelled)}"
             )
         size = len(self.raw_to_label)

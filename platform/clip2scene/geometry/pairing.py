@@ -73,7 +73,7 @@ def pair(
         return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 2), np.float32))
     # Width, height, least depth (metres), border (pixels).
     rules = [
-        (camera.width, camera.height, *((1.0, 1.0) if depth_hw is None else (0.0, 0.0)))
+        (camera.width, camera.height, 1.0, 1.0) if depth_hw is None else (camera.width, camera.height, 0.0, 0.0)
         for camera, depth_hw in zip(cameras, depths or [None] * len(cameras), strict=True)
     ]
     matrices = [image_from_lidar(camera, world_from_lidar) for camera in cameras]

@@ -56,8 +56,3 @@ def superpixel_means(
             segment_mean(points_PD[counted_P], segments_P, len(ids_S)),
             segment_mean(pixels_PD[counted_P], segments_P, len(ids_S)),
         )
-
-
-def random_rows(num_rows: int, most: int, generator: torch.Generator) -> torch.Tensor:
-    """At most ``most`` different rows, drawn at random: (min(num_rows, most),) int64, on the CPU."""
-    return torch.randperm(num_rows, generator=generator)[:most]

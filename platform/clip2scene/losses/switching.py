@@ -11,11 +11,16 @@ import torch
 from clip2scene.config import S3Settings
 
 
-def switch_generator(settings: S3Settings, seed: int, step: int, rank: int) -> torch.Generator:
-    """The generator of one step's draw: the same on every rank, unless ``synchronised`` is off."""
+def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
+    """The CPU generator of one step's draws on one rank."""
     # Mixed into 32 bits, because torch's CPU generator ignores the higher bits of its seed.
-    mixed = np.random.SeedSequence([seed, step, 0 if settings.synchronised else rank]).generate_state(1)
+    mixed = np.random.SeedSequence([seed, step, rank]).generate_state(1)
     return torch.Generator().manual_seed(int(mixed[0]))
+
+
+def switch_generator(settings: S3Settings, seed: int, step: int, rank: int) -> torch.Generator:
+    """The generator of one step's switch: the same on every rank, unless ``synchronised`` is off."""
+    return step_generator(seed, step, 0 if settings.synchronised else rank)
 
 
 def switch_labels(

@@ -27,6 +27,7 @@ from clip2scene.config import StreetworldClipSettings
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.storage import write_json, writing
 from clip2scene.streetworld.captions import CROPS_PER_TILE, PATCH_PX, TILE_PX, Tile, tiles_of_scene
+from clip2scene.teacher.clip import value_path
 from clip2scene.teacher.prompts import TEMPLATES
 
 CROP_PX = 48
@@ -53,14 +54,11 @@ WEIGHT_DECAY = 0.05
 
 def train(
     settings: StreetworldClipSettings, seed: int, output: Path, advance: Callable[..., None] | None = None
-) -> dict[str, float]:
+) -> None:
     """Render crops, train, and write the model to ``output`` in half precision.
 
     The files are ``open_clip_config.json`` and ``open_clip_model.safetensors``. ``advance`` is called with 1 after
     each rendered scene and each step, with the loss as a field.
-
-    Returns:
-        The last loss and the number of crops.
     """
     tiles: list[Tile] = []
     cut_before: Counter[str] = Counter()
@@ -70,15 +68,13 @@ def train(
             tiles += tiles_of_scene(world, number, words, settings.tiles_per_image, cut_before)
             if advance is not None:
                 advance(1)
-    model, loss = fit(tiles, settings, seed, advance)
-    save(model, output)
-    return {"loss": loss, "crops": float(sum(len(tile.crops) for tile in tiles))}
+    save(fit(tiles, settings, seed, advance), output)
 
 
 def fit(
     tiles: list[Tile], settings: StreetworldClipSettings, seed: int, advance: Callable[..., None] | None = None
-) -> tuple[open_clip.CLIP, float]:
-    """A model trained on crops of the tiles, and its last loss."""
+) -> open_clip.CLIP:
+    """A model trained on crops of the tiles."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 4])
     model = open_clip.CLIP(**MODEL_CFG)
@@ -91,7 +87,6 @@ def fit(
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True
     )
-    value = math.nan
     for step in range(settings.steps):
         rate = min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         for group in optimiser.param_groups:
@@ -118,10 +113,9 @@ def fit(
         optimiser.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
-        value = float(loss.detach())
         if advance is not None:
-            advance(1, loss=f"{value:.3f}")
-    return model.eval(), value
+            advance(1, loss=f"{float(loss.detach()):.3f}")
+    return model.eval()
 
 
 def in_context(model: open_clip.CLIP, tiles: Tensor, windows: list[tuple[int, int, int, int]]) -> Tensor:
@@ -137,9 +131,7 @@ def in_context(model: open_clip.CLIP, tiles: Tensor, windows: list[tuple[int, in
     for block in visual.transformer.resblocks[:-1]:
         x_TLW = block(x_TLW)
     last = visual.transformer.resblocks[-1]
-    width = last.attn.embed_dim
-    weight, bias = last.attn.in_proj_weight[2 * width :], last.attn.in_proj_bias[2 * width :]
-    values_TLW = last.attn.out_proj(functional.linear(last.ln_1(x_TLW[:, 1:]), weight, bias))
+    values_TLW = value_path(last.attn, last.ln_1(x_TLW[:, 1:]))
     dense_ThwD = (visual.ln_post(values_TLW) @ visual.proj).unflatten(1, (rows, columns))
     return torch.stack([dense_ThwD[i, r : r + side, c : c + side].mean(dim=(0, 1)) for i, r, c, side in windows])
 

@@ -65,7 +65,7 @@ class Thing:
     @property
     def is_stuff(self) -> bool:
         """Ground, buildings and plants: labelled, but without annotation boxes."""
-        return self.category >= 24
+        return CATEGORIES[self.category].startswith(("flat.", "static."))
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Scene:
     things: tuple[Thing, ...]
     ego_speed_m_s: float
     ego_d: float
+    """Metres to the left of the street's centre line; negative, as traffic keeps to the right."""
     wobble: np.ndarray = field(repr=False)
     """(6,) amplitudes and phases of the ego's sway."""
 

@@ -37,7 +37,7 @@ def run_trial(config: dict[str, Any], work: TrialWork) -> None:
     training = _training(job, work)
     on_epoch = functools.partial(_report, sweep.space.metric)
     try:
-        fit(training, name=f"trial-{trial_id}", folder=work.folder, resources=job.resources, on_epoch=on_epoch)
+        fit(training, name=f"trial-{trial_id}", folder=work.folder, on_epoch=on_epoch)
     except DivergedError as error:
         tune.report({"epoch": sweep.epochs, "objective": -math.inf, "diverged": str(error)})
 

@@ -14,7 +14,7 @@ _OF_METHOD = {
     "slidr": ("contrast.temperature", "contrast.superpixels_per_image", "contrast.compactness"),
     "pointcontrast": ("contrast.temperature", "contrast.max_pairs"),
 }
-"""Settings that only some methods read, per method in :data:`clip2scene.training.objectives.OBJECTIVES`."""
+"""Settings that only some methods read, per method in :data:`clip2scene.training.objectives.LOSSES`."""
 
 
 def why_unread(key: str, settings: DistillSettings) -> str | None:

@@ -168,7 +168,7 @@ class DenseClip(nn.Module):
             images, indices=[len(blocks) - 2], stop_early=True, intermediates_only=True, output_fmt="NLC"
         )
         x_BLW, block = intermediates["image_intermediates"][0], blocks[-1]
-        y_BLW = block.ls_1(_value_path(block.attn, block.ln_1(x_BLW)))
+        y_BLW = block.ls_1(value_path(block.attn, block.ln_1(x_BLW)))
         if self.settings.keep_last_residual:
             y_BLW = x_BLW + y_BLW
         if self.settings.keep_last_mlp:
@@ -197,7 +197,8 @@ def _encode_short(model: open_clip.CLIP, tokens_SL: Tensor) -> Tensor:
     return projection(x_SW) if isinstance(projection, nn.Linear) else x_SW @ projection
 
 
-def _value_path(attention: nn.MultiheadAttention, x_BLW: Tensor) -> Tensor:
+def value_path(attention: nn.MultiheadAttention, x_BLW: Tensor) -> Tensor:
+    """Value and output projection of (B, L, W) inputs, each for itself: attention of every patch to itself alone."""
     width = attention.embed_dim
     assert attention.in_proj_weight is not None
     bias = None if attention.in_proj_bias is None else attention.in_proj_bias[2 * width :]

@@ -100,11 +100,10 @@ class Encoder:
             (str(frame_id), json.loads(str(images)))
             for frame_id, images in zip(batch["frame_id"], batch["images"], strict=True)
         ]
+        # All frames' images in one go, so that those of the next frame are read while this one is encoded.
         pixels = self._map_reads(functools.partial(self._read, teacher), [i for _, images in frames for i in images])
         encoded = (
-            # `pixels` runs over all frames; `images` ends first, so zip takes just this frame's.
-            (id_, *self._encode(teacher, {i["camera"]: p for i, p in zip(images, pixels, strict=False)}))
-            for id_, images in frames
+            (id_, *self._encode(teacher, {image["camera"]: next(pixels) for image in images})) for id_, images in frames
         )
         statuses = [json.dumps(status) for status in self._map_writes(functools.partial(self._write, teacher), encoded)]
         return {"frame_id": [frame_id for frame_id, _ in frames], "status": statuses}

@@ -42,4 +42,4 @@ def _digest(path: Path) -> str:
 
 def numbered(folder: Path) -> list[Path]:
     """A run's checkpoints, oldest first."""
-    return sorted(folder.glob("checkpoint_" + 6 * "[0-9]"))
+    return sorted(folder.glob("checkpoint_[0-9][0-9][0-9][0-9][0-9][0-9]"))

@@ -11,7 +11,7 @@ from torch import nn
 from clip2scene.config import DistillSettings
 from clip2scene.student.network import Network, Student
 from clip2scene.training.fit import Training
-from clip2scene.training.objectives import OBJECTIVES, Step
+from clip2scene.training.objectives import LOSSES, Step
 from clip2scene.training.samples import Sample
 
 
@@ -48,4 +48,4 @@ class Distillation(Training):
             number=step,
             rank=torch.distributed.get_rank() if distributed else 0,
         )
-        return OBJECTIVES[self.settings.method](model, batch, about_step)
+        return LOSSES[self.settings.method](model, batch, about_step)

@@ -23,7 +23,7 @@ from clip2scene.config import ResourceSettings, StudentSettings, TrainingSetting
 from clip2scene.data.index import Frame
 from clip2scene.student.network import Network
 from clip2scene.training.launch import DivergedError, TrainingError, Worker, launch
-from clip2scene.training.samples import Sample, SampleCache, SampleSource, augment, join, prefetched
+from clip2scene.training.samples import Reader, Sample, SampleSource, augment, cached_reader, join, prefetched
 from clip2scene.training.validation import Validation
 
 Metrics = dict[str, float]
@@ -88,7 +88,7 @@ class Training(ABC):
         for metrics in history:
             worker.emit("epoch", metrics)
         network = self._network(learner.model, worker)
-        cache = SampleCache(self.source, self.frames, self.resources.cached_frames)
+        read = cached_reader(self.source, self.frames, self.resources.cached_frames)
         on_gpu = worker.device.type == "cuda"  # on CPUs the network itself takes all threads
         read_map: Any = ThreadPoolExecutor(self.resources.threads_per_worker).map if on_gpu else map
         validate: Callable[[nn.Module], Metrics] = _no_scores
@@ -97,7 +97,7 @@ class Training(ABC):
             validate, validate_every = self.validation.prepare(worker), self.validation.every_epochs
         worker.emit("step", min(len(history) * self.steps_per_epoch, self.steps))
         for epoch in range(len(history), self.num_epochs):
-            batches = self._batches(cache, worker, epoch, read_map)
+            batches = self._batches(read, worker, epoch, read_map)
             metrics = self._train_epoch(
                 learner, network, worker, epoch, prefetched(batches, Sample.pinned) if on_gpu else batches
             )
@@ -136,7 +136,7 @@ class Training(ABC):
         if not math.isfinite(metrics["loss"]):
             raise DivergedError(
                 f"the loss is not finite after epoch {epoch + 1}: {metrics}; lower the learning rate"
-                + " or train with precision=fp32" * (self.settings.precision == "fp16")
+                + (" or train with precision=fp32" if self.settings.precision == "fp16" else "")
             )
         seconds = time.perf_counter() - started
         return metrics | {
@@ -152,7 +152,7 @@ class Training(ABC):
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.steps - warmup, 1)))
 
-    def _batches(self, cache: SampleCache, worker: Worker, epoch: int, read_map: Any = map) -> Iterator[Sample]:
+    def _batches(self, read: Reader, worker: Worker, epoch: int, read_map: Any = map) -> Iterator[Sample]:
         """This rank's share of each batch of the epoch, in an order that depends on seed and epoch only.
 
         ``read_map`` reads the keyframes of a batch: ``map``, or one that reads several at a time.
@@ -162,11 +162,11 @@ class Training(ABC):
         share = self.settings.batch_size // worker.world_size
         for start in range(worker.rank * share, len(order), self.settings.batch_size):
             places = range(start, start + share)
-            yield join([*read_map(lambda at: self._augmented(cache, epoch, at, int(order[at])), places)])
+            yield join([*read_map(lambda at: self._augmented(read, epoch, at, int(order[at])), places)])
 
-    def _augmented(self, cache: SampleCache, epoch: int, at: int, position: int) -> Sample:
+    def _augmented(self, read: Reader, epoch: int, at: int, position: int) -> Sample:
         rng = np.random.default_rng([self.seed, epoch, at])
-        return augment(cache.get(position, rng), self.settings.augment, rng)
+        return augment(read(position, rng), self.settings.augment, rng)
 
 
 @dataclass(frozen=True)
@@ -183,17 +183,15 @@ def fit(
     *,
     name: str,
     folder: Path,
-    resources: ResourceSettings,
     on_epoch: Callable[[int, Metrics], None] = lambda epoch, metrics: None,
     on_steps: Callable[[int], None] = lambda count: None,
 ) -> Fitted:
-    """Train on all workers; an unfinished run of the same name continues from its last checkpoint.
+    """Train on all workers of its resources; an unfinished run of the same name continues from its last checkpoint.
 
     Args:
         training: what to learn.
         name: of the run below ``folder``.
         folder: absolute, shared by all nodes.
-        resources: workers.
         on_epoch: called once per epoch, including those of an earlier attempt.
         on_steps: called with the number of steps finished since the last call.
 
@@ -216,7 +214,7 @@ def fit(
 
     epochs = 0
     for _ in range(_ATTEMPTS):
-        checkpoint = launch(training, name=name, folder=folder, resources=resources, on_message=on_message)
+        checkpoint = launch(training, name=name, folder=folder, resources=training.resources, on_message=on_message)
         if checkpoint is not None:
             history = json.loads((checkpoint / "history.json").read_text(encoding="utf-8"))
             epochs = len(history)
@@ -278,7 +276,8 @@ class _Learner:
     def read(self, folder: Path) -> list[Metrics]:
         """Load a checkpoint; returns its metrics."""
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
-        # Moments go to their parameters by themselves. AdamW reads its step counts on the host: on a GPU it would wait.
+        # load_state_dict moves the moments to their parameters; AdamW's step counters stay on the CPU, or reading them
+        # would synchronise.
         saved = torch.load(folder / "optimiser.pt", weights_only=True, map_location="cpu")
         for name, part in self._parts().items():
             part.load_state_dict(saved[name])

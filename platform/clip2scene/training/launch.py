@@ -66,7 +66,7 @@ class Worker:
         before = numbered(self._folder)
         number = int(before[-1].name.rpartition("_")[2]) + 1 if before else 0
         aside.rename(self._folder / f"checkpoint_{number:06d}")
-        for old in before[: 1 - CHECKPOINTS_KEPT]:
+        for old in numbered(self._folder)[:-CHECKPOINTS_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
 

@@ -17,11 +17,11 @@ from torch.nn.functional import normalize
 
 from clip2scene.config import DistillSettings
 from clip2scene.geometry.interpolation import bilinear
-from clip2scene.losses.contrast import info_nce, random_rows, superpixel_means
+from clip2scene.losses.contrast import info_nce, superpixel_means
 from clip2scene.losses.distances import class_divergence, cosine_distance
 from clip2scene.losses.scr import semantic_consistency, text_cross_entropy
 from clip2scene.losses.stcr import grid_cells, spatial_temporal_consistency
-from clip2scene.losses.switching import switch_generator, switch_labels
+from clip2scene.losses.switching import step_generator, switch_generator, switch_labels
 from clip2scene.student.network import Network
 from clip2scene.training.samples import Sample, random_transform
 
@@ -55,9 +55,8 @@ class Step:
 
     def rows(self, num_rows: int, device: torch.device) -> torch.Tensor:
         """A random subset of at most ``contrast.max_pairs`` rows."""
-        mixed = np.random.SeedSequence([self.seed, self.number, self.rank]).generate_state(1)
-        generator = torch.Generator().manual_seed(int(mixed[0]))
-        return random_rows(num_rows, self.settings.contrast.max_pairs, generator).to(device, non_blocking=True)
+        shuffled = torch.randperm(num_rows, generator=step_generator(self.seed, self.number, self.rank))
+        return shuffled[: self.settings.contrast.max_pairs].to(device, non_blocking=True)
 
     def classes(self, features_PD: torch.Tensor) -> torch.Tensor:
         """Class with the nearest text for each row, (P,) int64."""
@@ -165,7 +164,7 @@ def _pairs(model: Network, batch: Sample, step: Step) -> tuple[torch.Tensor, tor
         return points_PD, step.pixels(batch)
 
 
-OBJECTIVES: dict[str, Callable[[Network, Sample, Step], Terms]] = {
+LOSSES: dict[str, Callable[[Network, Sample, Step], Terms]] = {
     "clip2scene": clip2scene,
     "kl": kl,
     "openscene": openscene,

@@ -9,9 +9,8 @@ Legend: N points of all clouds, I values per point, P pairs, M images, K sweeps,
 
 from __future__ import annotations
 
+import functools
 import math
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -228,27 +227,16 @@ def check_window(frames: tuple[Frame, ...], settings: DistillSettings, max_sweep
         )
 
 
-class SampleCache:
-    """Reads samples and keeps the last ``size`` of them; thread-safe."""
+Reader = Callable[[int, np.random.Generator | None], Sample]
+"""Reads the keyframe at a position; the generator draws its sweeps where they are random."""
 
-    def __init__(self, source: SampleSource, frames: tuple[Frame, ...], size: int):
-        self._source, self._frames, self._size = source, frames, size
-        self._kept: OrderedDict[int, Sample] = OrderedDict()
-        self._lock = threading.Lock()
 
-    def get(self, position: int, rng: np.random.Generator | None = None) -> Sample:
-        """The keyframe at ``position``; random sweeps are drawn and read again every time."""
-        with self._lock:
-            if position in self._kept:
-                self._kept.move_to_end(position)
-                return self._kept[position]
-        sample = self._source.read(self._frames[position], rng)
-        if self._size and self._source.sweep_choice != "random":
-            with self._lock:
-                self._kept[position] = sample
-                if len(self._kept) > self._size:
-                    self._kept.popitem(last=False)
-        return sample
+def cached_reader(source: SampleSource, frames: tuple[Frame, ...], cached: int) -> Reader:
+    """A thread-safe reader that keeps the last ``cached`` keyframes; with random sweeps it keeps none."""
+    if source.sweep_choice == "random":
+        return lambda position, rng: source.read(frames[position], rng)
+    read_cached = functools.lru_cache(cached)(lambda position: source.read(frames[position]))
+    return lambda position, rng: read_cached(position)
 
 
 def prefetched(batches: Iterator[Sample], prepare: Callable[[Sample], Sample]) -> Iterator[Sample]:

@@ -22,7 +22,7 @@ from clip2scene.losses.stcr import grid_cells
 from clip2scene.training.launch import Worker
 from clip2scene.training.methods import TeacherMethod, seen
 from clip2scene.training.metrics import confusion, mean_iou
-from clip2scene.training.samples import Sample, SampleCache, SampleSource
+from clip2scene.training.samples import Sample, SampleSource, cached_reader
 
 SCORE_PREFIX = "verifying/"
 """Prefix of the scores' names in an epoch's metrics, where ``agreement`` is that of the training pairs."""
@@ -50,7 +50,7 @@ class Validation:
         It leaves the network in the mode (training or not) in which it was.
         """
         mine = self.frames[worker.rank :: worker.world_size]
-        cache = SampleCache(self.source, mine, self.cached_frames)
+        read = cached_reader(self.source, mine, self.cached_frames)
         text_CD, teacher = self.text_CD.to(worker.device), TeacherMethod(self.text_CD).prepare(worker.device)
 
         @torch.no_grad()
@@ -63,7 +63,7 @@ class Validation:
             model.eval()
             counts = _Counts(len(text_CD))
             for position in range(len(mine)):
-                sample = cache.get(position).to(worker.device)
+                sample = read(position, None).to(worker.device)
                 features_ND = model(sample.points_NI, sample.cloud_N)["scr"]
                 counts.add(sample, (features_ND @ text_CD.T).argmax(1), teacher(sample))
             model.train(was_training)
