@@ -35,7 +35,8 @@ def test_a_job_is_followed_to_its_end(capsys):
 
 @pytest.mark.parametrize("error", [ConnectionResetError(), BrokenPipeError(), RuntimeError("closed")])
 def test_a_lost_cluster_is_one_sentence(error):
-    with pytest.raises(ClusterError, match=r"^lost http://127.0.0.1:8265 while following job, which may well go on; "):
+    sentence = r"^lost the connection to http://127.0.0.1:8265 while following job; the job is probably still running; "
+    with pytest.raises(ClusterError, match=sentence):
         following(error).follow("job")
 
 

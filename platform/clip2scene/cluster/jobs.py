@@ -106,7 +106,8 @@ class Jobs:
             raise  # of stdout; the connection's own errors are ClusterErrors already
         except (ClusterError, OSError) as error:
             raise ClusterError(
-                f"lost {self.address} while following {job_id}, which may well go on; {self.come_back(job_id)}"
+                f"lost the connection to {self.address} while following {job_id}; the job is probably still running; "
+                f"{self.come_back(job_id)}"
             ) from error
 
     def come_back(self, job_id: str) -> str:

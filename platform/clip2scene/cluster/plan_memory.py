@@ -1,4 +1,4 @@
-"""Peak memory of a training worker and of an actor that encodes, estimated from shapes before anything runs.
+"""Peak memory of a training worker and of an extraction actor, estimated from shapes before anything runs.
 
 A training worker holds, in bytes (float32 and index types as in the code):
 
@@ -114,7 +114,7 @@ def parameters(student: StudentSettings, dim: int) -> int:
 def actor_bytes(
     teacher: TeacherSettings, teacher_parameters: int, frames_per_batch: int, cameras: int, rates: Rates
 ) -> int:
-    """Peak memory of an actor that encodes: its process, the teacher, and a batch of images in float32."""
+    """Peak memory of an extraction actor: its process, the teacher, and a batch of images in float32."""
     image = 3 * teacher.image_height_px * teacher.image_width_px * _FLOAT
     return (
         rates.bytes_of("worker process") + teacher_parameters * _FLOAT + 2 * frames_per_batch * max(cameras, 1) * image

@@ -24,10 +24,10 @@ def plan_text(plan: Plan, price_per_gpu_hour: float | None = None) -> str:
     for work in plan.works:
         lines += [f"{work.stage}: {source}" for source in work.sources]
     lines.append("")
-    lines += [f"wanted: {sentence}" for sentence in plan.wanted]
+    lines += [f"requests: {sentence}" for sentence in plan.wanted]
     machine = plan.machine
     lines.append(
-        f"there: {machine.cpus:g} CPUs and {machine.gpus:g} GPUs, nodes: {len(machine.nodes)} ({machine.name})"
+        f"available: {machine.cpus:g} CPUs and {machine.gpus:g} GPUs, nodes: {len(machine.nodes)} ({machine.name})"
     )
     if plan.memory is not None:
         parts = ", ".join(f"{name} {_bytes(count)}" for name, count in plan.memory.items())
@@ -35,7 +35,7 @@ def plan_text(plan: Plan, price_per_gpu_hour: float | None = None) -> str:
             f"memory of a training worker: {_bytes(sum(plan.memory.values()))} at its peak, estimated ({parts})"
         )
     if plan.actor_memory is not None:
-        lines.append(f"memory of an actor that encodes: {_bytes(plan.actor_memory)}, estimated")
+        lines.append(f"memory of an extraction actor: {_bytes(plan.actor_memory)}, estimated")
     if price_per_gpu_hour is not None:
         lines.append(_money(plan, price_per_gpu_hour))
     lines += [f"note: {sentence}" for sentence in plan.notes]
@@ -105,7 +105,7 @@ def _time(plan: Plan) -> str:
 
 def _money(plan: Plan, price: float) -> str:
     if not plan.gpus:
-        return "price: no GPU is wanted"
+        return "price: uses no GPU"
     if plan.gpu_hours is None:
         return "price: no estimate, as the time of a stage is not known"
     return (

@@ -24,7 +24,7 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
 
     Args:
         job: its workers must fit; an embedded Ray is told that it has as many CPUs as they want, because a small
-            machine is better slow than refused.
+            machine should run slowly rather than refuse.
         address: of a cluster (``auto``, ``host:port``); None starts an embedded Ray.
         dashboard: whether an embedded Ray has one. Ray Tune needs it if trials have their own workers: without its
             State API a trial that is stopped early keeps their resources, and the next one waits for ever.
