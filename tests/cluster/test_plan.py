@@ -215,6 +215,18 @@ def test_a_table_shares_worlds_features_and_pretrainings():
     assert made.facts["jobs at a time"] == 2  # CPUs of the tests' machine
 
 
+def test_the_memory_is_that_of_the_job_that_needs_the_most(tmp_path):
+    words = [f"storage={tmp_path}/new", "stage=distill", "resources.cached_frames=1", "distill.optimiser.kind=sgd"]
+
+    def memory(*jobs):
+        return sum(plan_jobs(jobs, "m", Planner(machine(), read_rates())).memory.values())
+
+    small = load_job(DEMO, words)
+    for more in ("resources.cached_frames=9", "distill.optimiser.kind=adamw", "distill.batch_size=64"):
+        large = load_job(DEMO, [*words, more])
+        assert memory(small) < memory(large) == memory(large, small) == memory(small, large)
+
+
 def test_settings_that_nothing_was_measured_with(tmp_path):
     words = (f"storage={tmp_path}/new", "student.voxel_size_m=0.2")
     made = planned(DEMO, *words)

@@ -183,7 +183,7 @@ def _complete(
         "start": Work("start", 1, "commands", seconds=seconds_of(start, 1, 1), sources=source_of(start, 0, 1))
     }
     everything |= works
-    memories = [memory for job in _different(jobs) for memory in planner.memory(job)]
+    memories = [memory for job in jobs for memory in planner.memory(job)]
     known = [memory for memory in memories if memory is not None]
     largest = max(known, key=lambda parts: sum(parts.values()), default=None)
     result = Plan(
@@ -261,16 +261,6 @@ def _unfit(jobs: Sequence[Job], machine: Machine) -> list[str]:
         except ConfigError as error:
             problems.append(str(error))
     return problems
-
-
-def _different(jobs: Sequence[Job]) -> list[Job]:
-    """One job of each group with equal memory."""
-    return list(
-        {
-            (job.student, job.distill.num_sweeps, job.stage, job.dataset, job.finetune.label_fraction): job
-            for job in jobs
-        }.values()
-    )
 
 
 def _no_root(values: Any, prefix: str = "") -> list[str]:

@@ -18,6 +18,7 @@ Legend: N points of a worker's share of a step, P point-pixel pairs, D width of 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -101,6 +102,7 @@ def step_bytes(student: StudentSettings, points: int, pairs: int, dim: int) -> i
     return round(kept + neighbours + 2 * _KEPT_PER_HEAD * _FLOAT * pairs * dim)
 
 
+@functools.lru_cache
 def parameters(student: StudentSettings, dim: int) -> int:
     """Number of parameters of the network with both heads into the teacher's space."""
     import torch

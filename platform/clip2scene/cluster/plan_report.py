@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from clip2scene.cluster.plan_work import Plan, Work
@@ -48,31 +49,9 @@ def plan_json(plan: Plan, price_per_gpu_hour: float | None = None) -> dict[str, 
     hours = plan.gpu_hours
     return {
         "name": plan.name,
-        "data": None
-        if data is None
-        else {
-            "frames": data.frames,
-            "train_frames": data.train_frames,
-            "eval_frames": data.eval_frames,
-            "labelled_frames": data.labelled_frames,
-            "images": data.images,
-            "source": data.source,
-        },
+        "data": None if data is None else {key: value for key, value in vars(data).items() if key != "stages"},
         "facts": dict(plan.facts),
-        "stages": [
-            {
-                "stage": work.stage,
-                "amount": work.amount,
-                "unit": work.unit,
-                "done": work.done,
-                "steps": work.steps,
-                "stored_bytes": work.stored_bytes,
-                "seconds": work.seconds,
-                "gpus": work.gpus,
-                "sources": list(work.sources),
-            }
-            for work in plan.works
-        ],
+        "stages": [asdict(work) for work in plan.works],
         "seconds": plan.seconds,
         "stored_bytes": plan.stored_bytes,
         "memory": None if plan.memory is None else dict(plan.memory),
