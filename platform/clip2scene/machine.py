@@ -9,7 +9,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from clip2scene.config import ConfigError, WorkerSettings
+from clip2scene.config import ConfigError, ExtractSettings, WorkerSettings
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """torch's own switch, read when the first tensor of megabytes is made: Linux then gives it 2 MiB pages, not 4 KiB."""
@@ -55,6 +55,13 @@ def use_threads(threads: int) -> None:
 
     os.environ.setdefault(HUGE_PAGES, "1")
     torch.set_num_threads(min(threads, num_cpus()))
+
+
+def ray_nodes() -> list[dict[str, float]]:
+    """What each living node of the Ray that this process is connected to has (``{"CPU": 8.0, "GPU": 1.0}``)."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def workers_on(node: Mapping[str, float], *, cpus: float = 0.0, gpus: float = 0.0) -> float:
@@ -114,3 +121,11 @@ def check_room(
         raise ConfigError(
             f"{settings}: with {each} each there is room for {room:g}; lower either one (nodes of {place}: {there})"
         )
+
+
+def check_actors(
+    nodes: Sequence[Mapping[str, float]], settings: ExtractSettings, actors: int, *, place: str = "Ray"
+) -> None:
+    """As :func:`check_room`, for that many extraction actors."""
+    asked = f"extract.num_actors={settings.num_actors} with extract.gpus_per_actor={settings.gpus_per_actor:g}"
+    check_room(nodes, actors, gpus=settings.gpus_per_actor, settings=asked, place=place)

@@ -54,7 +54,7 @@ def needs_teacher(job: Job) -> bool:
     """Whether a job encodes images: fine-tuning from a given student, or from random weights alone, does not."""
     if job.stage == "finetune":
         return job.finetune.checkpoint is None and "pretrained" in job.finetune.initialisations
-    return job.stage != "index"
+    return job.stage not in ("index", "streetworld_clip")
 
 
 class Stages(Artifacts):

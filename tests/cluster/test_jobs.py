@@ -35,8 +35,20 @@ def test_a_job_is_followed_to_its_end(capsys):
 
 @pytest.mark.parametrize("error", [ConnectionResetError(), BrokenPipeError(), RuntimeError("closed")])
 def test_a_lost_cluster_is_one_sentence(error):
-    with pytest.raises(ClusterError, match=r"^lost http://127.0.0.1:8265 while following job, which may well go on; "):
+    sentence = r"^lost the connection to http://127.0.0.1:8265 while following job; the job is probably still running; "
+    with pytest.raises(ClusterError, match=sentence):
         following(error).follow("job")
+
+
+def test_all_living_nodes_of_a_large_cluster_are_counted(monkeypatch):
+    nodes = [SimpleNamespace(state="DEAD")] * 120 + [SimpleNamespace(state="ALIVE")] * 150
+
+    def list_nodes(address, filters=(), limit=100):  # as Ray does: it filters before it cuts
+        kept = [node for node in nodes if all(getattr(node, key) == value for key, _, value in filters)]
+        return kept[:limit]
+
+    monkeypatch.setattr("ray.util.state.list_nodes", list_nodes)
+    assert following().nodes() == nodes[120:]
 
 
 def test_a_closed_output_is_not_a_lost_cluster(monkeypatch):

@@ -128,7 +128,7 @@ def test_time_and_money_on_more_gpus():
     assert works(more)["distill"].seconds == pytest.approx(140_660 / 5 / 4)
     assert more.gpu_hours == pytest.approx(8 * more.seconds / 3600)
     assert plan_json(more, 3.0)["price"] == pytest.approx(24 * more.seconds / 3600)
-    assert "an upper bound" in works(more)["distill"].sources[0]
+    assert "scaled linearly from 1 to 4 workers" in works(more)["distill"].sources[0]
     assert any("6 of 8 GPUs stay idle" in note for note in two.notes)
 
 
@@ -159,7 +159,7 @@ def test_a_world_larger_than_the_disk(monkeypatch):
     monkeypatch.setattr("clip2scene.cluster.plan.free_bytes", lambda storage: 0)
     made = planned(NUSCENES, *large, there=here)
     assert made.refusal.startswith("disk too small: storage=")
-    assert "are to be written" in made.problems[0]
+    assert "GB, but only 0.0 GB are free" in made.problems[0]
     assert plan_json(made)["never_schedulable"] == []
     elsewhere = planned(NUSCENES, *large, "storage=s3://bucket/runs", there=here)
     assert elsewhere.stored_bytes == made.stored_bytes
@@ -215,6 +215,18 @@ def test_a_table_shares_worlds_features_and_pretrainings():
     assert made.facts["jobs at a time"] == 2  # CPUs of the tests' machine
 
 
+def test_the_memory_is_that_of_the_job_that_needs_the_most(tmp_path):
+    words = [f"storage={tmp_path}/new", "stage=distill", "resources.cached_frames=1", "distill.optimiser.kind=sgd"]
+
+    def memory(*jobs):
+        return sum(plan_jobs(jobs, "m", Planner(machine(), read_rates())).memory.values())
+
+    small = load_job(DEMO, words)
+    for more in ("resources.cached_frames=9", "distill.optimiser.kind=adamw", "distill.batch_size=64"):
+        large = load_job(DEMO, [*words, more])
+        assert memory(small) < memory(large) == memory(large, small) == memory(small, large)
+
+
 def test_settings_that_nothing_was_measured_with(tmp_path):
     words = (f"storage={tmp_path}/new", "student.voxel_size_m=0.2")
     made = planned(DEMO, *words)
@@ -244,7 +256,7 @@ def test_json_and_arguments_that_are_refused(capsys, tmp_path):
         (2, ["--gpus", "-1"], "--gpus: -1: must be an integer of at least 0"),
         (2, ["--images-per-second", "nan"], "--images-per-second: nan: must be a number above 0"),
         (2, ["--price-per-gpu-hour", "inf"], "--price-per-gpu-hour: inf: must be a number"),
-        (1, ["--dashboard", "http://x", "--gpus", "2"], "--dashboard: the cluster says"),
+        (1, ["--dashboard", "http://x", "--gpus", "2"], "--dashboard cannot be combined with --cpus or --gpus"),
         (1, ["--job", DEMO], "--job JOB belongs to a search space"),
         (1, ["--rates", str(tmp_path / "none.json")], "cannot be read"),
     ):

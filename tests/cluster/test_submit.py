@@ -16,12 +16,13 @@ from clip2scene.jobfile import load_job
 from clip2scene.tracking.provenance import git_revision
 from commands import REPOSITORY
 
-DEMO, NUSCENES, TABLE, SPACE = (
+DEMO, NUSCENES, TABLE, CLIP, SPACE = (
     str(REPOSITORY / path)
     for path in (
         "jobs/demo.yaml",
         "jobs/nuscenes.yaml",
         "jobs/table3_ablation.yaml",
+        "jobs/streetworld_clip.yaml",
         "search_spaces/temperatures.yaml",
     )
 )
@@ -113,6 +114,16 @@ def test_a_job_that_trains_nothing_needs_no_gpu_for_training():
         session.check_workers(load_job(NUSCENES, [*words, "stage=distill"]), [{"GPU": 0.0}])
 
 
+def test_a_job_that_encodes_nothing_needs_no_gpu_for_extraction():
+    nodes = [{"CPU": 8.0}]
+    words = ["dataset.root=/data/nuscenes", "resources.gpus_per_worker=0"]
+    for others in (["stage=index"], ["finetune.checkpoint=/students/1.safetensors"]):
+        submit.check_fits(load_job(NUSCENES, [*words, *others]), nodes, "here")
+    submit.check_fits(load_job(CLIP, ["extract.gpus_per_actor=1"]), [{"CPU": 0.5}], "here")
+    with pytest.raises(ConfigError, match=r"^extract\.num_actors=2 with extract\.gpus_per_actor=1: .* room for 0; "):
+        submit.check_fits(load_job(NUSCENES, words), nodes, "here")
+
+
 def test_an_address_with_too_few_cpus_is_refused_too():
     job = load_job(DEMO)
     session.check_workers(job, [{"CPU": 1.0}, {"CPU": 1.0}])
@@ -137,6 +148,12 @@ def test_relative_paths_are_for_this_machine(tmp_path, monkeypatch):
     assert submit.with_absolute_paths(anywhere, here=False) == anywhere
     table = submit.with_absolute_paths(submit.read_submission(TABLE), here=True)
     assert table.overrides == (f"storage={tmp_path}/tables-output",)
+    clip = submit.read_submission(CLIP)
+    assert submit.with_absolute_paths(clip, here=True).overrides == (
+        f"streetworld_clip.output={tmp_path}/streetworld-clip",
+    )
+    with pytest.raises(ConfigError, match=r"^streetworld_clip\.output=streetworld-clip: a relative path"):
+        submit.with_absolute_paths(clip, here=False)
     sweep = submit.with_absolute_paths(submit.read_submission(SPACE, (), DEMO), here=True)
     assert sweep.overrides == (f"job.storage={tmp_path}/demo-output",)
     assert {job.storage for job in sweep.jobs} == {f"{tmp_path}/demo-output"}

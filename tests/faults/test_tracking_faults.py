@@ -142,7 +142,7 @@ def test_what_is_written_during_a_long_outage_is_delivered_later_in_the_run(serv
         server.kill()
         run.log_metrics({"loss": 0.5}, step=2)
         run.set_tags({"student": "abc"})
-        with pytest.raises(TrackingError, match=r"does not answer, so that we cannot open the run 'child'; .* is kept"):
+        with pytest.raises(TrackingError, match=r"^cannot open the run 'child': MLflow at .* does not answer\. "):
             tracker.run("child", parent=run).__enter__()
         server.start()
         back_at_s = time.monotonic()
@@ -228,7 +228,7 @@ def test_the_next_command_delivers_what_was_left_and_may_be_killed_in_it(server,
     back_at_s = time.monotonic()
     connect(server.uri, "next", outbox)
     tell_recovery(back_at_s)
-    assert f"delivered to MLflow at {server.uri} what 1 runs wrote" in capsys.readouterr().err
+    assert f"sent the pending writes of 1 run to MLflow at {server.uri}" in capsys.readouterr().err
     assert_delivered(server, run_id, tmp_path)
     assert [path.name for path in outbox.iterdir()] == [".lock"]
     connect(server.uri, "next", outbox)
@@ -240,7 +240,7 @@ def test_runs_of_another_server_stay_in_the_outbox(server, tmp_path, capsys):
     outbox = Outbox(tmp_path / "outbox")
     outbox.append("f" * 32, {"do": "tags", "tags": {"a": "b"}})
     connect(server.uri, "other", outbox.folder)
-    assert f"{'f' * 32}: not taken by MLflow" in capsys.readouterr().err
+    assert f"{'f' * 32}: MLflow at {server.uri} rejected these writes (" in capsys.readouterr().err
     assert outbox.run_ids() == ["f" * 32]
 
 
@@ -280,7 +280,9 @@ def test_a_sweep_whose_server_is_away_at_its_end_waits_and_reads_all(server, tmp
         trial.log_epoch(1, {"miou": 0.25}, {"loss": 2.0})
         trial.end("finished", {"miou": 0.25, "epochs": 1.0, "seconds": 3.0})
         impatient = dataclasses.replace(tracker, patience_s=0.0)
-        sentence = "does not answer, so that we cannot read it; what is finished is kept, and the same command goes on"
+        sentence = (
+            r"cannot read it: MLflow at .* does not answer. Finished work is kept; run the same command to resume"
+        )
         with pytest.raises(TrackingError, match=sentence), impatient.synced("read it"):
             pass
         back = threading.Timer(1.0, server.start)
@@ -328,5 +330,5 @@ def test_without_an_outbox_a_server_that_stays_away_is_one_sentence(server):
         server.kill()
         with pytest.raises(TrackingError, match=r"did not take metrics of run \w+: it does not answer$"):
             run.log_metrics({"loss": 1.0})
-        with pytest.raises(TrackingError, match="so that we cannot look for a run; what is finished is kept"):
+        with pytest.raises(TrackingError, match=r"cannot look for a run: .* Finished work is kept"):
             tracker.find_run({"a": "b"})

@@ -58,7 +58,7 @@ def register(commands: Commands) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     if options.dashboard is not None and (options.cpus, options.gpus) != (None, None):
-        raise ConfigError("--dashboard: the cluster says what it has; --cpus and --gpus describe a machine instead")
+        raise ConfigError("--dashboard cannot be combined with --cpus or --gpus: the cluster reports its own resources")
     from clip2scene.cluster.plan import plan
     from clip2scene.cluster.plan_machine import cluster_at, machine_of, this_machine
     from clip2scene.cluster.plan_report import plan_json, plan_text

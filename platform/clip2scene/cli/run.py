@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
         report = Pipeline(job).run(tracker())
     print(summary_text(report))
     print(f"report: {storage.where(storage.root / 'report.json')}")
-    print(f"runs:   {options.tracking_uri or f'clip2scene ui --storage {job.storage}'}")
+    print(f"runs:   {options.tracking_uri or shlex.join(['clip2scene', 'ui', '--storage', job.storage])}")
     return 0
 
 
@@ -83,5 +83,5 @@ def _train_streetworld_clip(job: Job) -> int:
     settings = job.streetworld_clip
     total = len(settings.world_seeds) * settings.scenes_per_world + settings.steps
     with progress("streetworld_clip", total) as advance:
-        train(settings, job.seed, Path(settings.output), advance)
+        train(settings, job.seed, Path(settings.output).expanduser(), advance)
     return 0

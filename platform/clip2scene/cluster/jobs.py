@@ -19,6 +19,8 @@ API_ADDRESS, RAY_ADDRESS = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
 DETACHED = 130
 """Exit status of a command that stops following a job while the job goes on."""
 _POLL_S = 0.5
+_MAX_NODES = 10_000
+"""The most that Ray answers with; its default is 100."""
 _CHATTY = (
     "ray.dashboard.modules.job.sdk",
     "ray.dashboard.modules.dashboard_sdk",
@@ -106,7 +108,8 @@ class Jobs:
             raise  # of stdout; the connection's own errors are ClusterErrors already
         except (ClusterError, OSError) as error:
             raise ClusterError(
-                f"lost {self.address} while following {job_id}, which may well go on; {self.come_back(job_id)}"
+                f"lost the connection to {self.address} while following {job_id}; the job is probably still running; "
+                f"{self.come_back(job_id)}"
             ) from error
 
     def come_back(self, job_id: str) -> str:
@@ -119,7 +122,7 @@ class Jobs:
         from ray.util.state import list_nodes
 
         with self._one_sentence():
-            return [node for node in list_nodes(address=self.address) if node.state == "ALIVE"]
+            return list_nodes(address=self.address, filters=[("state", "=", "ALIVE")], limit=_MAX_NODES)
 
     async def _print(self, job_id: str) -> None:
         chunks = self.client.tail_job_logs(job_id)

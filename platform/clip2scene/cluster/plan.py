@@ -141,7 +141,7 @@ def plan_sweep(sweep: Sweep, planner: Planner) -> Plan:
         "epochs, expected": round(expected * epochs),
     }
     if space.searcher == "tpe":
-        planner.note("what TPE will choose is not known: its trials count with the job's own settings")
+        planner.note("TPE picks its trials while running; they are planned with the job's own settings")
     if space.budget.hours is not None:
         planner.note(f"budget.hours={space.budget.hours:g} stops what still runs then")
     problems += _unfit([first.model_copy(update={"stage": "extract"})], machine)
@@ -183,7 +183,7 @@ def _complete(
         "start": Work("start", 1, "commands", seconds=seconds_of(start, 1, 1), sources=source_of(start, 0, 1))
     }
     everything |= works
-    memories = [memory for job in _different(jobs) for memory in planner.memory(job)]
+    memories = [memory for job in jobs for memory in planner.memory(job)]
     known = [memory for memory in memories if memory is not None]
     largest = max(known, key=lambda parts: sum(parts.values()), default=None)
     result = Plan(
@@ -200,8 +200,8 @@ def _complete(
     on_disk = machine.is_here and not is_remote(first.storage)
     if on_disk and result.stored_bytes > (free := free_bytes(first.storage)):
         no_room.append(
-            f"storage={first.storage}: {result.stored_bytes / 1e9:,.1f} GB are to be written and {free / 1e9:,.1f} GB "
-            "are free there; give another storage, or free some space"
+            f"storage={first.storage}: needs {result.stored_bytes / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB are "
+            "free; give another storage, or free some space"
         )
     _warn(planner, first, result, int(facts.get("trials at a time", facts.get("jobs at a time", 1))))
     return replace(
@@ -216,7 +216,7 @@ def _warn(planner: Planner, job: Job, result: Plan, at_a_time: int) -> None:
     machine, resources = planner.machine, job.resources
     workers = max(resources.num_workers, 1)
     if is_remote(job.storage):
-        planner.note(f"storage={job.storage}: what the object store holds is not looked at and counts as to do")
+        planner.note(f"storage={job.storage}: the object store is not checked; everything in it counts as still to do")
     if trains(job) and not resources.gpus_per_worker and workers * resources.threads_per_worker > machine.cpus:
         planner.note(f"{workers} training workers share {machine.cpus:g} CPUs")
     if machine.gpus > result.gpus and result.gpus:
@@ -261,16 +261,6 @@ def _unfit(jobs: Sequence[Job], machine: Machine) -> list[str]:
         except ConfigError as error:
             problems.append(str(error))
     return problems
-
-
-def _different(jobs: Sequence[Job]) -> list[Job]:
-    """One job of each group with equal memory."""
-    return list(
-        {
-            (job.student, job.distill.num_sweeps, job.stage, job.dataset, job.finetune.label_fraction): job
-            for job in jobs
-        }.values()
-    )
 
 
 def _no_root(values: Any, prefix: str = "") -> list[str]:

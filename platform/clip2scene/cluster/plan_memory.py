@@ -1,4 +1,4 @@
-"""Peak memory of a training worker and of an actor that encodes, estimated from shapes before anything runs.
+"""Peak memory of a training worker and of an extraction actor, estimated from shapes before anything runs.
 
 A training worker holds, in bytes (float32 and index types as in the code):
 
@@ -18,6 +18,7 @@ Legend: N points of a worker's share of a step, P point-pixel pairs, D width of 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -101,6 +102,7 @@ def step_bytes(student: StudentSettings, points: int, pairs: int, dim: int) -> i
     return round(kept + neighbours + 2 * _KEPT_PER_HEAD * _FLOAT * pairs * dim)
 
 
+@functools.lru_cache
 def parameters(student: StudentSettings, dim: int) -> int:
     """Number of parameters of the network with both heads into the teacher's space."""
     import torch
@@ -114,7 +116,7 @@ def parameters(student: StudentSettings, dim: int) -> int:
 def actor_bytes(
     teacher: TeacherSettings, teacher_parameters: int, frames_per_batch: int, cameras: int, rates: Rates
 ) -> int:
-    """Peak memory of an actor that encodes: its process, the teacher, and a batch of images in float32."""
+    """Peak memory of an extraction actor: its process, the teacher, and a batch of images in float32."""
     image = 3 * teacher.image_height_px * teacher.image_width_px * _FLOAT
     return (
         rates.bytes_of("worker process") + teacher_parameters * _FLOAT + 2 * frames_per_batch * max(cameras, 1) * image

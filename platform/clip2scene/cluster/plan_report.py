@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from clip2scene.cluster.plan_work import Plan, Work
@@ -24,10 +25,10 @@ def plan_text(plan: Plan, price_per_gpu_hour: float | None = None) -> str:
     for work in plan.works:
         lines += [f"{work.stage}: {source}" for source in work.sources]
     lines.append("")
-    lines += [f"wanted: {sentence}" for sentence in plan.wanted]
+    lines += [f"requests: {sentence}" for sentence in plan.wanted]
     machine = plan.machine
     lines.append(
-        f"there: {machine.cpus:g} CPUs and {machine.gpus:g} GPUs, nodes: {len(machine.nodes)} ({machine.name})"
+        f"available: {machine.cpus:g} CPUs and {machine.gpus:g} GPUs, nodes: {len(machine.nodes)} ({machine.name})"
     )
     if plan.memory is not None:
         parts = ", ".join(f"{name} {_bytes(count)}" for name, count in plan.memory.items())
@@ -35,7 +36,7 @@ def plan_text(plan: Plan, price_per_gpu_hour: float | None = None) -> str:
             f"memory of a training worker: {_bytes(sum(plan.memory.values()))} at its peak, estimated ({parts})"
         )
     if plan.actor_memory is not None:
-        lines.append(f"memory of an actor that encodes: {_bytes(plan.actor_memory)}, estimated")
+        lines.append(f"memory of an extraction actor: {_bytes(plan.actor_memory)}, estimated")
     if price_per_gpu_hour is not None:
         lines.append(_money(plan, price_per_gpu_hour))
     lines += [f"note: {sentence}" for sentence in plan.notes]
@@ -48,31 +49,9 @@ def plan_json(plan: Plan, price_per_gpu_hour: float | None = None) -> dict[str, 
     hours = plan.gpu_hours
     return {
         "name": plan.name,
-        "data": None
-        if data is None
-        else {
-            "frames": data.frames,
-            "train_frames": data.train_frames,
-            "eval_frames": data.eval_frames,
-            "labelled_frames": data.labelled_frames,
-            "images": data.images,
-            "source": data.source,
-        },
+        "data": None if data is None else {key: value for key, value in vars(data).items() if key != "stages"},
         "facts": dict(plan.facts),
-        "stages": [
-            {
-                "stage": work.stage,
-                "amount": work.amount,
-                "unit": work.unit,
-                "done": work.done,
-                "steps": work.steps,
-                "stored_bytes": work.stored_bytes,
-                "seconds": work.seconds,
-                "gpus": work.gpus,
-                "sources": list(work.sources),
-            }
-            for work in plan.works
-        ],
+        "stages": [asdict(work) for work in plan.works],
         "seconds": plan.seconds,
         "stored_bytes": plan.stored_bytes,
         "memory": None if plan.memory is None else dict(plan.memory),
@@ -105,7 +84,7 @@ def _time(plan: Plan) -> str:
 
 def _money(plan: Plan, price: float) -> str:
     if not plan.gpus:
-        return "price: no GPU is wanted"
+        return "price: uses no GPU"
     if plan.gpu_hours is None:
         return "price: no estimate, as the time of a stage is not known"
     return (

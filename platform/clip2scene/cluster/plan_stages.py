@@ -119,7 +119,7 @@ class Planner:
         return [training_bytes(job, s, data, self.rates, grid=shape.grid, dim=shape.dim) for s in trainings]
 
     def actor_memory(self, job: Job) -> int | None:
-        """Memory of an actor that encodes; None if nothing is encoded."""
+        """Memory of an extraction actor; None if nothing is encoded."""
         if not needs_teacher(job):
             return None
         count = sum(parameter.numel() for parameter in self.shape(job).parameters())
@@ -167,7 +167,7 @@ class Planner:
         try:
             teacher = teacher_of(job.teacher)
         except ConfigError as error:
-            self.note(f"all images count as to encode, because the teacher cannot be loaded to look them up: {error}")
+            self.note(f"all images count as not yet encoded: the teacher could not be loaded to check ({error})")
             return None
         stages = Stages(job)
         stages.index, stages.teacher = data.stages.index, teacher

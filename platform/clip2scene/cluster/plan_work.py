@@ -77,7 +77,7 @@ class Plan:
     memory: Mapping[str, int] | None
     """Of the training worker that needs the most, by purpose; None if unknown."""
     actor_memory: int | None
-    """Of an actor that encodes; None if nothing is encoded."""
+    """Of an extraction actor; None if nothing is encoded."""
     unschedulable: tuple[str, ...] = ()
     """Reasons why Ray would wait for ever."""
     no_room: tuple[str, ...] = ()
@@ -140,5 +140,5 @@ def source_of(rate: Rate | None, gpus: float, at_work: int) -> tuple[str, ...]:
     """Where the time of a stage comes from, or why it has none."""
     if rate is None:
         return ("not measured on a GPU; no estimate" if gpus else "not measured with these settings; no estimate",)
-    linear = f"; with {at_work} instead of {rate.workers} at work as if linear, an upper bound of the speed"
+    linear = f"; scaled linearly from {rate.workers} to {at_work} workers, which is optimistic"
     return (rate.source + (linear if at_work > rate.workers else ""),)

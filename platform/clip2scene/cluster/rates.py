@@ -74,7 +74,7 @@ class Rates(Settings):
     rates: tuple[Rate, ...] = ()
     sizes: tuple[Size, ...] = ()
     images_per_second: float | None = Field(None, gt=0)
-    """Given by the user for one actor that encodes, with any settings."""
+    """Given by the user for one extraction actor, with any settings."""
     steps_per_second: float | None = Field(None, gt=0)
     """Given by the user for distillation with one worker."""
 

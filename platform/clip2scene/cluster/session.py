@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from clip2scene.cluster.auth import token_for_this_process, use_token
 from clip2scene.cluster.nodes import NO_METRICS_PORTS, ONLY_THIS_MACHINE
 from clip2scene.config import ConfigError, Job, one_line
-from clip2scene.machine import CPUS_PER_WORKER, check_room, num_cpus
+from clip2scene.machine import CPUS_PER_WORKER, check_room, num_cpus, ray_nodes
 
 TRAIN_POLLING = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 """How often Ray Train polls its workers. Its default of 2 s is lost at each start and end; at 0.1 s polling takes a
@@ -24,7 +24,7 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
 
     Args:
         job: its workers must fit; an embedded Ray is told that it has as many CPUs as they want, because a small
-            machine is better slow than refused.
+            machine should run slowly rather than refuse.
         address: of a cluster (``auto``, ``host:port``); None starts an embedded Ray.
         dashboard: whether an embedded Ray has one. Ray Tune needs it if trials have their own workers: without its
             State API a trial that is stopped early keeps their resources, and the next one waits for ever.
@@ -54,7 +54,7 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
         where = "here" if address is None else f"at {address}"
         raise ConfigError(f"Ray cannot be reached {where}: {one_line(error, 300)}") from error
     try:
-        check_workers(job, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        check_workers(job, ray_nodes())
         yield
     finally:
         ray.shutdown()
@@ -62,7 +62,7 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
 
 def trains(job: Job) -> bool:
     """Whether a job has training workers."""
-    return job.stage not in ("index", "extract")
+    return job.stage not in ("index", "extract", "streetworld_clip")
 
 
 def check_workers(job: Job, nodes: Sequence[Mapping[str, float]], place: str = "Ray") -> None:

@@ -24,7 +24,8 @@ from clip2scene.cluster.jobs import Jobs
 from clip2scene.cluster.session import check_workers
 from clip2scene.config import ConfigError, Job, digest_of
 from clip2scene.jobfile import kind_of, kind_with_job, load_job, read_values
-from clip2scene.machine import check_room
+from clip2scene.machine import check_actors
+from clip2scene.stages import needs_teacher
 from clip2scene.storage import folder_of, is_remote
 from clip2scene.tracking.provenance import REVISION, git_revision, user_name
 
@@ -165,11 +166,10 @@ def check_fits(job: Job, nodes: Sequence[dict[str, float]], address: str) -> Non
         address: of the cluster, for the message.
 
     Raises:
-        ConfigError: the workers of a training, or the actors that encode, do not fit.
+        ConfigError: the workers of a training, or the extraction actors, do not fit.
     """
-    actors, gpus = job.extract.num_actors, job.extract.gpus_per_actor
-    asked = f"extract.num_actors={actors} with extract.gpus_per_actor={gpus:g}"
-    check_room(nodes, actors, gpus=gpus, settings=asked, place=address)
+    if needs_teacher(job):
+        check_actors(nodes, job.extract, job.extract.num_actors, place=address)
     check_workers(job, nodes, address)
 
 
@@ -232,6 +232,7 @@ def _relative_paths(submission: Submission) -> dict[str, tuple[str, str]]:
     relative: dict[str, tuple[str, str]] = {}
     for job in submission.jobs:
         teacher = absolute(job.teacher)
+        output = job.streetworld_clip.output
         paths = {
             f"{of_storage}storage": (job.storage, _absolute(job.storage)),
             f"{of_others}dataset.root": (job.dataset.root, _absolute(job.dataset.root)),
@@ -239,6 +240,8 @@ def _relative_paths(submission: Submission) -> dict[str, tuple[str, str]]:
             f"{of_others}teacher.model": (job.teacher.model, teacher.model),
             f"{of_others}teacher.pretrained": (job.teacher.pretrained, teacher.pretrained),
         }
+        if job.stage == "streetworld_clip":  # it reads and writes nothing else
+            paths = {f"{of_others}streetworld_clip.output": (output, _absolute(output))}
         for key, (given, resolved) in paths.items():
             if given is not None and resolved is not None and given != resolved:
                 relative.setdefault(key, (given, resolved))

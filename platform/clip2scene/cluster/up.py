@@ -28,7 +28,7 @@ START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
 MAX_NODES, MAX_CPUS = 16, 1024
 MIN_CPUS = 2
-"""A node has at least that many, even on a smaller machine, which is better slow than refused."""
+"""A node has at least that many, even on a smaller machine: a small machine should run slowly rather than refuse."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 
+from clip2scene.machine import ray_nodes
 from clip2scene.sweeps.counts import Counts
 from clip2scene.sweeps.distribution import Distribution
 from clip2scene.sweeps.journal import BudgetStopper, Journal, JournalCallback
@@ -83,7 +83,7 @@ def slots_of(sweep: Sweep) -> int:
     Raises:
         ConfigError: not even one fits.
     """
-    return trial_slots((node["Resources"] for node in ray.nodes() if node["Alive"]), sweep.space.resources)
+    return trial_slots(ray_nodes(), sweep.space.resources)
 
 
 def _param_space(sweep: Sweep) -> dict[str, Any]:

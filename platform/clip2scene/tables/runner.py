@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clip2scene.config import Clip2sceneError, Job, one_line
-from clip2scene.machine import description, jobs_on, use_threads
+from clip2scene.machine import description, jobs_on, ray_nodes, use_threads
 from clip2scene.pipeline import Pipeline
 from clip2scene.progress import console, duration, progress, silent
 from clip2scene.stages import Stages
@@ -111,9 +111,7 @@ def _jobs(table: Table, cells: Sequence[Cell]) -> list[TableJob]:
 
 def _run_all(table: Table, jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> Iterator[Done]:
     """Run the jobs and print one line for each; yields how they ended, in that order."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = ray_nodes()
     at_once = min(jobs_on(nodes, job.settings.resources) for job in jobs)
     # A pipeline that runs in this process draws its own bars.
     bar = progress(table.table, len(jobs), unit="jobs") if at_once > 1 else silent(table.table, len(jobs))

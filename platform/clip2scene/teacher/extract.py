@@ -21,7 +21,7 @@ import ray
 
 from clip2scene.config import ExtractSettings, last_line
 from clip2scene.data.index import DataError, Frame, Index
-from clip2scene.machine import check_room
+from clip2scene.machine import check_actors, ray_nodes
 from clip2scene.progress import Progress
 from clip2scene.storage import Storage, locked
 from clip2scene.teacher import store
@@ -215,8 +215,7 @@ def _cpus_per_actor(actors: int, settings: ExtractSettings) -> float:
     An actor pool that books every CPU waits for ever on the first task outside the pool (Ray Data's reads, Train's
     controller). This is only Ray's accounting: an actor always runs the threads of the settings.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fit = [node for node in nodes if not settings.gpus_per_actor or node.get("GPU", 0)]
+    fit = [node for node in ray_nodes() if not settings.gpus_per_actor or node.get("GPU", 0)]
     return _share([node.get("CPU", 0) for node in fit], actors, settings.threads_per_actor)
 
 
@@ -231,9 +230,7 @@ def _share(cpus_of_nodes: list[float], actors: int, most: float) -> float:
 
 
 def _gpus_per_actor(actors: int, settings: ExtractSettings) -> float:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    asked = f"extract.num_actors={settings.num_actors} with extract.gpus_per_actor={settings.gpus_per_actor:g}"
-    check_room(nodes, actors, gpus=settings.gpus_per_actor, settings=asked)
+    check_actors(ray_nodes(), settings, actors)
     return settings.gpus_per_actor
 
 

@@ -86,9 +86,10 @@ class Outbox:
             except Exception as error:
                 left[run_id] = one_line(error, 200)
         if delivered := len(run_ids) - len(left):
-            _say(f"delivered to MLflow at {uri} what {delivered} runs wrote while it did not answer")
+            _say(f"sent the pending writes of {delivered} run{'s' * (delivered > 1)} to MLflow at {uri}")
         for run_id, reason in left.items():
-            _say(f"{self.folder / run_id}: not taken by MLflow at {uri} ({reason}); kept there for the next command")
+            rejected = f"MLflow at {uri} rejected these writes ({reason})"
+            _say(f"{self.folder / run_id}: {rejected}; they stay here and the next command retries")
 
 
 def send(uri: str, client: Any, run_id: str, call: Call, outbox: Path | None, patience_s: float) -> None:
@@ -112,7 +113,7 @@ def send(uri: str, client: Any, run_id: str, call: Call, outbox: Path | None, pa
                 ) from error
         if box is None:
             raise TrackingError(f"MLflow at {uri} did not take {call['do']} of run {run_id}: it does not answer")
-        _say(f"MLflow at {uri} does not answer; what run {run_id} writes from now on is kept in {box.folder}")
+        _say(f"MLflow at {uri} does not answer; buffering run {run_id} in {box.folder}")
         _tried_at_s[run_id] = time.monotonic()
     box.append(run_id, call)
     if call["do"] == "end" or time.monotonic() >= _tried_at_s.get(run_id, -math.inf) + patience_s:

@@ -170,19 +170,22 @@ class Tracker:
         """A block with a client for requests that cannot be deferred.
 
         Raises:
-            TrackingError: the server is away and stays away; the sentence says that we cannot ``purpose``.
+            TrackingError: the server is away and stays away; the sentence says that this process cannot ``purpose``.
         """
         from mlflow.exceptions import MlflowException
 
-        away = f"MLflow at {self.uri} does not answer, so that we cannot {purpose}; what is finished is kept"
+        away = (
+            f"cannot {purpose}: MLflow at {self.uri} does not answer. Finished work is kept; run the same command to "
+            "resume"
+        )
         if not answers(self.uri, _OPENING_PATIENCES * self.patience_s):
-            raise TrackingError(f"{away}, and the same command goes on from there")
+            raise TrackingError(away)
         try:
             yield client_of(self.uri)
         except MlflowException as error:
             if not is_away(error):
                 raise
-            raise TrackingError(f"{away}, and the same command goes on from there") from error
+            raise TrackingError(away) from error
 
 
 def connect(uri: str, experiment: str, outbox: Path | None = None, patience_s: float = PATIENCE_S) -> Tracker:
