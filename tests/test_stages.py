@@ -18,6 +18,7 @@ from clip2scene.run_log import BriefRunLog
 from clip2scene.stages import Stages
 from clip2scene.student.checkpoint import save_checkpoint
 from clip2scene.student.network import Student
+from clip2scene.teacher.store import write_manifest
 from commands import REPOSITORY
 
 DEMO = REPOSITORY / "jobs" / "demo.yaml"
@@ -187,6 +188,34 @@ def test_distilling_without_any_image_is_refused_before_the_teacher_is_loaded(st
     assert "teacher" not in vars(job)
     vars(job)["train_frames"] = (*bare, first)
     job.check_images()
+
+
+def test_keyframes_without_images_are_not_distilled_from(stages):
+    job = stages()
+    everything = job.distill_digest
+    job.train_frames = (*job.train_frames[:-1], replace(job.train_frames[-1], cameras=()))
+    job.__dict__.pop("distilled_frames")
+    assert job.distilled_frames == job.train_frames[:-1]
+    assert job.distill_digest != everything
+    total = len(job.train_frames)
+    assert job.omissions[-1] == f"1 of {total} training keyframes have no image to distil from"
+
+
+def test_a_repaired_image_makes_new_students_and_scores(stages):
+    job = stages()
+    repaired = job.distill_digest
+    frame = job.train_frames[0]
+    manifest = {"index": "", "teacher": "", "grid": [1, 1], "dim": 1, "dtype": "", "frames": 0, "images": 0}
+
+    def broken(frame_id: str) -> None:
+        image = {"frame_id": frame_id, "camera": frame.cameras[0].name, "reason": "truncated"}
+        write_manifest(job.store_path, manifest | {"broken": [image]}, job.storage)
+
+    broken("of another split")
+    assert job.distill_digest == repaired
+    broken(frame.frame_id)
+    assert job.distill_digest != repaired
+    assert job.quarantined(job.train_frames) == [(frame.frame_id, frame.cameras[0].name)]
 
 
 def test_what_is_missing_is_reported_before_the_teacher_is_loaded(stages, streetworld_root, tmp_path):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from clip2scene.config import Job, digest_of
+from clip2scene.config import TEXT_FREE, Job, digest_of
 from clip2scene.data.contents import are_current
 from clip2scene.data.datasets import build_index, fingerprint
 from clip2scene.data.index import Frame, Index, read_index, write_index
@@ -24,7 +25,7 @@ from clip2scene.storage import Storage, folder_of
 from clip2scene.teacher.clip import DenseClip, load_teacher
 from clip2scene.teacher.extract import ExtractReport, extract
 from clip2scene.teacher.prompts import Templates, text_embeddings
-from clip2scene.teacher.store import FORMAT, FeatureStore
+from clip2scene.teacher.store import FORMAT, MANIFEST, FeatureStore, read_manifest
 from clip2scene.teacher.superpixels import SuperpixelStore, segment_images, superpixel_digest
 
 
@@ -105,6 +106,13 @@ class Artifacts:
         return self._split("train_split")
 
     @functools.cached_property
+    def distilled_frames(self) -> tuple[Frame, ...]:
+        """Training keyframes that pre-training reads: those with an image, unless its method reads none."""
+        if self.job.distill.method in TEXT_FREE:
+            return self.train_frames
+        return tuple(frame for frame in self.train_frames if frame.cameras)
+
+    @functools.cached_property
     def eval_frames(self) -> tuple[Frame, ...]:
         """Keyframes to score on."""
         return self._split("eval_split")
@@ -123,8 +131,14 @@ class Artifacts:
 
     @property
     def omissions(self) -> tuple[str, ...]:
-        """One sentence per thing that the index has left out, or that a split lacks on disk."""
-        return (*self.index.left_out, *(f"split {name}: {part} are there" for name, part in self.missing.items()))
+        """One sentence per thing that the index has left out, that a split lacks on disk, or that teaches nothing."""
+        total = len(self.train_frames)
+        blind = total - len(self.distilled_frames)
+        return (
+            *self.index.left_out,
+            *(f"split {name}: {part} are there" for name, part in self.missing.items()),
+            *([f"{blind} of {total} training keyframes have no image to distil from"] if blind else []),
+        )
 
     # --- teacher ---
 
@@ -166,6 +180,18 @@ class Artifacts:
             DataError: it is not finished, or has another teacher's features.
         """
         return FeatureStore.open(self.store_path, self.storage, teacher_digest=self.teacher.digest)
+
+    def quarantined(self, frames: Iterable[Frame]) -> list[tuple[str, str]]:
+        """Keyframe and camera of the images that the store has no features of, as they cannot be read.
+
+        Part of the digest of what is made from the others: once they are repaired, it is made again.
+        """
+        path = self.store_path / MANIFEST
+        if not self.storage.fetch(path):
+            return []
+        ids = {frame.frame_id for frame in frames}
+        broken = read_manifest(self.store_path)["broken"]
+        return [(image["frame_id"], image["camera"]) for image in broken if image["frame_id"] in ids]
 
     @property
     def frames(self) -> dict[str, Frame]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,7 +118,7 @@ class Stages(Artifacts):
         job = self.job
         return Distillation(
             seed=job.seed,
-            frames=self.train_frames,
+            frames=self.distilled_frames,
             source=SampleSource(
                 self.index.root,
                 self.store,
@@ -167,7 +168,8 @@ class Stages(Artifacts):
             self.teacher.text_digest,
             self.prompt_vocabulary.digest,
             job.prompts.templates,
-            [frame.frame_id for frame in self.train_frames],
+            [frame.frame_id for frame in self.distilled_frames],
+            *self.quarantined(self.distilled_frames),
             job.student.digest(),
             job.distill.digest(),
             ego_radius_m(job.dataset.kind),
@@ -264,7 +266,7 @@ class Stages(Artifacts):
         }
         methods: dict[str, Callable[[], Method]] = {name: known[name] for name in job.evaluate.methods}
         made_of = [student.digest, self.prompts_digest, self.store_digest, self.teacher.text_digest]
-        return self._score("annotation-free", methods, made_of)
+        return self._score("annotation-free", methods, [*made_of, *self.quarantined(self.eval_frames)])
 
     def score_finetuned(self, students: dict[str, Trained]) -> Scores:
         """Scores of the fine-tuned students by initialisation, and of the majority class of the labelled keyframes."""
@@ -280,12 +282,12 @@ class Stages(Artifacts):
         methods = {name: functools.partial(student, name) for name in students} | {"majority": majority}
         return self._score("finetuned", methods, [trained.digest for trained in students.values()])
 
-    def _score(self, kind: str, methods: Mapping[str, Callable[[], Method]], digests: list[str]) -> Scores:
+    def _score(self, kind: str, methods: Mapping[str, Callable[[], Method]], made_of: Sequence[Any]) -> Scores:
         """Scores of the methods, which are built only if the scores are not there yet."""
         frames = self.eval_frames
         self.check_labels()
         ids = [frame.frame_id for frame in frames]
-        digest = digest_of("scores", kind, list(methods), self.index.digest, digests, ids)
+        digest = digest_of("scores", kind, list(methods), self.index.digest, made_of, ids)
         path = self.storage.path("scores", f"{digest}.npz")
         if self.storage.fetch(path):
             return _read_scores(path)

@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,21 @@ def test_too_many_broken_images_end_the_run_after_the_manifest(run: Run) -> None
     assert "\n" not in str(raised.value)
     assert store.read_manifest(run.path)["images"] == 7
     assert len(run.extract(max_broken_fraction=0.3).broken) == 3
+
+
+def test_a_store_can_be_read_while_it_grows(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "store"
+    shutil.copytree(run.path, path)
+    store.frame_file(path, "frame-4").unlink()
+    opened = []
+
+    def encode(*_: object) -> Iterator[tuple[str, store.FrameEntry]]:
+        opened.append(FeatureStore.open(path, Storage(path)).read("frame-0"))
+        yield "frame-4", store.FrameEntry(run.teacher.digest, ("CAM_LEFT", "CAM_RIGHT"), {})
+
+    monkeypatch.setattr("clip2scene.teacher.extract._encode_all", encode)
+    extract(run.index, run.index.frames, run.teacher, run.settings, path, progress, storage=Storage(path))
+    assert [len(features) for features in opened] == [2]
 
 
 def test_store_of_another_teacher_is_left_alone(run: Run) -> None:

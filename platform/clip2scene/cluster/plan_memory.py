@@ -31,8 +31,8 @@ STATES = {"sgd": 1, "adamw": 2}
 """Values that an optimiser keeps per parameter."""
 _FLOAT, _INDEX = 4, 4
 _POINT, _COLOUR, _PAIR = 24, 12, 44
-_PAIRS_PER_POINT = {"streetworld": 0.64, "nuscenes": 0.64, "semantickitti": 0.16}
-"""Measured on one real keyframe with six cameras, and on one with a single camera."""
+_PAIRS_PER_IMAGE = {"streetworld": 0.107, "nuscenes": 0.107, "semantickitti": 0.16, "scannet": 0.029}
+"""Per point, measured on one real keyframe of each data set."""
 _KEPT_PER_CONVOLUTION = 3
 """Its input or skip, its output, and the output of batch norm; ReLU works in place."""
 _KEPT_PER_HEAD = 6
@@ -60,7 +60,7 @@ def training_bytes(
     sweeps = job.distill.num_sweeps if distils else 1
     frames = data.train_frames if distils else data.labelled_frames
     images = math.ceil(data.train_images / data.train_frames) if distils else 0
-    pairs = _PAIRS_PER_POINT.get(job.dataset.kind, 1.0) if distils else 0.0
+    pairs = images * _PAIRS_PER_IMAGE[job.dataset.kind]
     point = _POINT + _COLOUR * (job.dataset.kind == "scannet")
     sample = round(sweeps * data.points * (point + 1 + pairs * _PAIR) + images * grid[0] * grid[1] * dim * _FLOAT // 2)
     share = math.ceil(settings.batch_size / workers)

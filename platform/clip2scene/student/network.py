@@ -114,7 +114,7 @@ class Student(nn.Module):
         """
         features_NF = self.backbone(points_NI, cloud_N)
         if rows_P is not None:
-            features_NF = features_NF.index_select(0, rows_P)
+            features_NF = _rows(features_NF, rows_P)
         return {name: head(features_NF) for name, head in self.heads.items()}
 
 
@@ -158,7 +158,7 @@ class SparseUNet(nn.Module):
             x = layer(x)
         point_N = inputs_N
         if layout.fusions:
-            point_N = self.point_stem(inputs_N) + x.features.index_select(0, rows_N)
+            point_N = self.point_stem(inputs_N) + _rows(x.features, rows_N)
             x = x.replace_feature(segment_mean(point_N, rows_N, len(x.features)))
         skips = []
         for encoder in self.encoders:
@@ -167,10 +167,10 @@ class SparseUNet(nn.Module):
         for i, (decoder, skip) in enumerate(zip(self.decoders, reversed(skips), strict=True)):
             if i in layout.fusions:
                 rows_here_N = rows_of_points(voxels, x.indices, 2 ** (layout.levels - i))
-                point_N = self.get_submodule(self._point_layer(i))(point_N) + x.features.index_select(0, rows_here_N)
+                point_N = self.get_submodule(self._point_layer(i))(point_N) + _rows(x.features, rows_here_N)
                 x = x.replace_feature(segment_mean(point_N, rows_here_N, len(x.features)))
             x = decoder(x, skip)
-        features_NF = x.features.index_select(0, rows_N)
+        features_NF = _rows(x.features, rows_N)
         if layout.fusions:
             features_NF = features_NF + self.get_submodule(self._point_layer(layout.levels))(point_N)
         return features_NF
@@ -275,6 +275,12 @@ class _Decoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x
+
+
+def _rows(features_VF: torch.Tensor, rows_N: torch.Tensor) -> torch.Tensor:
+    """``features_VF[rows_N]``, (N, F)."""
+    # Gradients of a voxel's points are summed in fp32: in fp16 the small ones of a coarse voxel's many would vanish.
+    return features_VF.float().index_select(0, rows_N).to(features_VF.dtype)
 
 
 def _blocks(inputs: int, outputs: int, count: int, key: str, layout: Layout) -> nn.ModuleList:

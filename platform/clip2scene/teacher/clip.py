@@ -134,10 +134,9 @@ class DenseClip(nn.Module):
         """
         visual: Any = self.clip.visual
         images = images.to(next(visual.parameters()))
-        if isinstance(visual, open_clip.transformer.VisionTransformer):
-            features_BLD = self._vit(visual, images)
-        else:
-            features_BLD = self._resnet(visual, images)
+        embed = self._vit if isinstance(visual, open_clip.transformer.VisionTransformer) else self._resnet
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # fp32 as on a CPU, also in convolutions
+            features_BLD = embed(visual, images)
         return features_BLD.reshape(len(images), *self.grid, self.dim).float()
 
     @torch.inference_mode()

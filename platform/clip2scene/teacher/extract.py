@@ -90,8 +90,6 @@ def extract(
         cached = sum(len(entries[frame_id].cameras) for frame_id in wanted if frame_id in entries)
         encoded = 0
         if pending:
-            # The store counts as unfinished until every frame is there.
-            storage.remove(path / store.MANIFEST)
             for frame_id, entry in _encode_all(index, pending, teacher, settings, path, storage, progress):
                 entries[frame_id] = entry
                 encoded += len(entry.cameras)
