@@ -22,7 +22,6 @@ from PIL import Image
 
 from clip2scene.config import ConfigError, ExtractSettings
 from clip2scene.data.index import DataError, Index
-from clip2scene.progress import progress
 from clip2scene.storage import Storage, locked
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import load_teacher
@@ -58,9 +57,7 @@ class Run:
 
     def extract(self, **changes: Any) -> ExtractReport:
         settings = self.settings.model_copy(update=changes)
-        return extract(
-            self.index, self.index.frames, self.teacher, settings, self.path, progress, storage=Storage(self.path)
-        )
+        return extract(self.index, self.index.frames, self.teacher, settings, self.path, storage=Storage(self.path))
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +88,8 @@ def test_broken_images_are_quarantined_with_their_reasons(run: Run) -> None:
     assert "96 x 65 pixels, the index says 96 x 64" in reasons["frame-3", "CAM_LEFT"]
     manifest = store.read_manifest(run.path)
     assert [store.BrokenImage(**image) for image in manifest["broken"]] == list(run.report.broken)
-    assert (manifest["frames"], manifest["images"], manifest["index"]) == (5, 7, run.index.digest)
-    assert (manifest["grid"], manifest["dim"], manifest["dtype"]) == ([4, 6], 24, "float16")
+    assert (manifest["frames"], manifest["images"], manifest["teacher"]) == (5, 7, run.teacher.digest)
+    assert (manifest["grid"], manifest["dim"]) == ([4, 6], 24)
 
 
 def test_a_second_run_computes_nothing(run: Run) -> None:
@@ -113,7 +110,7 @@ def test_too_many_broken_images_end_the_run_after_the_manifest(run: Run) -> None
 def test_store_of_another_teacher_is_left_alone(run: Run) -> None:
     other = load_teacher(run.teacher.settings.model_copy(update={"keep_last_mlp": True}))
     with pytest.raises(DataError, match="store from another teacher"):
-        extract(run.index, run.index.frames, other, run.settings, run.path, progress, storage=Storage(run.path))
+        extract(run.index, run.index.frames, other, run.settings, run.path, storage=Storage(run.path))
     assert written(run.path) == run.written
     assert FeatureStore.open(run.path, Storage(run.path)).read("frame-0")
 
@@ -121,7 +118,7 @@ def test_store_of_another_teacher_is_left_alone(run: Run) -> None:
 def test_more_gpus_than_there_are(run: Run, tmp_path: Path) -> None:
     settings = ExtractSettings(gpus_per_actor=8)
     with pytest.raises(ConfigError, match=r"extract.gpus_per_actor=8: with 8 GPUs each there is room for 0"):
-        extract(run.index, run.index.frames, run.teacher, settings, tmp_path, progress, storage=Storage(tmp_path))
+        extract(run.index, run.index.frames, run.teacher, settings, tmp_path, storage=Storage(tmp_path))
 
 
 def test_a_second_run_at_once_waits_and_finds_everything_done(run: Run) -> None:
@@ -221,7 +218,7 @@ from clip2scene.config import ExtractSettings
 from clip2scene.storage import Storage
 from clip2scene.teacher.clip import load_teacher
 from clip2scene.teacher.encoder import Encoder, frame_row
-from clip2scene.teacher.extract import extract
+from clip2scene.teacher import extract as module
 
 @contextlib.contextmanager
 def kill_ourselves_after_three_frames(*_, **__):
@@ -239,13 +236,16 @@ index = make_index(root, int(sys.argv[4]))
 settings = ExtractSettings(num_actors=1, frames_per_batch=1)
 teacher = load_teacher(teacher_settings(Path(sys.argv[3])))
 storage = Storage(root)
-extract(index, index.frames, teacher, settings, root / "store", kill_ourselves_after_three_frames, storage=storage)
+module.progress = kill_ourselves_after_three_frames
+module.extract(index, index.frames, teacher, settings, root / "store", storage=storage)
 """
 NUM_FRAMES = 40
 
 
 @pytest.mark.long
-def test_killed_driver_and_killed_actor(ray_cluster: None, tiny_clip: TinyClip, tmp_path: Path) -> None:
+def test_killed_driver_and_killed_actor(
+    ray_cluster: None, tiny_clip: TinyClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The first run has a Ray of its own with a single CPU, which must be enough; it dies with its driver.
     arguments = [str(TESTS), str(tmp_path), str(tiny_clip("token")), str(NUM_FRAMES)]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -287,7 +287,8 @@ def test_killed_driver_and_killed_actor(ray_cluster: None, tiny_clip: TinyClip, 
     index = Index(index.dataset, tmp_path, index.version, index.frames)
     settings = ExtractSettings(num_actors=1, frames_per_batch=1)
     teacher = load_teacher(teacher_settings(tiny_clip("token")))
-    report = extract(index, index.frames, teacher, settings, path, kill_actor_at_first_frame, storage=Storage(path))
+    monkeypatch.setattr("clip2scene.teacher.extract.progress", kill_actor_at_first_frame)
+    report = extract(index, index.frames, teacher, settings, path, storage=Storage(path))
     assert len(victims) == 1
     missing = NUM_FRAMES - len(before) + 2
     assert (report.images_encoded, report.images_cached, report.broken) == (2 * missing, 2 * (len(before) - 2), ())

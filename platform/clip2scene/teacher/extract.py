@@ -22,7 +22,7 @@ import ray
 from clip2scene.config import ExtractSettings, last_line
 from clip2scene.data.index import DataError, Frame, Index
 from clip2scene.machine import check_room
-from clip2scene.progress import Progress
+from clip2scene.progress import progress
 from clip2scene.storage import Storage, locked
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip
@@ -57,7 +57,6 @@ def extract(
     teacher: DenseClip,
     settings: ExtractSettings,
     store_path: str | Path,
-    progress: Progress,
     *,
     storage: Storage,
 ) -> ExtractReport:
@@ -69,7 +68,6 @@ def extract(
         teacher: every actor loads the same.
         settings: actors, batches and how many images may be broken.
         store_path: folder of the feature store.
-        progress: draws the progress bar.
         storage: the storage that the store is part of.
 
     Raises:
@@ -85,14 +83,14 @@ def extract(
         store.frame_file(path, frame_id)  # refuses an id that is not a file name, before any work
     with locked(path, "fills this store"):
         store.remove_leftovers(path)
-        entries = _valid_entries(path, storage, index, wanted, teacher.digest, progress)
+        entries = _valid_entries(path, storage, index, wanted, teacher.digest)
         pending = [frame for frame_id, frame in wanted.items() if frame_id not in entries]
         cached = sum(len(entries[frame_id].cameras) for frame_id in wanted if frame_id in entries)
         encoded = 0
         if pending:
             # The store counts as unfinished until every frame is there.
             storage.remove(path / store.MANIFEST)
-            for frame_id, entry in _encode_all(index, pending, teacher, settings, path, storage, progress):
+            for frame_id, entry in _encode_all(index, pending, teacher, settings, path, storage):
                 entries[frame_id] = entry
                 encoded += len(entry.cameras)
         broken = [
@@ -101,11 +99,9 @@ def extract(
             for camera, why in sorted(e.broken.items())
         ]
         manifest = {
-            "index": index.digest,
             "teacher": teacher.digest,
             "grid": list(teacher.grid),
             "dim": teacher.dim,
-            "dtype": "float16",
             "frames": len(entries),
             "images": sum(len(entry.cameras) for entry in entries.values()),
             "broken": [asdict(image) for image in broken],
@@ -130,7 +126,6 @@ def _encode_all(
     settings: ExtractSettings,
     path: Path,
     storage: Storage,
-    progress: Progress,
 ) -> Iterator[tuple[str, store.FrameEntry]]:
     """Run the Ray Data job over the frames; yields each one after its file is written."""
     rows = [frame_row(frame) for frame in pending]
@@ -173,7 +168,7 @@ def _encode_all(
 
 
 def _valid_entries(
-    path: Path, storage: Storage, index: Index, wanted: dict[str, Frame], digest: str, progress: Progress
+    path: Path, storage: Storage, index: Index, wanted: dict[str, Frame], digest: str
 ) -> dict[str, store.FrameEntry]:
     """Frames in the store that need no work: intact, with all their cameras, and without images repaired since."""
     entries: dict[str, store.FrameEntry] = {}
