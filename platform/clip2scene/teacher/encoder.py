@@ -20,7 +20,7 @@ from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame
 from clip2scene.machine import use_threads
-from clip2scene.storage import LOCK, Storage, StorageError, is_seen
+from clip2scene.storage import LOCK, Storage, StorageError, appears
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip, load_teacher
 
@@ -66,7 +66,7 @@ class Encoder:
         self._teacher: DenseClip | None = None
         self._failure = ""
         # Reported as a status: an exception here would make Ray print its own pages about the actor.
-        if storage.remote is None and not is_seen(store_path / LOCK):
+        if storage.remote is None and not appears(store_path / LOCK):
             self._failure = (
                 f"{store_path}: the actor on {platform.node()} does not see this folder of the driver's; give a "
                 "storage that all nodes share"

@@ -21,7 +21,7 @@ import torch
 from clip2scene.config import Clip2sceneError, ResourceSettings, last_line
 from clip2scene.machine import CPUS_PER_WORKER, use_threads
 from clip2scene.progress import console
-from clip2scene.storage import CACHE, is_seen, locked
+from clip2scene.storage import CACHE, appears, locked
 from clip2scene.training.checkpoints import CHECKPOINTS_KEPT, newest_intact, numbered, seal
 from clip2scene.training.work_queue import WorkQueue
 
@@ -290,7 +290,7 @@ def _serve(queue: Any, threads: int, mark: Path) -> None:
     from ray.train.collective import barrier, broadcast_from_rank_zero
 
     use_threads(threads)
-    if not is_seen(mark):
+    if not appears(mark):
         sentence = (
             f"{mark.parents[1]}: the training worker on {platform.node()} does not see this folder of the driver's; "
             f"give a storage that all nodes share (with s3:// a {CACHE} that they share)"
