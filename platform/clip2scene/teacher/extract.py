@@ -85,38 +85,43 @@ def extract(
         store.remove_leftovers(path)
         entries = _valid_entries(path, storage, index, wanted, teacher.digest)
         pending = [frame for frame_id, frame in wanted.items() if frame_id not in entries]
-        cached = sum(len(entries[frame_id].cameras) for frame_id in wanted if frame_id in entries)
-        encoded = 0
         if pending:
             # The store counts as unfinished until every frame is there.
             storage.remove(path / store.MANIFEST)
-            for frame_id, entry in _encode_all(index, pending, teacher, settings, path, storage):
-                entries[frame_id] = entry
-                encoded += len(entry.cameras)
-        broken = [
-            store.BrokenImage(id_, camera, why)
-            for id_, e in sorted(entries.items())
-            for camera, why in sorted(e.broken.items())
-        ]
+            entries |= _encode_all(index, pending, teacher, settings, path, storage)
         manifest = {
             "teacher": teacher.digest,
             "grid": list(teacher.grid),
             "dim": teacher.dim,
             "frames": len(entries),
             "images": sum(len(entry.cameras) for entry in entries.values()),
-            "broken": [asdict(image) for image in broken],
+            "broken": [asdict(image) for image in _broken(entries)],
         }
         store.write_manifest(path, manifest, storage)
-    ours = tuple(image for image in broken if image.frame_id in wanted)
-    total = sum(len(frame.cameras) for frame in wanted.values())
-    if len(ours) > settings.max_broken_fraction * total:
-        reasons = "; ".join(image.reason for image in ours[:3])
+    ours = {frame_id: entries[frame_id] for frame_id in wanted}
+    encoded = sum(len(ours[frame.frame_id].cameras) for frame in pending)
+    cached = sum(len(entry.cameras) for entry in ours.values()) - encoded
+    broken = _broken(ours)
+    _refuse_too_many(broken, sum(len(frame.cameras) for frame in wanted.values()), settings, path)
+    return ExtractReport(encoded, cached, broken)
+
+
+def _broken(entries: dict[str, store.FrameEntry]) -> tuple[store.BrokenImage, ...]:
+    return tuple(
+        store.BrokenImage(frame_id, camera, why)
+        for frame_id, entry in sorted(entries.items())
+        for camera, why in sorted(entry.broken.items())
+    )
+
+
+def _refuse_too_many(broken: tuple[store.BrokenImage, ...], total: int, settings: ExtractSettings, path: Path) -> None:
+    if len(broken) > settings.max_broken_fraction * total:
+        reasons = "; ".join(image.reason for image in broken[:3])
         raise ExtractionError(
-            f"{len(ours)} of {total} images are broken, extract.max_broken_fraction={settings.max_broken_fraction} "
+            f"{len(broken)} of {total} images are broken, extract.max_broken_fraction={settings.max_broken_fraction} "
             f"allows {int(settings.max_broken_fraction * total)} (the others are in {path}): {reasons}"
-            f"{'; ...' if len(ours) > 3 else ''}"
+            f"{'; ...' if len(broken) > 3 else ''}"
         )
-    return ExtractReport(encoded, cached, ours)
 
 
 def _encode_all(
