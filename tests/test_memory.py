@@ -33,7 +33,6 @@ from dataclasses import replace
 from pathlib import Path
 import psutil
 from clip2scene.jobfile import load_job
-from clip2scene.progress import progress
 from clip2scene.stages import Stages
 from clip2scene.teacher.extract import extract
 from clip2scene.training.fit import fit
@@ -62,7 +61,7 @@ if stage == "extract":
                         peaks["actor"] = max(peaks.get("actor", 0), peak(process.pid))
     watching = threading.Thread(target=watch)
     watching.start()
-    extract(index, frames, stages.teacher, stages.job.extract, stages.store_path, progress, storage=stages.storage)
+    extract(index, frames, stages.teacher, stages.job.extract, stages.store_path, storage=stages.storage)
     ended.set()
     watching.join()
 else:

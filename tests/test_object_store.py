@@ -20,7 +20,6 @@ from clip2scene import cli, remote
 from clip2scene.config import ContrastSettings
 from clip2scene.data.index import DataError
 from clip2scene.jobfile import load_job
-from clip2scene.progress import silent
 from clip2scene.remote import ObjectStore
 from clip2scene.stages import Stages
 from clip2scene.storage import CACHE, Storage, StorageError, folder_of
@@ -228,7 +227,7 @@ def test_superpixels_are_segmented_once_for_all_machines(first, machine):
 
     def segment(storage: Storage) -> dict[str, object]:
         path = storage.path("superpixels", "of-this-test")
-        superpixels.segment_images(stages.index, frames, how, 28, 50, path, 0, silent, storage=storage)
+        superpixels.segment_images(stages.index, frames, how, 28, 50, path, 0, storage=storage)
         key = storage.remote.key(storage.name(path / "frames"))
         names = objects(storage, storage.name(path / "frames"))
         return {name: storage.remote.filesystem.get_file_info(f"{key}/{name}").mtime for name in names}

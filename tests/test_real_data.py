@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clip2scene.data.clouds import read_cloud
-from clip2scene.data.datasets import build_index, ego_radius_m
+from clip2scene.data.datasets import build_index, ego_half_edge_m
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.geometry.pairing import pair
 from clip2scene.geometry.registration import without_ego_returns
@@ -48,7 +48,7 @@ def test_an_earlier_sweeps_returns_from_the_car_itself_are_paired_with_nothing(r
     behind = np.eye(4)
     behind[1, 3] = -5.0
     pose = frame.world_from_lidar @ behind
-    kept_M4 = without_ego_returns(cloud_N4, ego_radius_m("nuscenes"))
+    kept_M4 = without_ego_returns(cloud_N4, ego_half_edge_m("nuscenes"))
     every, kept = (pair(points[:, :3], pose, frame.cameras) for points in (cloud_N4, kept_M4))
     assert len(cloud_N4) - len(kept_M4) == 8274  # of 34,688
     assert len(every) - len(kept) == 8274  # every one of them in view of CAM_BACK

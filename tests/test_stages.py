@@ -205,7 +205,7 @@ def test_a_repaired_image_makes_new_students_and_scores(stages):
     job = stages()
     repaired = job.distill_digest
     frame = job.train_frames[0]
-    manifest = {"index": "", "teacher": "", "grid": [1, 1], "dim": 1, "dtype": "", "frames": 0, "images": 0}
+    manifest = {"teacher": "", "grid": [1, 1], "dim": 1, "frames": 0, "images": 0}
 
     def broken(frame_id: str) -> None:
         image = {"frame_id": frame_id, "camera": frame.cameras[0].name, "reason": "truncated"}

@@ -78,7 +78,7 @@ def make_tiny(root: Path, version: str, folder: Path) -> Tiny:
         features = {c.name: rng.standard_normal((4, 7, 12)).astype(np.float16) for c in frame.cameras}
         store.write_frame(folder, frame.frame_id, features, {}, "random", Storage(folder))
     images = sum(len(frame.cameras) for frame in index.frames)
-    about = {"index": index.digest, "teacher": "random", "grid": [4, 7], "dim": 12, "dtype": "float16"}
-    store.write_manifest(folder, about | {"frames": len(index.frames), "images": images, "broken": []}, Storage(folder))
+    about = {"teacher": "random", "grid": [4, 7], "dim": 12, "frames": len(index.frames), "images": images}
+    store.write_manifest(folder, about | {"broken": []}, Storage(folder))
     text_CD = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((16, 12)).astype(np.float32)), dim=1)
     return Tiny(index, FeatureStore.open(folder, Storage(folder)), text_CD)

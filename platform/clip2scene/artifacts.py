@@ -206,7 +206,6 @@ class Artifacts:
             self.teacher,
             self.job.extract,
             self.store_path,
-            progress,
             storage=self.storage,
         )
 
@@ -244,7 +243,6 @@ class Artifacts:
             teacher.image_width_px,
             self.superpixel_path,
             self.job.extract.num_actors,
-            progress,
             storage=self.storage,
         )
         return SuperpixelStore.open(self.superpixel_path, self.storage)

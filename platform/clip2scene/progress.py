@@ -10,8 +10,8 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ class Advance(Protocol):
 
     def __call__(self, n: int = 1, **fields: Any) -> None:
         """Count ``n`` more units, and show ``fields`` (``loss=0.41``) beside the bar until their next values."""
-
-
-Progress = Callable[..., AbstractContextManager[Callable[..., Any]]]
-"""The type of :func:`progress`: ``with progress(description, total, unit="images") as advance: advance(n)``."""
 
 
 @functools.cache

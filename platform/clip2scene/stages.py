@@ -17,7 +17,7 @@ import numpy as np
 
 from clip2scene.artifacts import Artifacts
 from clip2scene.config import TEXT_FREE, Job, digest_of
-from clip2scene.data.datasets import ego_radius_m
+from clip2scene.data.datasets import ego_half_edge_m
 from clip2scene.data.index import DataError, Frame
 from clip2scene.progress import progress
 from clip2scene.student.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -127,7 +127,7 @@ class Stages(Artifacts):
                 job.distill.sweep_choice,
                 job.distill.merge_sweeps,
                 self.superpixels() if job.distill.method == "slidr" else None,
-                ego_radius_m(job.dataset.kind),
+                ego_half_edge_m(job.dataset.kind),
             ),
             resources=job.resources,
             student=job.student,
@@ -149,7 +149,7 @@ class Stages(Artifacts):
                 self.index.root,
                 self.store,
                 num_sweeps=COMPARED_SWEEPS,
-                ego_radius_m=ego_radius_m(job.dataset.kind),
+                ego_half_edge_m=ego_half_edge_m(job.dataset.kind),
                 label_vocabulary=words,
             ),
             text_CD=self.text(self.vocabulary, job.prompts.templates),
@@ -172,7 +172,7 @@ class Stages(Artifacts):
             *self.quarantined(self.distilled_frames),
             job.student.digest(),
             job.distill.digest(),
-            ego_radius_m(job.dataset.kind),
+            ego_half_edge_m(job.dataset.kind),
             job.seed,
             job.resources.num_workers,
         )

@@ -21,7 +21,7 @@ from typing import Any
 from clip2scene.config import digest_of
 from clip2scene.remote import ObjectStore, StorageError, is_remote
 
-__all__ = ["Storage", "StorageError", "folder_of", "is_remote", "is_seen", "locked", "write_json", "writing"]
+__all__ = ["Storage", "StorageError", "appears", "folder_of", "is_remote", "locked", "write_json", "writing"]
 
 CACHE = "CLIP2SCENE_CACHE"
 """Environment variable: the folder that holds the caches of object stores, at the same path on every machine."""
@@ -94,7 +94,7 @@ def write_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def is_seen(path: Path) -> bool:
+def appears(path: Path) -> bool:
     """Whether a file of another node is visible here, now or within some seconds: a network disk may show it late."""
     deadline_s = time.monotonic() + _SEEN_WITHIN_S
     while not path.exists():

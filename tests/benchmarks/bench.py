@@ -18,7 +18,6 @@ from harness import seconds
 from clip2scene.config import ExtractSettings, Job, StreetworldSettings, TeacherSettings
 from clip2scene.data.index import Index
 from clip2scene.jobfile import load_job
-from clip2scene.progress import silent
 from clip2scene.storage import Storage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -110,7 +109,6 @@ class Bench:
                 load_teacher(self.teacher_settings),
                 ExtractSettings(),
                 path,
-                silent,
                 storage=Storage(path),
             )
         return path

@@ -111,10 +111,8 @@ def _store(bench: Bench) -> tuple[FeatureStore, list[str]]:
         store.write_frame(path, frame_id, features, {}, "random", Storage(path))
         with store.frame_file(path, frame_id).open("rb") as file:
             os.fsync(file.fileno())
-    about = {"index": "none", "teacher": "random", "grid": list(GRID_HW), "dim": WIDTH, "dtype": "float16"}
-    store.write_manifest(
-        path, about | {"frames": len(ids), "images": len(ids) * len(cameras), "broken": []}, Storage(path)
-    )
+    about = {"teacher": "random", "grid": list(GRID_HW), "dim": WIDTH, "broken": []}
+    store.write_manifest(path, about | {"frames": len(ids), "images": len(ids) * len(cameras)}, Storage(path))
     return FeatureStore.open(path, Storage(path)), ids
 
 

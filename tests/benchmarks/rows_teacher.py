@@ -15,7 +15,6 @@ from harness import Measured, Skipped, at_least, paired, row
 from clip2scene.config import ExtractSettings, TeacherSettings
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import Frame
-from clip2scene.progress import silent
 from clip2scene.storage import Storage
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import load_teacher
@@ -69,7 +68,7 @@ def _extract(bench: Bench, actors: int, name: str) -> list[float]:
 
     teacher = load_teacher(bench.teacher_settings)
     settings, path = ExtractSettings(num_actors=actors), bench.folder / name
-    extract(bench.world, _frames(bench), teacher, settings, path, silent, storage=Storage(path))
+    extract(bench.world, _frames(bench), teacher, settings, path, storage=Storage(path))
     return _rates(path)
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from PIL import Image
 
 from clip2scene.config import ConfigError, ExtractSettings
 from clip2scene.data.index import DataError, Index
-from clip2scene.progress import progress
 from clip2scene.storage import Storage, locked
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import load_teacher
@@ -59,9 +59,7 @@ class Run:
 
     def extract(self, **changes: Any) -> ExtractReport:
         settings = self.settings.model_copy(update=changes)
-        return extract(
-            self.index, self.index.frames, self.teacher, settings, self.path, progress, storage=Storage(self.path)
-        )
+        return extract(self.index, self.index.frames, self.teacher, settings, self.path, storage=Storage(self.path))
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +90,8 @@ def test_broken_images_are_quarantined_with_their_reasons(run: Run) -> None:
     assert "96 x 65 pixels, the index says 96 x 64" in reasons["frame-3", "CAM_LEFT"]
     manifest = store.read_manifest(run.path)
     assert [store.BrokenImage(**image) for image in manifest["broken"]] == list(run.report.broken)
-    assert (manifest["frames"], manifest["images"], manifest["index"]) == (5, 7, run.index.digest)
-    assert (manifest["grid"], manifest["dim"], manifest["dtype"]) == ([4, 6], 24, "float16")
+    assert (manifest["frames"], manifest["images"], manifest["teacher"]) == (5, 7, run.teacher.digest)
+    assert (manifest["grid"], manifest["dim"]) == ([4, 6], 24)
 
 
 def test_a_second_run_computes_nothing(run: Run) -> None:
@@ -117,19 +115,19 @@ def test_a_store_can_be_read_while_it_grows(run: Run, tmp_path: Path, monkeypatc
     store.frame_file(path, "frame-4").unlink()
     opened = []
 
-    def encode(*_: object) -> Iterator[tuple[str, store.FrameEntry]]:
-        opened.append(FeatureStore.open(path, Storage(path)).read("frame-0"))
-        yield "frame-4", store.FrameEntry(run.teacher.digest, ("CAM_LEFT", "CAM_RIGHT"), {})
+    def encode(*_: object) -> dict[str, store.FrameEntry]:
+        opened.append(FeatureStore.open(path, Storage(path), teacher_digest=run.teacher.digest).read("frame-0"))
+        return {"frame-4": store.FrameEntry(run.teacher.digest, ("CAM_LEFT", "CAM_RIGHT"), {})}
 
     monkeypatch.setattr("clip2scene.teacher.extract._encode_all", encode)
-    extract(run.index, run.index.frames, run.teacher, run.settings, path, progress, storage=Storage(path))
+    extract(run.index, run.index.frames, run.teacher, run.settings, path, storage=Storage(path))
     assert [len(features) for features in opened] == [2]
 
 
 def test_store_of_another_teacher_is_left_alone(run: Run) -> None:
     other = load_teacher(run.teacher.settings.model_copy(update={"keep_last_mlp": True}))
     with pytest.raises(DataError, match="store from another teacher"):
-        extract(run.index, run.index.frames, other, run.settings, run.path, progress, storage=Storage(run.path))
+        extract(run.index, run.index.frames, other, run.settings, run.path, storage=Storage(run.path))
     assert written(run.path) == run.written
     assert FeatureStore.open(run.path, Storage(run.path)).read("frame-0")
 
@@ -137,7 +135,7 @@ def test_store_of_another_teacher_is_left_alone(run: Run) -> None:
 def test_more_gpus_than_there_are(run: Run, tmp_path: Path) -> None:
     settings = ExtractSettings(gpus_per_actor=8)
     with pytest.raises(ConfigError, match=r"extract.gpus_per_actor=8: with 8 GPUs each there is room for 0"):
-        extract(run.index, run.index.frames, run.teacher, settings, tmp_path, progress, storage=Storage(tmp_path))
+        extract(run.index, run.index.frames, run.teacher, settings, tmp_path, storage=Storage(tmp_path))
 
 
 def test_a_second_run_at_once_waits_and_finds_everything_done(run: Run) -> None:
@@ -200,20 +198,24 @@ def test_every_actor_finds_its_cpus_on_one_node(
     assert _share(cpus_of_nodes, actors, most) == share
 
 
-def test_a_frame_of_many_images_is_encoded_in_parts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("readers", [None, ThreadPoolExecutor(2)], ids=["read in turn", "read ahead, as with a GPU"])
+def test_frames_of_many_images_are_encoded_in_parts(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readers: ThreadPoolExecutor | None
+) -> None:
     monkeypatch.setattr("clip2scene.teacher.encoder._IMAGES_AT_ONCE", 1)
     digest = run.teacher.digest
     with locked(tmp_path / "store", "fills this store"):
         encoder = Encoder(run.teacher.settings, run.settings, run.root, tmp_path / "store", digest, Storage(tmp_path))
-    frame = run.index.frames[1]
-    result = encoder({key: np.array([value]) for key, value in frame_row(frame).items()})
-    assert "error" not in json.loads(result["status"][0])
-    finished = FeatureStore.open(run.path, Storage(run.path))
-    whole = finished.read(frame.frame_id)
-    parts = replace(finished, path=tmp_path / "store").read(frame.frame_id)
-    assert whole.keys() == parts.keys()
-    for camera, features_hwD in whole.items():
-        np.testing.assert_allclose(parts[camera], features_hwD, atol=2e-3)
+    encoder._readers = readers
+    rows = [frame_row(frame) for frame in run.index.frames]
+    result = encoder({key: np.array([row[key] for row in rows]) for key in rows[0]})
+    assert sum(len(json.loads(status)["cameras"]) for status in result["status"]) == run.report.images_encoded
+    finished = FeatureStore.open(run.path, Storage(run.path), teacher_digest=digest)
+    for frame_id in result["frame_id"]:
+        whole, parts = finished.read(frame_id), replace(finished, path=tmp_path / "store").read(frame_id)
+        assert whole.keys() == parts.keys()
+        for camera, features_hwD in whole.items():
+            np.testing.assert_allclose(parts[camera], features_hwD, atol=2e-3)
 
 
 def _actors_of_ours() -> list[psutil.Process]:
@@ -237,7 +239,7 @@ from clip2scene.config import ExtractSettings
 from clip2scene.storage import Storage
 from clip2scene.teacher.clip import load_teacher
 from clip2scene.teacher.encoder import Encoder, frame_row
-from clip2scene.teacher.extract import extract
+from clip2scene.teacher import extract as module
 
 @contextlib.contextmanager
 def kill_ourselves_after_three_frames(*_, **__):
@@ -255,13 +257,16 @@ index = make_index(root, int(sys.argv[4]))
 settings = ExtractSettings(num_actors=1, frames_per_batch=1)
 teacher = load_teacher(teacher_settings(Path(sys.argv[3])))
 storage = Storage(root)
-extract(index, index.frames, teacher, settings, root / "store", kill_ourselves_after_three_frames, storage=storage)
+module.progress = kill_ourselves_after_three_frames
+module.extract(index, index.frames, teacher, settings, root / "store", storage=storage)
 """
 NUM_FRAMES = 40
 
 
 @pytest.mark.long
-def test_killed_driver_and_killed_actor(ray_cluster: None, tiny_clip: TinyClip, tmp_path: Path) -> None:
+def test_killed_driver_and_killed_actor(
+    ray_cluster: None, tiny_clip: TinyClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The first run has a Ray of its own with a single CPU, which must be enough; it dies with its driver.
     arguments = [str(TESTS), str(tmp_path), str(tiny_clip("token")), str(NUM_FRAMES)]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -303,7 +308,8 @@ def test_killed_driver_and_killed_actor(ray_cluster: None, tiny_clip: TinyClip, 
     index = Index(index.dataset, tmp_path, index.version, index.frames)
     settings = ExtractSettings(num_actors=1, frames_per_batch=1)
     teacher = load_teacher(teacher_settings(tiny_clip("token")))
-    report = extract(index, index.frames, teacher, settings, path, kill_actor_at_first_frame, storage=Storage(path))
+    monkeypatch.setattr("clip2scene.teacher.extract.progress", kill_actor_at_first_frame)
+    report = extract(index, index.frames, teacher, settings, path, storage=Storage(path))
     assert len(victims) == 1
     missing = NUM_FRAMES - len(before) + 2
     assert (report.images_encoded, report.images_cached, report.broken) == (2 * missing, 2 * (len(before) - 2), ())

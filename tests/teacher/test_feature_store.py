@@ -13,11 +13,9 @@ from clip2scene.teacher import store
 from clip2scene.teacher.store import FeatureStore
 
 MANIFEST = {
-    "index": "i",
     "teacher": "t1",
     "grid": [2, 3],
     "dim": 4,
-    "dtype": "float16",
     "frames": 1,
     "images": 2,
     "broken": [],

@@ -16,7 +16,6 @@ import torch
 from clip2scene.config import ContrastSettings
 from clip2scene.data.index import DataError, Index, read_index, write_index
 from clip2scene.data.nuscenes import build_index
-from clip2scene.progress import progress
 from clip2scene.storage import Storage
 from clip2scene.teacher import superpixels
 from clip2scene.teacher.superpixels import (
@@ -39,8 +38,8 @@ def index(streetworld_root: tuple[Path, str], tmp_path_factory: pytest.TempPathF
     return build_index(root, streetworld_root[1])
 
 
-def segment(index, path, *, workers=0, frames=slice(2), settings=SETTINGS, progress=progress):
-    segment_images(index, index.frames[frames], settings, HEIGHT, WIDTH, path, workers, progress, storage=Storage(path))
+def segment(index, path, *, workers=0, frames=slice(2), settings=SETTINGS):
+    segment_images(index, index.frames[frames], settings, HEIGHT, WIDTH, path, workers, storage=Storage(path))
 
 
 def opened(path):
@@ -117,7 +116,7 @@ def test_a_task_is_sent_its_own_images_and_not_the_index(index, tmp_path, monkey
     assert max(sizes) < 5000
 
 
-def test_an_interrupted_run_continues(index, made, tmp_path):
+def test_an_interrupted_run_continues(index, made, tmp_path, monkeypatch):
     images = []
 
     @contextlib.contextmanager
@@ -131,15 +130,17 @@ def test_an_interrupted_run_continues(index, made, tmp_path):
     def counted(*_, **__):
         yield images.append
 
+    monkeypatch.setattr(superpixels, "progress", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        segment(index, tmp_path, progress=interrupted)
+        segment(index, tmp_path)
     before = written(tmp_path)
     assert list(before) == [f"{index.frames[0].frame_id}.npz"]
     with pytest.raises(DataError, match="no finished superpixels there"):
         opened(tmp_path)
     # What a kill in the midst of writing leaves aside is never read, and goes.
     (tmp_path / "frames" / f".{index.frames[1].frame_id}.npz.123").write_bytes(b"half")
-    segment(index, tmp_path, progress=counted)
+    monkeypatch.setattr(superpixels, "progress", counted)
+    segment(index, tmp_path)
     assert images == [6]
     after = written(tmp_path)
     assert before.items() <= after.items()

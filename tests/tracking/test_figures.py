@@ -30,6 +30,8 @@ DEMO = REPOSITORY / "jobs" / "demo.yaml"
 NUSCENES = vocabulary("nuscenes")
 CAR, ROAD, SIDEWALK = (NUSCENES.classes.index(name) + 1 for name in ("car", "driveable_surface", "sidewalk"))
 RED, GREY, BLUE = (214, 39, 40), (169, 173, 179), (168, 205, 236)
+FIRST, SECOND = (31, 95, 168), (224, 123, 0)
+"""Colours of the first two lines or bars of a chart."""
 
 
 def pixels(figure) -> np.ndarray:
@@ -98,7 +100,8 @@ def test_frame_overview_of_other_cameras_and_no_points():
     none = dict.fromkeys(images, np.zeros((0, 2), np.float32))
     figure = frame_overview(images, none, dict.fromkeys(images, np.zeros(0, np.uint8)), NUSCENES)
     assert [axes.get_title() for axes in figure.axes] == ["left: 0 points", "right: 0 points"]
-    assert pixels(figure).size
+    drawn, pale_black = pixels(figure), (105, 105, 105)
+    assert area(drawn, pale_black) > 0.5 * drawn.shape[0] * drawn.shape[1]
 
 
 @pytest.fixture
@@ -184,7 +187,10 @@ def test_birds_eye_without_any_label():
     nothing = np.zeros(500, np.uint8)
     figure = birds_eye(points, {"3D-only": nothing}, nothing, NUSCENES)
     assert "errors of 3D-only: no point is scored" in texts(figure)
-    assert pixels(figure).size
+    drawn, faint = pixels(figure), (207, 211, 216)
+    left, right = np.array_split(drawn, 2, axis=1)  # on the left the truth and a legend of all colours
+    assert min(area(left, faint), area(right, faint)) > 100
+    assert area(right, RED) == area(right, BLUE) == 0
 
 
 def test_confusion_matrix_is_normalised_by_row():
@@ -197,7 +203,10 @@ def test_confusion_matrix_is_normalised_by_row():
     axes = figure.axes[0]
     placed = {tuple(int(v) for v in text.get_position()): text.get_text() for text in axes.texts}
     assert placed == {(CAR - 1, CAR - 1): "75", (ROAD - 1, CAR - 1): "25", (ROAD - 1, ROAD - 1): "100"}
-    assert pixels(figure).size
+    drawn, whole, absent = pixels(figure), (11, 42, 85), (239, 239, 239)
+    cell = axes.get_window_extent().width * axes.get_window_extent().height / 16**2
+    assert area(drawn, whole) > 0.5 * cell
+    assert area(drawn, absent) > 14 * 16 * 0.9 * cell
 
 
 def test_loss_curves():
@@ -210,9 +219,12 @@ def test_loss_curves():
     assert loss.get_ydata().tolist() == pytest.approx([1 / 3, 1 / 4, 1 / 5, 1 / 6])
     assert math.isnan(scr.get_ydata()[1])
     assert rate.get_title() == "learning rate"
-    assert pixels(figure).size
-    assert pixels(charts.loss_curves([{"loss": 1.0}])).size
-    assert pixels(charts.loss_curves([])).size
+    left, right = np.array_split(pixels(figure), 2, axis=1)
+    assert min(area(left, FIRST), area(left, SECOND), area(right, FIRST)) > 200
+    assert area(right, SECOND) == 0
+    one, none = pixels(charts.loss_curves([{"loss": 1.0}])), pixels(charts.loss_curves([]))
+    assert area(one, FIRST) > 0
+    assert area(none, FIRST) == 0
 
 
 def test_class_bars():
@@ -220,7 +232,8 @@ def test_class_bars():
     figure = charts.class_bars(scores, "IoU")
     assert {"2D-only (mean 50.0)", "3D-only (mean 75.0)", "50", "75", "absent"} <= set(texts(figure))
     assert [bar.get_height() for bar in figure.axes[0].patches] == [50, 75]
-    assert pixels(figure).size
+    drawn = pixels(figure)
+    assert area(drawn, SECOND) == pytest.approx(1.5 * area(drawn, FIRST), rel=0.02)
 
 
 def test_figures_need_no_main_thread_and_no_pyplot():

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 
 from clip2scene.config import DistillSettings
-from clip2scene.progress import silent
 from clip2scene.storage import Storage
 from clip2scene.teacher.superpixels import SuperpixelStore, segment_images
 from clip2scene.training.distill import Distillation
@@ -19,7 +18,7 @@ from tiny_training import CONTRAST, Tiny
 def distillation(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Distillation]:
     """``distillation(method)`` on two keyframes, with superpixels if the method needs them."""
     folder, frames = tmp_path_factory.mktemp("superpixels"), tiny.index.frames[:2]
-    segment_images(tiny.index, frames, CONTRAST, 56, 104, folder, 0, silent, storage=Storage(folder))
+    segment_images(tiny.index, frames, CONTRAST, 56, 104, folder, 0, storage=Storage(folder))
     superpixels = SuperpixelStore.open(folder, Storage(folder))
 
     def make(method="clip2scene", settings=None, root=tiny.index.root, **changes):

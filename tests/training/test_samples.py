@@ -12,7 +12,7 @@ import torch
 
 from clip2scene.config import AugmentSettings, DistillSettings
 from clip2scene.data.clouds import read_cloud
-from clip2scene.data.datasets import ego_radius_m
+from clip2scene.data.datasets import ego_half_edge_m
 from clip2scene.data.index import DataError
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.geometry.interpolation import bilinear
@@ -42,7 +42,7 @@ def test_sweeps_are_separate_clouds_paired_with_the_same_images(tiny, later):
 
 def test_an_earlier_sweep_loses_what_is_near_its_own_sensor(tiny, later):
     source = SampleSource(tiny.index.root, tiny.store, num_sweeps=3)
-    whole, cut = source.read(later), replace(source, ego_radius_m=8.0).read(later)
+    whole, cut = source.read(later), replace(source, ego_half_edge_m=8.0).read(later)
     clouds = [read_cloud(tiny.index.root / sweep.path) for sweep in choose_sweeps(later, 3, 0.5)]
     far = [int((np.abs(cloud_N4[:, :2]).max(axis=1) >= 8).sum()) for cloud_N4 in clouds]
     assert cut.cloud_N.bincount().tolist() == [int((whole.cloud_N == 0).sum()), *far]
@@ -50,7 +50,7 @@ def test_an_earlier_sweep_loses_what_is_near_its_own_sensor(tiny, later):
     assert len(cut.pair_point_P) < len(whole.pair_point_P)
     torch.testing.assert_close(cut.pair_xyz_P3, cut.points_NI[cut.pair_point_P, :3])
     # A street world's car is not hit.
-    nuscenes = replace(source, ego_radius_m=ego_radius_m("streetworld")).read(later)
+    nuscenes = replace(source, ego_half_edge_m=ego_half_edge_m("streetworld")).read(later)
     assert torch.equal(nuscenes.points_NI, whole.points_NI)
 
 

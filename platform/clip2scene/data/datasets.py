@@ -15,7 +15,7 @@ _WATCHED = {"semantickitti": "sequences/*/*", "scannet": "scans/*/*"}
 """Paths that change with a dataset that has no tables: files by size and time, folders by the time of their listing."""
 
 
-def ego_radius_m(kind: str) -> float:
+def ego_half_edge_m(kind: str) -> float:
     """Half the edge of the square around the LiDAR in which the car itself is hit; 0 where it is not.
 
     1 m in nuScenes (nuscenes-devkit, ``LidarPointCloud.from_file_multisweep``).

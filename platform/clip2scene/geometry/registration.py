@@ -58,8 +58,8 @@ def register(points_N3: np.ndarray, world_from_source: np.ndarray, world_from_ta
     return transform(inverse(world_from_target) @ np.asarray(world_from_source, dtype=np.float64), points_N3)
 
 
-def without_ego_returns(points_NI: np.ndarray, radius_m: float) -> np.ndarray:
-    """The points outside a square of half edge ``radius_m`` around the sensor, which the car itself returns.
+def without_ego_returns(points_NI: np.ndarray, half_edge_m: float) -> np.ndarray:
+    """The points outside a square around the sensor, which the car itself returns.
 
     Once the car has moved on, an earlier sweep's returns from it lie in view of the keyframe's cameras, and would be
     paired with what these see there. Source: nuscenes-devkit, ``LidarPointCloud.from_file_multisweep``
@@ -67,9 +67,9 @@ def without_ego_returns(points_NI: np.ndarray, radius_m: float) -> np.ndarray:
 
     Args:
         points_NI: x and y first, metres, in the sensor's own frame.
-        radius_m: 0 leaves all points.
+        half_edge_m: half the square's edge; 0 leaves all points.
     """
-    return points_NI[(np.abs(points_NI[:, :2]) >= radius_m).any(axis=1)]
+    return points_NI[(np.abs(points_NI[:, :2]) >= half_edge_m).any(axis=1)]
 
 
 def choose_sweeps(frame: Frame, num_sweeps: int, window_s: float) -> tuple[Sweep, ...]:

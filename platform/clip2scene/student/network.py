@@ -54,8 +54,8 @@ _CELLS_ON_CPU = 2**32
 # The other algorithms need CUDA; weights have the same layout for all, so one checkpoint works on both.
 _ALGORITHM = spconv_core.ConvAlgo.Native
 
-Network = Callable[..., dict[str, torch.Tensor]]
-"""What a loss needs of a student: :meth:`Student.forward`, possibly wrapped."""
+Forward = Callable[..., dict[str, torch.Tensor]]
+"""What a loss calls: :meth:`Student.forward`, possibly wrapped."""
 
 
 class Student(nn.Module):

@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import json
 import platform
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,12 @@ from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame
 from clip2scene.machine import use_threads
-from clip2scene.storage import LOCK, Storage, StorageError, is_seen
+from clip2scene.storage import LOCK, Storage, StorageError, appears
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip, load_teacher
 
 _IMAGES_AT_ONCE = 32
-"""All images of a frame may be too many for a GPU's memory: a ScanNet scene has hundreds."""
+"""A ScanNet scene has hundreds of images: too many for a GPU's memory at once, or to be all read ahead."""
 
 
 def frame_row(frame: Frame) -> dict[str, str]:
@@ -59,14 +61,13 @@ class Encoder:
         self._device = torch.device("cuda" if settings.gpus_per_actor else "cpu")
         # With a GPU, images are prefetched while frames are encoded; on CPUs both want the same cores, and prefetching
         # is a quarter slower.
-        on_gpu = bool(settings.gpus_per_actor)
-        self._map_reads: Any = ThreadPoolExecutor(settings.threads_per_actor).map if on_gpu else map
-        self._map_writes: Any = ThreadPoolExecutor(1).map if on_gpu else map
+        self._readers = ThreadPoolExecutor(settings.threads_per_actor) if settings.gpus_per_actor else None
+        self._map_writes: Any = ThreadPoolExecutor(1).map if settings.gpus_per_actor else map
         self._root, self._store, self._storage = root, store_path, storage
         self._teacher: DenseClip | None = None
         self._failure = ""
         # Reported as a status: an exception here would make Ray print its own pages about the actor.
-        if storage.remote is None and not is_seen(store_path / LOCK):
+        if storage.remote is None and not appears(store_path / LOCK):
             self._failure = (
                 f"{store_path}: the actor on {platform.node()} does not see this folder of the driver's; give a "
                 "storage that all nodes share"
@@ -101,10 +102,8 @@ class Encoder:
             for frame_id, images in zip(batch["frame_id"], batch["images"], strict=True)
         ]
         # All frames' images in one go, so that those of the next frame are read while this one is encoded.
-        pixels = self._map_reads(functools.partial(self._read, teacher), [i for _, images in frames for i in images])
-        encoded = (
-            (id_, *self._encode(teacher, {image["camera"]: next(pixels) for image in images})) for id_, images in frames
-        )
+        pixels = self._read_all(teacher, (image for _, images in frames for image in images))
+        encoded = ((id_, *self._encode(teacher, images, pixels)) for id_, images in frames)
         statuses = [json.dumps(status) for status in self._map_writes(functools.partial(self._write, teacher), encoded)]
         return {"frame_id": [frame_id for frame_id, _ in frames], "status": statuses}
 
@@ -116,18 +115,33 @@ class Encoder:
         except DataError as error:
             return str(error)
 
+    def _read_all(self, teacher: DenseClip, images: Iterable[dict[str, Any]]) -> Iterator[Tensor | str]:
+        """As :meth:`_read` of each image; with a GPU in threads, a bounded number of images ahead of their use."""
+        if self._readers is None:
+            yield from (self._read(teacher, image) for image in images)
+            return
+        ahead: deque[Future[Tensor | str]] = deque()
+        for image in images:
+            ahead.append(self._readers.submit(self._read, teacher, image))
+            if len(ahead) > _IMAGES_AT_ONCE:
+                yield ahead.popleft().result()
+        yield from (read.result() for read in ahead)
+
     def _encode(
-        self, teacher: DenseClip, images: dict[str, Tensor | str]
+        self, teacher: DenseClip, images: Sequence[dict[str, Any]], pixels: Iterator[Tensor | str]
     ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """Features of a frame's cameras, and why some have none."""
-        pixels = {camera: image for camera, image in images.items() if isinstance(image, Tensor)}
-        broken = {camera: reason for camera, reason in images.items() if isinstance(reason, str)}
-        if not pixels:
-            return {}, broken
+        """Features of a frame's cameras, and why some have none; takes the frame's images from ``pixels``."""
+        features: dict[str, np.ndarray] = {}
+        broken: dict[str, str] = {}
         # Sub-batches of one frame: which frames share a batch, as after a restart, has no influence on the features.
-        pixels_B3HW = torch.stack(list(pixels.values()))
-        parts = [teacher(part.to(self._device)).cpu().numpy() for part in pixels_B3HW.split(_IMAGES_AT_ONCE)]
-        return dict(zip(pixels, np.concatenate(parts), strict=True)), broken
+        for start in range(0, len(images), _IMAGES_AT_ONCE):
+            read = {image["camera"]: next(pixels) for image in images[start : start + _IMAGES_AT_ONCE]}
+            broken |= {camera: reason for camera, reason in read.items() if isinstance(reason, str)}
+            whole = {camera: image for camera, image in read.items() if isinstance(image, Tensor)}
+            if whole:
+                pixels_B3HW = torch.stack(list(whole.values())).to(self._device)
+                features |= zip(whole, teacher(pixels_B3HW).cpu().numpy(), strict=True)
+        return features, broken
 
     def _write(self, teacher: DenseClip, frame: tuple[str, dict[str, np.ndarray], dict[str, str]]) -> dict[str, Any]:
         """Store a frame; returns its status."""

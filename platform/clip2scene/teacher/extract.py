@@ -22,7 +22,7 @@ import ray
 from clip2scene.config import ExtractSettings, last_line
 from clip2scene.data.index import DataError, Frame, Index
 from clip2scene.machine import check_actors, ray_nodes
-from clip2scene.progress import Progress
+from clip2scene.progress import progress
 from clip2scene.storage import Storage, locked
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip
@@ -57,7 +57,6 @@ def extract(
     teacher: DenseClip,
     settings: ExtractSettings,
     store_path: str | Path,
-    progress: Progress,
     *,
     storage: Storage,
 ) -> ExtractReport:
@@ -69,7 +68,6 @@ def extract(
         teacher: every actor loads the same.
         settings: actors, batches and how many images may be broken.
         store_path: folder of the feature store.
-        progress: draws the progress bar.
         storage: the storage that the store is part of.
 
     Raises:
@@ -85,40 +83,43 @@ def extract(
         store.frame_file(path, frame_id)  # refuses an id that is not a file name, before any work
     with locked(path, "fills this store"):
         store.remove_leftovers(path)
-        entries = _valid_entries(path, storage, index, wanted, teacher.digest, progress)
+        entries = _valid_entries(path, storage, index, wanted, teacher.digest)
         pending = [frame for frame_id, frame in wanted.items() if frame_id not in entries]
-        cached = sum(len(entries[frame_id].cameras) for frame_id in wanted if frame_id in entries)
-        encoded = 0
         if pending:
-            for frame_id, entry in _encode_all(index, pending, teacher, settings, path, storage, progress):
-                entries[frame_id] = entry
-                encoded += len(entry.cameras)
-        broken = [
-            store.BrokenImage(id_, camera, why)
-            for id_, e in sorted(entries.items())
-            for camera, why in sorted(e.broken.items())
-        ]
+            entries |= _encode_all(index, pending, teacher, settings, path, storage)
         manifest = {
-            "index": index.digest,
             "teacher": teacher.digest,
             "grid": list(teacher.grid),
             "dim": teacher.dim,
-            "dtype": "float16",
             "frames": len(entries),
             "images": sum(len(entry.cameras) for entry in entries.values()),
-            "broken": [asdict(image) for image in broken],
+            "broken": [asdict(image) for image in _broken(entries)],
         }
         store.write_manifest(path, manifest, storage)
-    ours = tuple(image for image in broken if image.frame_id in wanted)
-    total = sum(len(frame.cameras) for frame in wanted.values())
-    if len(ours) > settings.max_broken_fraction * total:
-        reasons = "; ".join(image.reason for image in ours[:3])
+    ours = {frame_id: entries[frame_id] for frame_id in wanted}
+    encoded = sum(len(ours[frame.frame_id].cameras) for frame in pending)
+    cached = sum(len(entry.cameras) for entry in ours.values()) - encoded
+    broken = _broken(ours)
+    _refuse_too_many(broken, sum(len(frame.cameras) for frame in wanted.values()), settings, path)
+    return ExtractReport(encoded, cached, broken)
+
+
+def _broken(entries: dict[str, store.FrameEntry]) -> tuple[store.BrokenImage, ...]:
+    return tuple(
+        store.BrokenImage(frame_id, camera, why)
+        for frame_id, entry in sorted(entries.items())
+        for camera, why in sorted(entry.broken.items())
+    )
+
+
+def _refuse_too_many(broken: tuple[store.BrokenImage, ...], total: int, settings: ExtractSettings, path: Path) -> None:
+    if len(broken) > settings.max_broken_fraction * total:
+        reasons = "; ".join(image.reason for image in broken[:3])
         raise ExtractionError(
-            f"{len(ours)} of {total} images are broken, extract.max_broken_fraction={settings.max_broken_fraction} "
+            f"{len(broken)} of {total} images are broken, extract.max_broken_fraction={settings.max_broken_fraction} "
             f"allows {int(settings.max_broken_fraction * total)} (the others are in {path}): {reasons}"
-            f"{'; ...' if len(ours) > 3 else ''}"
+            f"{'; ...' if len(broken) > 3 else ''}"
         )
-    return ExtractReport(encoded, cached, ours)
 
 
 def _encode_all(
@@ -128,7 +129,6 @@ def _encode_all(
     settings: ExtractSettings,
     path: Path,
     storage: Storage,
-    progress: Progress,
 ) -> Iterator[tuple[str, store.FrameEntry]]:
     """Run the Ray Data job over the frames; yields each one after its file is written."""
     rows = [frame_row(frame) for frame in pending]
@@ -171,7 +171,7 @@ def _encode_all(
 
 
 def _valid_entries(
-    path: Path, storage: Storage, index: Index, wanted: dict[str, Frame], digest: str, progress: Progress
+    path: Path, storage: Storage, index: Index, wanted: dict[str, Frame], digest: str
 ) -> dict[str, store.FrameEntry]:
     """Frames in the store that need no work: intact, with all their cameras, and without images repaired since."""
     entries: dict[str, store.FrameEntry] = {}

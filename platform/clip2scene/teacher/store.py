@@ -111,7 +111,7 @@ class FeatureStore:
         for camera, features_hwD in features.items():
             if features_hwD.shape != shape or features_hwD.dtype != np.float16:
                 raise DataError(
-                    f"{file}: features of {camera} are {features_hwD.dtype} {features_hwD.shape}, the manifest says "
+                    f"{file}: features of {camera} are {features_hwD.dtype} {features_hwD.shape}, those of this store "
                     f"float16 {shape}"
                 )
         return features
@@ -121,7 +121,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """Read the manifest of a finished store.
 
     Returns:
-        ``format``, ``index`` and ``teacher`` (digests), ``grid`` [h, w], ``dim``, ``dtype``, ``frames``, ``images``
+        ``format``, ``teacher`` (digest), ``grid`` [h, w] and ``dim``; for people also ``frames``, ``images``
         (counts, without the quarantined images) and ``broken`` [{``frame_id``, ``camera``, ``reason``}].
 
     Raises:
@@ -136,7 +136,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: not a readable manifest ({one_line(error)})") from error
-    required = {"index", "teacher", "grid", "dim", "dtype", "frames", "images", "broken"}
+    required = {"teacher", "grid", "dim", "frames", "images", "broken"}
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not required <= set(manifest):
         raise DataError(f"{file}: not the manifest of a feature store of this version (format {FORMAT!r})")
     return manifest

@@ -29,7 +29,7 @@ from PIL import Image
 from clip2scene.config import ContrastSettings, digest_of, one_line
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame, Index
-from clip2scene.progress import Progress
+from clip2scene.progress import progress
 from clip2scene.storage import Storage, StorageError, locked
 from clip2scene.teacher import store
 
@@ -115,7 +115,6 @@ def segment_images(
     width: int,
     store_path: str | Path,
     num_workers: int,
-    progress: Progress,
     *,
     storage: Storage,
 ) -> None:
@@ -131,7 +130,6 @@ def segment_images(
         width: W.
         store_path: folder of the superpixels.
         num_workers: how many tasks run at once, with one CPU each; 0: in this process, without Ray.
-        progress: draws the progress bar.
         storage: the storage that the store is part of.
 
     Raises:

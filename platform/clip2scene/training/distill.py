@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clip2scene.config import DistillSettings
-from clip2scene.student.network import Network, Student
+from clip2scene.student.network import Forward, Student
 from clip2scene.training.fit import Training
 from clip2scene.training.objectives import LOSSES, Step
 from clip2scene.training.samples import Sample
@@ -36,7 +36,7 @@ class Distillation(Training):
         heads: tuple[Literal["scr", "stcr"], ...] = ("scr", "stcr") if two else ("scr",)
         return Student(self.student, embedding_dim=self.text_CD.shape[1], heads=heads)
 
-    def loss(self, model: Network, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
+    def loss(self, model: Forward, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
         """``loss``; for CLIP2Scene its terms ``scr`` and ``stcr``; ``agreement`` for all methods that use images."""
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         about_step = Step(

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from clip2scene.config import ConfigError, FinetuneSettings
 from clip2scene.data.index import Frame
 from clip2scene.losses.lovasz import lovasz_softmax
-from clip2scene.student.network import Network, Student
+from clip2scene.student.network import Forward, Student
 from clip2scene.training.fit import Training
 from clip2scene.training.samples import Sample
 
@@ -43,7 +43,7 @@ class Finetuning(Training):
         """The new classifier may move faster than the backbone."""
         return self.settings.head_learning_rate_scale if parameter.startswith("heads.") else 1.0
 
-    def loss(self, model: Network, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
+    def loss(self, model: Forward, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
         """``loss`` and ``accuracy`` on labelled points; also ``lovasz`` if that is part of the loss."""
         logits_NC = model(batch.points_NI, batch.cloud_N)["classifier"].float()
         labels_N = batch.labels_N.long() - 1

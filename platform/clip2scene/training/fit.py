@@ -21,7 +21,7 @@ from torch import nn
 
 from clip2scene.config import ResourceSettings, StudentSettings, TrainingSettings
 from clip2scene.data.index import Frame
-from clip2scene.student.network import Network
+from clip2scene.student.network import Forward
 from clip2scene.training.launch import DivergedError, TrainingError, Worker, launch
 from clip2scene.training.samples import Reader, Sample, SampleSource, augment, cached_reader, join, prefetched
 from clip2scene.training.validation import Validation
@@ -57,7 +57,7 @@ class Training(ABC):
         """The network with its initial weights; random ones come from torch's global generator, which is seeded."""
 
     @abstractmethod
-    def loss(self, model: Network, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
+    def loss(self, model: Forward, batch: Sample, epoch: int, step: int) -> dict[str, torch.Tensor]:
         """Named scalars; ``loss`` is the one to minimise."""
 
     def learning_rate_scale(self, parameter: str) -> float:
@@ -109,14 +109,14 @@ class Training(ABC):
             if last or (epoch + 1) % self.resources.checkpoint_every_epochs == 0:
                 worker.save(lambda folder: learner.write(folder, history))
 
-    def _network(self, model: nn.Module, worker: Worker) -> Network:
+    def _network(self, model: nn.Module, worker: Worker) -> Forward:
         """The model as the loss calls it: with gradients averaged over the ranks, and in half precision if set."""
         wrapped = _data_parallel(model) if worker.world_size > 1 else model
         half = self.settings.precision == "fp16"
         return torch.autocast(worker.device.type, torch.float16, enabled=half)(lambda *given: wrapped(*given))
 
     def _train_epoch(
-        self, learner: _Learner, network: Network, worker: Worker, epoch: int, batches: Iterator[Sample]
+        self, learner: _Learner, network: Forward, worker: Worker, epoch: int, batches: Iterator[Sample]
     ) -> Metrics:
         """Train one epoch on this worker; returns its metrics, averaged over the ranks."""
         started, totals = time.perf_counter(), _Totals()

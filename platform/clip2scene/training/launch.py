@@ -21,7 +21,7 @@ import torch
 from clip2scene.config import Clip2sceneError, ResourceSettings, last_line
 from clip2scene.machine import CPUS_PER_WORKER, use_threads
 from clip2scene.progress import console
-from clip2scene.storage import CACHE, is_seen, locked
+from clip2scene.storage import CACHE, appears, locked
 from clip2scene.training.checkpoints import CHECKPOINTS_KEPT, newest_intact, numbered, seal
 from clip2scene.training.work_queue import WorkQueue
 
@@ -195,28 +195,32 @@ class WorkerGroup:
 
         if self._running is None:
             self._start(folder.parent)
-        assert self._running is not None
         number = ray.get(self._queue.put.remote((ray.put(work), folder)))
         error: TrainingError | None = None
+        for kind, value in self._messages():
+            if kind == "error":
+                name, sentence = value
+                error = error or (DivergedError if name == DivergedError.__name__ else TrainingError)(sentence)
+                self._queue.close.remote()  # another attempt would fail in the same way
+            elif kind == "done" and value == number:
+                return
+            elif kind != "done":
+                on_message(kind, value)
+        failure = self._failure
+        self._forget()
+        raise error or TrainingError(f"run {folder.name} failed: {last_line(failure)}") from failure
+
+    def _messages(self) -> Iterator[tuple[str, Any]]:
+        """What the workers send, until they have ended and nothing is left."""
+        import ray
+
+        assert self._running is not None
         while True:
             ended = not self._running.is_alive()
             messages = ray.get(self._queue.messages.remote(0.0 if ended else 0.5))
-            for kind, value in messages:
-                if kind == "error":
-                    name, sentence = value
-                    error = error or (DivergedError if name == DivergedError.__name__ else TrainingError)(sentence)
-                    self._queue.close.remote()  # another attempt would fail in the same way
-                elif kind == "done" and value == number:
-                    return
-                elif kind != "done":
-                    on_message(kind, value)
+            yield from messages
             if ended and not messages:
-                break
-        failure = self._failure
-        self._forget()
-        if error is not None:
-            raise error from failure
-        raise TrainingError(f"run {folder.name} failed: {last_line(failure)}") from failure
+                return
 
     def stop(self) -> None:
         """Stop the idle workers, and wait until their CPUs and GPUs are free."""
@@ -290,7 +294,7 @@ def _serve(queue: Any, threads: int, mark: Path) -> None:
     from ray.train.collective import barrier, broadcast_from_rank_zero
 
     use_threads(threads)
-    if not is_seen(mark):
+    if not appears(mark):
         sentence = (
             f"{mark.parents[1]}: the training worker on {platform.node()} does not see this folder of the driver's; "
             f"give a storage that all nodes share (with s3:// a {CACHE} that they share)"

@@ -22,7 +22,7 @@ from clip2scene.losses.distances import class_divergence, cosine_distance
 from clip2scene.losses.scr import semantic_consistency, text_cross_entropy
 from clip2scene.losses.stcr import grid_cells, spatial_temporal_consistency
 from clip2scene.losses.switching import step_generator, switch_generator, switch_labels
-from clip2scene.student.network import Network
+from clip2scene.student.network import Forward
 from clip2scene.training.samples import Sample, random_transform
 
 Terms = dict[str, torch.Tensor]
@@ -72,7 +72,7 @@ def share(true_P: torch.Tensor) -> torch.Tensor:
     return true_P.sum() / max(len(true_P), 1)
 
 
-def clip2scene(model: Network, batch: Sample, step: Step) -> Terms:
+def clip2scene(model: Forward, batch: Sample, step: Step) -> Terms:
     """``scr`` (equation 1) and ``stcr`` (equations 2 to 4), each on its own head, with S3's labels for SCR.
 
     A loss of weight 0 is left out, and so is its head: the other loss then trains the head ``scr``, which predicts.
@@ -110,20 +110,20 @@ def clip2scene(model: Network, batch: Sample, step: Step) -> Terms:
     return {"loss": torch.stack(total).sum(), **terms, "agreement": share(predictions_P == pixel_labels_P)}
 
 
-def kl(model: Network, batch: Sample, step: Step) -> Terms:
+def kl(model: Forward, batch: Sample, step: Step) -> Terms:
     """KL divergence between the class probabilities of student and teacher, both with SCR's ``tau``."""
     points_PD, pixels_PD = (step.features(rows_PD) for rows_PD in _pairs(model, batch, step))
     loss = class_divergence(points_PD, pixels_PD, step.text_CD, step.settings.scr.tau)
     return {"loss": loss, "agreement": step.agreement(points_PD, pixels_PD)}
 
 
-def openscene(model: Network, batch: Sample, step: Step) -> Terms:
+def openscene(model: Forward, batch: Sample, step: Step) -> Terms:
     """OpenScene's distillation: one minus the cosine between the features of a point and its pixel."""
     points_PD, pixels_PD = _pairs(model, batch, step)
     return {"loss": cosine_distance(points_PD, pixels_PD), "agreement": step.agreement(points_PD, pixels_PD)}
 
 
-def ppkt(model: Network, batch: Sample, step: Step) -> Terms:
+def ppkt(model: Forward, batch: Sample, step: Step) -> Terms:
     """PPKT (Liu et al., 2021): InfoNCE from points to pixels, over a random subset of the pairs."""
     points_PD, pixels_PD = (normalize(rows_PD, dim=1) for rows_PD in _pairs(model, batch, step))
     chosen = step.rows(len(points_PD), points_PD.device)
@@ -131,7 +131,7 @@ def ppkt(model: Network, batch: Sample, step: Step) -> Terms:
     return {"loss": loss, "agreement": step.agreement(points_PD, pixels_PD)}
 
 
-def slidr(model: Network, batch: Sample, step: Step) -> Terms:
+def slidr(model: Forward, batch: Sample, step: Step) -> Terms:
     """SLidR (Sautier et al., CVPR 2022): InfoNCE from superpoints to superpixels over the whole batch."""
     points_PD, pixels_PD = (normalize(rows_PD, dim=1) for rows_PD in _pairs(model, batch, step))
     queries_SD, keys_SD = superpixel_means(points_PD, pixels_PD, batch.pair_segment_P)
@@ -139,7 +139,7 @@ def slidr(model: Network, batch: Sample, step: Step) -> Terms:
     return {"loss": loss, "agreement": step.agreement(points_PD, pixels_PD)}
 
 
-def pointcontrast(model: Network, batch: Sample, step: Step) -> Terms:
+def pointcontrast(model: Forward, batch: Sample, step: Step) -> Terms:
     """PointContrast (Xie et al., ECCV 2020): InfoNCE between two views of a random subset of the points.
 
     The second view rotates, flips and scales each cloud once more, as ``augment`` allows. No image is used.
@@ -157,14 +157,14 @@ def pointcontrast(model: Network, batch: Sample, step: Step) -> Terms:
     return {"loss": info_nce(views[0], views[1], step.settings.contrast.temperature)}
 
 
-def _pairs(model: Network, batch: Sample, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+def _pairs(model: Forward, batch: Sample, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
     """Point features of the head ``scr`` and pixel features of all pairs, both (P, D) float32."""
     points_PD = model(batch.points_NI, batch.cloud_N, batch.pair_point_P)["scr"].float()
     with torch.no_grad():
         return points_PD, step.pixels(batch)
 
 
-LOSSES: dict[str, Callable[[Network, Sample, Step], Terms]] = {
+LOSSES: dict[str, Callable[[Forward, Sample, Step], Terms]] = {
     "clip2scene": clip2scene,
     "kl": kl,
     "openscene": openscene,

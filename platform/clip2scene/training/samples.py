@@ -82,8 +82,8 @@ class SampleSource:
     sweep_choice: Literal["spread", "random"] = "spread"
     merge_sweeps: bool = False
     superpixels: SuperpixelStore | None = None
-    ego_radius_m: float = 0.0
-    """Points of earlier sweeps so near to their sensor are the car's own and left out."""
+    ego_half_edge_m: float = 0.0
+    """Half edge of the square around an earlier sweep's sensor whose points are the car's own, and left out."""
     label_vocabulary: Vocabulary | None = None
     """Set only if labels may be read: without it, annotation-free training cannot open a label file."""
 
@@ -98,7 +98,7 @@ class SampleSource:
         for number, (path, world_from_lidar) in enumerate(self._sweeps(frame, rng)):
             cloud_NI = read_cloud(resolve(self.root, path))
             if number:  # the keyframe's are scored, and never in view
-                cloud_NI = without_ego_returns(cloud_NI, self.ego_radius_m)
+                cloud_NI = without_ego_returns(cloud_NI, self.ego_half_edge_m)
             if self.store is not None:
                 pairs.append(pair(cloud_NI[:, :3], world_from_lidar, frame.cameras, depths))
             points_N3 = register(cloud_NI[:, :3], world_from_lidar, frame.world_from_lidar)

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from clip2scene.data.vocabulary import Vocabulary
-from clip2scene.tracking.figures.style import GREY, INK, new_figure, quiet, readable
+from clip2scene.tracking.figures.style import BLUE, GREY, GRID, INK, ORANGE, legend, new_figure, quiet, readable
 
-_LINES = ("#1f5fa8", "#e07b00", "#2e8b57", "#a23b72", "#6b6f76", "#00a3a3")
+_LINES = (BLUE, ORANGE, "#2e8b57", "#a23b72", "#6b6f76", "#00a3a3")
 
 
 def confusion_matrix(counts_CC: np.ndarray, vocabulary: Vocabulary, title: str = "") -> Figure:
@@ -36,7 +36,7 @@ def confusion_matrix(counts_CC: np.ndarray, vocabulary: Vocabulary, title: str =
     side_in = 3.4 + 0.52 * num_classes
     figure = new_figure(side_in + 0.6, side_in - 0.6)
     axes = figure.subplots()
-    colours = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#9ec5e8", "#1f5fa8", "#0b2a55"]).with_extremes(
+    colours = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#9ec5e8", BLUE, "#0b2a55"]).with_extremes(
         bad="#efefef"
     )
     drawn = axes.imshow(np.ma.masked_invalid(share_CC), cmap=colours, vmin=0, vmax=1, aspect="auto")
@@ -50,7 +50,7 @@ def confusion_matrix(counts_CC: np.ndarray, vocabulary: Vocabulary, title: str =
     axes.set_yticks(range(num_classes), rows, fontsize=11)
     axes.set_xticks(np.arange(num_classes + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(num_classes + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="#e3e6ea", linewidth=0.8)
+    axes.grid(which="minor", color=GRID, linewidth=0.8)
     axes.tick_params(which="both", length=0, colors=INK)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted", fontsize=12, color=INK)
@@ -83,11 +83,11 @@ def loss_curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figu
             axes.plot(epochs, values, color=colour, linewidth=2, marker="o", markersize=3.5, label=readable(name))
         quiet(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("epoch", fontsize=11, color=INK)
+        axes.set_xlabel("epoch")
         if len(groups) > 1:
             axes.set_title("losses" if group is losses else readable(group[0]), fontsize=12, color=INK)
         if len(group) > 1 or len(groups) == 1:
-            axes.legend(fontsize=11, frameon=False, labelcolor=INK)
+            legend(axes)
     for axes in list(grid.flat)[len(groups) :]:
         axes.set_axis_off()
     if title:
@@ -126,11 +126,11 @@ def class_bars(iou_by_method: Mapping[str, Mapping[str, float | None]], title: s
     axes.set_xticks(range(len(classes)), names, rotation=28, ha="right", rotation_mode="anchor", fontsize=11)
     axes.set_xlim(-0.55, len(classes) - 0.45)
     axes.set_ylim(0, 105)
-    axes.set_ylabel("IoU (%)", fontsize=11, color=INK)
+    axes.set_ylabel("IoU (%)")
     if title:
         figure.suptitle(title, fontsize=14, color=INK)
     if methods:
-        figure.legend(loc="outside lower center", ncols=4, fontsize=11, frameon=False, labelcolor=INK)
+        legend(figure, loc="outside lower center", ncols=4)
     return figure
 
 

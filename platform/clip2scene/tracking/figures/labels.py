@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,7 +20,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from clip2scene.data.vocabulary import IGNORE, Vocabulary
-from clip2scene.tracking.figures.style import CORRECT, FAINT, FRAME, GREY, INK, MISSING, WRONG, new_figure, readable
+from clip2scene.tracking.figures.style import (
+    CORRECT,
+    FAINT,
+    FRAME,
+    GREY,
+    INK,
+    MISSING,
+    WRONG,
+    legend,
+    new_figure,
+    readable,
+)
 
 _CAMERA_ORDER = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 _RADIUS_M = 35.0
@@ -55,15 +67,9 @@ def frame_overview(
     for axes in list(grid.flat)[len(names) :]:
         axes.set_axis_off()
     if labels:
-        figure.legend(
-            handles=class_handles(list(labels.values()), vocabulary, GREY),
-            loc="outside lower center",
-            ncols=int(figure.get_figwidth() / 1.85),
-            fontsize=11,
-            frameon=False,
-            labelcolor=INK,
-            handletextpad=0.1,
-        )
+        handles = class_handles(list(labels.values()), vocabulary, GREY)
+        columns = int(figure.get_figwidth() / 1.85)
+        legend(figure, handles=handles, loc="outside lower center", ncols=columns, handletextpad=0.1)
     return figure
 
 
@@ -101,24 +107,17 @@ def birds_eye(
         occurring.append(labels_M)
         draw_top_view(axes, xy_M2, colours(labels_M, vocabulary), labels_M == IGNORE, _RADIUS_M, name)
         draw_errors(below, xy_M2, truth_M, labels_M, _RADIUS_M, f"errors of {name}")
-    grid[1, 0].set_axis_off()
-    style = {"ncols": 2, "fontsize": 11, "title_fontsize": 12, "frameon": False, "labelcolor": INK}
+    corner = grid[1, 0]
+    corner.set_axis_off()
+    style: dict[str, Any] = {"title_fontsize": 12, "handletextpad": 0.1}
     classes = class_handles(occurring, vocabulary, FAINT)
     verdicts = [dot(CORRECT, "right"), dot(WRONG, "wrong"), dot(MISSING, "no prediction")]
-    upper = grid[1, 0].legend(
-        handles=classes, title="classes", loc="upper center", bbox_to_anchor=(0.5, 0.98), handletextpad=0.1, **style
+    upper = legend(
+        corner, handles=classes, title="classes", ncols=2, loc="upper center", bbox_to_anchor=(0.5, 0.98), **style
     )
-    grid[1, 0].add_artist(upper)
-    style["ncols"] = 3
-    grid[1, 0].legend(
-        handles=verdicts,
-        title="errors",
-        loc="lower center",
-        bbox_to_anchor=(0.5, 0.16),
-        handletextpad=0.1,
-        columnspacing=1.0,
-        **style,
-    )
+    corner.add_artist(upper)  # or the next legend would replace it
+    style |= {"columnspacing": 1.0}
+    legend(corner, handles=verdicts, title="errors", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.16), **style)
     return figure
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 DPI = 110
 INK = "#2b2f36"
 FRAME = "#c4c8ce"
 GREY = "#808080"
 FAINT = "#cfd3d8"
+GRID = "#e3e6ea"
+BLUE, ORANGE = "#1f5fa8", "#e07b00"
 CORRECT, WRONG, MISSING = "#a9adb3", "#d62728", "#a8cdec"
 """Points of an error map: predicted right, predicted wrong, without a prediction."""
 
@@ -20,12 +25,19 @@ def new_figure(width_in: float, height_in: float) -> Figure:
 
 
 def quiet(axes: Axes) -> None:
-    """Style the axes of a chart: a pale grid behind the data, no frame at the top and right."""
+    """Style the axes of a chart and their labels: a pale grid behind the data, no frame at the top and right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FRAME)
     axes.tick_params(labelsize=10, colors=INK)
-    axes.grid(color="#e3e6ea", linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(fontsize=11, color=INK)
+
+
+def legend(owner: Axes | Figure, fontsize: int = 11, **how: Any) -> Legend:
+    """A legend without a frame; ``how`` is matplotlib's."""
+    return owner.legend(fontsize=fontsize, frameon=False, labelcolor=INK, **how)
 
 
 def readable(name: str) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from clip2scene.tracking.figures.style import INK
 from clip2scene.tracking.sweep.names import short_names, value_text
 from clip2scene.tracking.sweep.record import SweepRecord
 
@@ -65,7 +64,7 @@ class ParameterAxis:
         getattr(axes, f"set_{side}scale")("log" if self.log else "linear")
         chosen.set_ticks([self.place(value) for value in self.ticks], [value_text(value) for value in self.ticks])
         chosen.set_ticks([], minor=True)
-        getattr(axes, f"set_{side}label")(self.name, fontsize=11, color=INK)
+        getattr(axes, f"set_{side}label")(self.name)
 
 
 def axes_of(record: SweepRecord) -> tuple[ParameterAxis, ...]:

@@ -18,11 +18,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from clip2scene.tracking.figures.style import FRAME, GREY, INK, new_figure, quiet
+from clip2scene.tracking.figures.style import BLUE, FRAME, GREY, INK, ORANGE, legend, new_figure, quiet
 from clip2scene.tracking.sweep.axes import ParameterAxis
 from clip2scene.tracking.sweep.names import value_text
 
-BLUE, ORANGE = "#1f5fa8", "#e07b00"
 _COLOURS = matplotlib.colormaps["viridis"]
 _INTERPOLATED_POINTS = 6
 """A surface needs at least this many points."""
@@ -85,7 +84,7 @@ def surface(points: Sequence[Point], across: ParameterAxis, up: ParameterAxis, s
             )
     across.lay_along(axes, "x")
     up.lay_along(axes, "y")
-    figure.legend(loc="outside upper center", ncols=3, fontsize=10, frameon=False, labelcolor=INK)
+    legend(figure, 10, loc="outside upper center", ncols=3)
     lowest, highest = _ends(_scaled(points))
     beyond = (any(point.score < lowest for point in points), any(point.score > highest for point in points))
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[beyond]
@@ -114,8 +113,8 @@ def curve(points: Sequence[Point], axis: ParameterAxis, score: str) -> Figure:
         face = "white" if hollow else colour
         axes.scatter(places, heights, s=52, facecolors=face, edgecolors=colour, linewidths=1.5, label=label, zorder=3)
     axis.lay_along(axes, "x")
-    axes.set_ylabel(score, fontsize=11, color=INK)
-    axes.legend(fontsize=10, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set_ylabel(score)
+    legend(axes, 10, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -150,8 +149,8 @@ def strip(points: Sequence[Point], axis: ParameterAxis, score: str, bars: bool) 
     axes.set_ylabel("" if bars else axis.name)
     axes.set_ylim(axis.high + 0.6, axis.low - 0.6)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(score, fontsize=11, color=INK)
-    axes.legend(fontsize=10, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set_xlabel(score)
+    legend(axes, 10, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

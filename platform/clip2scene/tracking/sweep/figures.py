@@ -12,9 +12,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from clip2scene.tracking.figures.style import GREY, INK, new_figure, quiet
+from clip2scene.tracking.figures.style import BLUE, GREY, INK, ORANGE, legend, new_figure, quiet
 from clip2scene.tracking.sweep.axes import ParameterAxis, axes_of
-from clip2scene.tracking.sweep.charts import BLUE, ORANGE, Point, curve, parallel, strip, surface
+from clip2scene.tracking.sweep.charts import Point, curve, parallel, strip, surface
 from clip2scene.tracking.sweep.names import correlation_text, score_name
 from clip2scene.tracking.sweep.record import SweepRecord, TrialRecord
 
@@ -102,7 +102,7 @@ def importance(shares: Mapping[str, float]) -> Figure:
     axes.set_xlim(0, 108)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("share of the variance that single parameters explain (%)", fontsize=11, color=INK)
+    axes.set_xlabel("share of the variance that single parameters explain (%)")
     return figure
 
 
@@ -127,9 +127,9 @@ def learning(curves: Sequence[tuple[Mapping[int, float], str, bool]], epochs: in
         axes.plot(list(points)[-1:], list(points.values())[-1:], color=colour, marker="o", markersize=4)
     axes.set_xlim(0.7, epochs + 0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("epoch", fontsize=11, color=INK)
-    axes.set_ylabel(score, fontsize=11, color=INK)
-    axes.legend(fontsize=10, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(score)
+    legend(axes, 10, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -151,11 +151,11 @@ def rankings(panels: Sequence[tuple[str, str, Sequence[tuple[float, float, bool]
             label = "ranked" if ranked else "fewer epochs, not ranked"
             axes.scatter(xs, ys, s=56, facecolors=face, edgecolors=edge, linewidths=1.2, label=label)
         axes.set_title(title, fontsize=11, color=INK)
-        axes.set_xlabel(name, fontsize=11, color=INK)
-    grid[0, 0].set_ylabel(against, fontsize=11, color=INK)
+        axes.set_xlabel(name)
+    grid[0, 0].set_ylabel(against)
     if not all(ranked for _, _, trials in panels for _, _, ranked in trials):
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=10, frameon=False, labelcolor=INK)
+        legend(figure, 10, handles=handles, labels=labels, loc="outside lower center", ncols=2)
     return figure
 
 

@@ -18,18 +18,20 @@ from matplotlib.ticker import MaxNLocator
 from clip2scene.data.vocabulary import IGNORE, Vocabulary
 from clip2scene.tracking.figures.labels import class_handles, colours, dot, draw_errors, draw_top_view
 from clip2scene.tracking.figures.style import (
+    BLUE,
     CORRECT,
     FAINT,
     GREY,
     INK,
     MISSING,
+    ORANGE,
     WRONG,
+    legend,
     new_figure,
     quiet,
     readable,
 )
 
-_BAR, _FULL = "#1f5fa8", "#e07b00"
 _HEIGHT_QUANTILES = (0.02, 0.98)
 """Quantiles of the heights at the ends of the input's colour scale."""
 
@@ -83,16 +85,7 @@ def scene_row(
     shown = {CORRECT, WRONG} | ({MISSING} if (labels_M[scored_M] == IGNORE).any() else set())
     handles = class_handles([truth_M, labels_M], vocabulary, FAINT)
     handles += [dot(colour, name) for colour, name in verdicts if colour in shown]
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=10,
-        fontsize=10,
-        frameon=False,
-        labelcolor=INK,
-        handletextpad=0.1,
-        columnspacing=1.2,
-    )
+    legend(figure, 10, handles=handles, loc="outside lower center", ncols=10, handletextpad=0.1, columnspacing=1.2)
     if title:
         figure.suptitle(title, fontsize=13, color=INK)
     return figure
@@ -123,7 +116,7 @@ def class_panels(
         means = np.array([ious.get(name, (math.nan, None))[0] for name in classes])
         deviations = np.array([ious.get(name, (0.0, None))[1] or 0.0 for name in classes])
         known = ~np.isnan(means)
-        axes.barh(places[known], means[known], 0.72, color=_FULL if row == reference else _BAR)
+        axes.barh(places[known], means[known], 0.72, color=ORANGE if row == reference else BLUE)
         several = known & (deviations > 0)
         axes.errorbar(means[several], places[several], xerr=deviations[several], fmt="none", ecolor=INK, elinewidth=1.0)
         right = axes.get_yaxis_transform()  # a column of numbers at the right, clear of bars and marks
@@ -133,7 +126,7 @@ def class_panels(
             axes.text(0.01 * highest, place, "absent", va="center", fontsize=8, color=GREY)
         if row != reference and marks:
             xs = [marks.get(name, (math.nan, None))[0] for name in classes]
-            axes.scatter(xs, places, marker="|", s=90, color=_FULL, linewidths=2.0, zorder=3)
+            axes.scatter(xs, places, marker="|", s=90, color=ORANGE, linewidths=2.0, zorder=3)
         overall = f"{np.nanmean(means):.1f}" if known.any() else "none"
         axes.set_title(f"{row}\nmean {overall}", fontsize=10, color=INK)
         quiet(axes)
@@ -146,7 +139,7 @@ def class_panels(
         grid.flat[place].set_axis_off()
     for axes in list(grid.flat)[max(len(iou_by_row) - columns, 0) : len(iou_by_row)]:
         axes.tick_params(axis="x", labelbottom=True)
-        axes.set_xlabel("IoU (%)", fontsize=10, color=INK)
+        axes.set_xlabel("IoU (%)", fontsize=10)
     if title:
         figure.suptitle(title, fontsize=13, color=INK)
     return figure
