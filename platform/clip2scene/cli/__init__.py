@@ -21,12 +21,16 @@ examples:
   clip2scene sweep search_spaces/temperatures.yaml --job jobs/streetworld.yaml
 
 `clip2scene COMMAND --help` explains a command."""
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+_LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake is one sentence on stderr and exit status 1 (2: in the command line itself)."""
-    options = _parsed(arguments)
+    _reach_this_machine_without_a_proxy()
     try:
+        options = _parsed(arguments)
         status: int = options.verb(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -40,13 +44,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _NO_SPACE:
+            sentence = f"the disk is full ({error}); free some space and run the same command again"
+        elif error.errno in _UNUSABLE and error.filename is not None:
+            sentence = f"{error.filename}: cannot be used ({error.strerror}); give another path"
+        else:
             raise
-        print(
-            f"clip2scene: the disk is full ({error}); free some space and run the same command again", file=sys.stderr
-        )
+        print(f"clip2scene: {sentence}", file=sys.stderr)
         return 1
     return status
+
+
+def _reach_this_machine_without_a_proxy() -> None:
+    """Exempt this machine from a proxy of the environment, which would look for our servers on its own machine."""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""  # the order of urllib and requests
+    hosts = [host for host in given.split(",") if host]
+    if hosts != ["*"]:
+        hosts += [host for host in _LOOPBACK if host not in hosts]
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
