@@ -225,6 +225,10 @@ def test_git_revision(tmp_path, monkeypatch):
     git("init")
     assert revision() == "unknown"
     git("commit", "--allow-empty", "-m", "first")
+    assert revision() == "unknown"  # of another project, whose checkout holds the environment that holds this package
+    (tmp_path / "__init__.py").touch()
+    git("add", "__init__.py")
+    git("commit", "-m", "second")
     commit = revision()
     assert len(commit) == 40
     (tmp_path / "new").touch()

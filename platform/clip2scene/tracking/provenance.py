@@ -15,7 +15,7 @@ REVISION = "REVISION"
 
 @functools.cache
 def git_revision() -> str:
-    """The checkout's commit, ``-dirty`` when files differ from it, or ``unknown`` outside a checkout.
+    """The checkout's commit, ``-dirty`` when files differ from it, or ``unknown`` outside a checkout of this code.
 
     Where the package has a file ``REVISION``, that says it instead.
     """
@@ -27,6 +27,7 @@ def git_revision() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", ".")  # an environment may lie in the checkout of another project
         commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
