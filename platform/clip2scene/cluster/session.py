@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -44,6 +45,7 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
     from ray.exceptions import AuthenticationError
 
     where = "here" if address is None else f"at {address}"
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
@@ -58,6 +60,8 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
         # Ray does not say whether its head refused the token or did not answer.
         hint = "" if address is None else f" (if it requires a token, set {AUTH_TOKEN_PATH})"
         raise ConfigError(f"Ray cannot be reached {where}: {one_line(error, 300)}{hint}") from error
+    if callable(on_sigterm):  # ours; Ray has put one in its place that ends this process with status 1
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         check_workers(job, ray_nodes())
         yield
