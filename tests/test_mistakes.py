@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import re
 
 import pytest
@@ -9,7 +11,9 @@ import torch
 
 from clip2scene import doctor
 from clip2scene.cli import main
-from commands import REPOSITORY, fail
+from clip2scene.cli.session import session
+from clip2scene.jobfile import load_job
+from commands import REPOSITORY, clip2scene, fail
 
 
 def test_doctor_passes(capsys):
@@ -91,6 +95,65 @@ def test_a_mistake_that_is_found_after_the_libraries_are_loaded_is_one_sentence(
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("clip2scene: ")
     assert sentence in last
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "report"])
+def test_a_password_in_a_tracking_uri_is_not_repeated(command, tmp_path, capsys):
+    job, space = REPOSITORY / "jobs" / "demo.yaml", REPOSITORY / "search_spaces" / "temperatures.yaml"
+    words = {
+        "run": [job, f"storage={tmp_path}"],
+        "sweep": [space, "--job", job, f"job.storage={tmp_path}"],
+        "report": ["table3"],
+    }
+    assert main([command, *map(str, words[command]), "--tracking-uri", "http://ann:pa55@127.0.0.1:1"]) == 1
+    assert capsys.readouterr().err == (
+        "clip2scene: --tracking-uri: holds a password, which others could see; set MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD instead\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["ui", "up"])
+def test_a_path_that_is_too_long_is_one_sentence(command, capsys):
+    assert main([command, "--storage", name := "x" * 300]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("clip2scene: ")
+    assert name in line
+    assert line.endswith(": cannot be used (File name too long); give another path")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root, who may become somebody else")
+def test_a_folder_that_the_user_may_not_enter_is_one_sentence(tmp_path, capsys):
+    from clip2scene.tracking import server  # noqa: F401, which somebody else may not read
+
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    os.seteuid(65534)
+    try:
+        assert main(["ui", "--storage", str(closed / "runs")]) == 1
+    finally:
+        os.seteuid(0)
+    sentence = f"{closed}/runs/mlflow: cannot be used (Permission denied); give another path"
+    assert capsys.readouterr().err == f"clip2scene: {sentence}\n"
+
+
+def test_a_ray_that_requires_a_token_is_one_sentence(tmp_path, uri):
+    words = ["run", "jobs/demo.yaml", f"storage={tmp_path}", "--tracking-uri", uri, "--address", "127.0.0.1:1"]
+    nobody = os.environ | {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
+    done = clip2scene(*words, environment=nobody)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("clip2scene: Ray at 127.0.0.1:1 requires a token; set RAY_AUTH_TOKEN_PATH to the file ")
+
+
+def test_runs_that_an_object_store_does_not_keep_are_told(tmp_path, monkeypatch, capsys):
+    """Before anything is started."""
+    monkeypatch.setattr("clip2scene.tracking.server.starting_server", lambda folder: 1 / 0)
+    job = load_job(REPOSITORY / "jobs" / "demo.yaml", ["storage=s3://bucket/runs"])
+    options = argparse.Namespace(address=None, tracking_uri=None)
+    with pytest.raises(ZeroDivisionError), session(options, tmp_path, "experiment", job):
+        pass
+    sentence = f"storage=s3://bucket/runs: MLflow's runs stay on this machine, in {tmp_path}/mlflow; "
+    assert capsys.readouterr().err.startswith(sentence)
 
 
 def test_a_report_that_is_none_is_one_sentence(tmp_path, capsys):

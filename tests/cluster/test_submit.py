@@ -190,12 +190,15 @@ def test_a_relative_path_that_only_a_row_or_a_space_sets_is_refused(tmp_path):
     ("uri", "sentence"),
     [
         ("sqlite:///mlflow.db", "must be the address of an MLflow server"),
-        ("http://ann:pa55@mlflow:5000", "--tracking-uri: holds a password"),
+        ("http://", "must be the address of an MLflow server"),
+        ("http://ann:pa55@mlflow:5000", "--tracking-uri: holds a password, .* on the cluster's machines instead$"),
+        ("mlflow://ann:pa55@mlflow", "--tracking-uri: holds a password"),
     ],
 )
 def test_a_tracking_uri_that_the_dashboard_must_not_show(uri, sentence):
+    jobs = Jobs.__new__(Jobs)  # which is not asked
     with pytest.raises(ConfigError, match=sentence) as caught:
-        submit.check_tracking_uri(uri)
+        submit.submit(submit.read_submission(DEMO), jobs, uri)
     assert "pa55" not in str(caught.value)
 
 

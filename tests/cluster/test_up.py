@@ -78,7 +78,7 @@ def test_a_stranger_is_told_that_a_token_is_wanted(cluster):
     for stranger in (NOBODY | {"HOME": "/nowhere"}, NOBODY | {"RAY_AUTH_TOKEN": "guessed"}):
         done = clip2scene("list", "--dashboard", address, environment=stranger)
         assert done.returncode == 1
-        assert done.stderr.startswith(f"clip2scene: {address} wants its token; ")
+        assert done.stderr.startswith(f"clip2scene: {address} requires a token; ")
         assert done.stderr.count("\n") == 1
 
 

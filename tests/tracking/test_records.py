@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -30,7 +31,7 @@ def test_a_server_that_does_not_answer_is_one_sentence_at_once(refused):
 
 def test_only_a_server_can_be_read(refused, tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    sentence = f"clip2scene: tracking URI {uri!r}: must be the address of an MLflow server, http://HOST:PORT\n"
+    sentence = f"clip2scene: --tracking-uri {uri}: must be the address of an MLflow server, http://HOST:PORT\n"
     assert refused("table3", uri) == sentence
     assert not list(tmp_path.iterdir())
 
@@ -44,11 +45,23 @@ def test_a_server_that_refuses_a_request_is_one_sentence(refused, uri, monkeypat
 
 @pytest.mark.parametrize("name", ["it's", 'a "name"', "a`b"])
 def test_quotation_marks_in_a_name_are_part_of_it(refused, uri, name):
-    assert refused(name, uri).startswith(f"clip2scene: table {name!r}: not in MLflow; known: ")
+    assert refused(name, uri).startswith(f"clip2scene: {name!r}: no sweep or table of that name in MLflow; ")
     tracker = connect(uri, "quoted")
     with tracker.run(name, tags={"stage": "sweep", "sweep": name}, system_metrics=False) as run:
         pass
     assert records.find(uri, "sweep", name).info.run_id == run.run_id
+
+
+def test_a_mistyped_name_is_told_from_those_of_sweeps_and_tables(refused, uri):
+    tracker = connect(uri, "mistyped")
+    for kind, name in (("sweep", "warmth"), ("table", "table77")):
+        with tracker.run(name, tags={"stage": kind, kind: name}, system_metrics=False):
+            pass
+    for mistyped, meant in (("wamrth", "warmth"), ("tabel77", "table77")):
+        sentence = refused(mistyped, uri)
+        # Other tests' are in the same MLflow.
+        assert re.search(r"; sweeps there: .*warmth.*; tables there: .*table77.*; did you mean ", sentence)
+        assert sentence.endswith(f"; did you mean {meant}?\n")
 
 
 def test_more_runs_than_one_request_takes(uri, monkeypatch):

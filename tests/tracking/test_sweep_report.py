@@ -409,7 +409,9 @@ def test_everything_is_kept_in_the_sweeps_run(tracker, ablation):
 
 
 def test_an_unknown_sweep_names_the_known_ones(tracker, record, grid):
-    with pytest.raises(ConfigError, match=r"^sweep 'sweep9': not in MLflow; known: .*grid.*temperatures"):
+    with pytest.raises(
+        ConfigError, match=r"^'sweep9': no sweep or table of that name in MLflow; sweeps there: .*grid.*temperatures"
+    ):
         read_sweep(tracker.uri, "sweep9")
 
 

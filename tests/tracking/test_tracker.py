@@ -4,20 +4,23 @@ import json
 import math
 import multiprocessing
 import pickle
+import signal
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pytest
 
 from clip2scene.config import ConfigError, DistillSettings
 from clip2scene.tracking import provenance
-from clip2scene.tracking.provenance import git_revision, origin_tags, user_name
+from clip2scene.tracking.provenance import git_revision, is_gone, origin_tags, process_tags, user_name
 from clip2scene.tracking.run import Run, client_of, flatten
 from clip2scene.tracking.server import TrackingError
 from clip2scene.tracking.tracker import Tracker, connect
+from commands import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +207,49 @@ def test_wrong_addresses_and_runs(tracker, uri, client):
         connect(uri, "deleted")
 
 
+LEFT = """
+import os, signal, sys
+from clip2scene.tracking.tracker import connect
+tracker = connect(*sys.argv[1:])
+with tracker.run("left", system_metrics=False) as run, tracker.run("below", parent=run, system_metrics=False):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_runs_of_a_process_that_was_killed_are_closed_and_no_others(uri, client, monkeypatch):
+    tracker = connect(uri, "left open")
+
+    def states():
+        return {run.info.run_name: run.info.status for run in client.search_runs([tracker.experiment_id])}
+
+    assert subprocess.run([sys.executable, "-c", LEFT, uri, "left open"], check=False).returncode == -signal.SIGKILL
+    with tracker.run("continued", system_metrics=False) as continued:
+        client.set_tag(continued.run_id, "process.pid", "1")  # as if another process had begun it
+    with (
+        tracker.run("open", system_metrics=False),
+        tracker.run("continued", run_id=continued.run_id, system_metrics=False),
+    ):
+        left = {"left": "RUNNING", "below": "RUNNING", "open": "RUNNING", "continued": "RUNNING"}
+        for elsewhere in ("socket.gethostname", "clip2scene.tracking.provenance.user_name"):
+            with monkeypatch.context() as patch:
+                patch.setattr(elsewhere, lambda: "somebody else")
+                tracker.close_lost()
+            assert states() == left
+        tracker.close_lost()
+        assert states() == left | {"left": "KILLED", "below": "KILLED"}
+
+
+def test_a_process_with_the_number_of_one_that_is_gone_is_another():
+    tags = origin_tags() | process_tags()
+    assert not is_gone(tags)
+    assert is_gone(tags | {"process.started": str(float(tags["process.started"]) - 3600)})
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    wait_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE, "the child ends")
+    started = psutil.Process(child.pid).create_time()
+    assert is_gone(tags | {"process.pid": str(child.pid), "process.started": str(started)})
+    child.wait()
+
+
 def test_flatten_settings():
     flat = flatten({"distill": DistillSettings(epochs=3).model_dump(mode="json", by_alias=True), "sizes": (1, 2)})
     assert flat["distill.epochs"] == "3"
@@ -225,6 +271,10 @@ def test_git_revision(tmp_path, monkeypatch):
     git("init")
     assert revision() == "unknown"
     git("commit", "--allow-empty", "-m", "first")
+    assert revision() == "unknown"  # of another project, whose checkout holds the environment that holds this package
+    (tmp_path / "__init__.py").touch()
+    git("add", "__init__.py")
+    git("commit", "-m", "second")
     commit = revision()
     assert len(commit) == 40
     (tmp_path / "new").touch()

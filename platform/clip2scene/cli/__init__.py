@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from clip2scene import __version__
 from clip2scene.cli import cluster, data, plan, results, run, settings, sweep
@@ -21,17 +23,23 @@ examples:
   clip2scene sweep search_spaces/temperatures.yaml --job jobs/streetworld.yaml
 
 `clip2scene COMMAND --help` explains a command."""
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+_LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake is one sentence on stderr and exit status 1 (2: in the command line itself)."""
-    options = _parsed(arguments)
+    _reach_this_machine_without_a_proxy()
+    signals: list[int] = []
     try:
-        status: int = options.verb(options)
-        sys.stdout.flush()
+        with _interrupted_by(signals):
+            options = _parsed(arguments)
+            status: int = options.verb(options)
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("clip2scene: interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+        return 128 + next(iter(signals), signal.SIGINT)
     except Clip2sceneError as error:
         print(f"clip2scene: {error}", file=sys.stderr)
         return 1
@@ -40,13 +48,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _NO_SPACE:
+            sentence = f"the disk is full ({error}); free some space and run the same command again"
+        elif error.errno in _UNUSABLE and error.filename is not None:
+            sentence = f"{error.filename}: cannot be used ({error.strerror}); give another path"
+        else:
             raise
-        print(
-            f"clip2scene: the disk is full ({error}); free some space and run the same command again", file=sys.stderr
-        )
+        print(f"clip2scene: {sentence}", file=sys.stderr)
         return 1
-    return status
+    return 128 + signals[0] if signals else status
+
+
+@contextlib.contextmanager
+def _interrupted_by(signals: list[int]) -> Iterator[None]:
+    """Let SIGTERM, and SIGHUP of a terminal that closes, end the block as Ctrl-C does, so that runs are closed.
+
+    Signals that are taken care of already are left alone, such as SIGHUP by nohup.
+
+    Args:
+        signals: gets the one that came.
+    """
+    terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # shell and kernel both send SIGHUP; the second would end the clean-up
+        if number == signal.SIGHUP:
+            for descriptor in terminals:  # which are gone: whatever is still printed would be an error
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    ours = [kind for kind in (signal.SIGHUP, signal.SIGTERM) if signal.getsignal(kind) == signal.SIG_DFL]
+    for kind in ours:
+        signal.signal(kind, end)
+    try:
+        yield
+    finally:
+        for kind in ours:
+            signal.signal(kind, signal.SIG_DFL)
+
+
+def _reach_this_machine_without_a_proxy() -> None:
+    """Exempt this machine from a proxy of the environment, which would look for our servers on its own machine."""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""  # the order of urllib and requests
+    hosts = [host for host in given.split(",") if host]
+    if hosts != ["*"]:
+        hosts += [host for host in _LOOPBACK if host not in hosts]
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -55,19 +55,28 @@ def session(
             "URL` sends a job to a dashboard"
         )
     from clip2scene.cluster.session import ray_session
+    from clip2scene.progress import console
+    from clip2scene.storage import is_remote
     from clip2scene.tracking.server import starting_server
     from clip2scene.tracking.tracker import connect
 
-    outbox = storage / "outbox"
+    def connected(uri: str) -> Tracker:
+        tracker = connect(uri, experiment, storage / "outbox")
+        tracker.close_lost()
+        return tracker
+
     with contextlib.ExitStack() as stack:
+        if options.tracking_uri is None and is_remote(job.storage):
+            sentence = f"storage={job.storage}: MLflow's runs stay on this machine, in {storage / 'mlflow'}"
+            console().print(f"{sentence}; --tracking-uri URL keeps them on a server", markup=False, soft_wrap=True)
         if options.tracking_uri is not None:
-            tracker = connect(options.tracking_uri, experiment, outbox)
+            tracker = connected(options.tracking_uri)
             stack.enter_context(ray_session(job, options.address, dashboard=dashboard))
             yield lambda: tracker
         else:
             wait_for_uri = stack.enter_context(starting_server(storage / "mlflow"))
             stack.enter_context(ray_session(job, options.address, dashboard=dashboard))
-            yield lambda: connect(wait_for_uri(), experiment, outbox)
+            yield lambda: connected(wait_for_uri())
 
 
 def report_command(name: str, storage: str | Path, tracking_uri: str | None) -> str:

@@ -77,6 +77,14 @@ def use_token() -> None:
         os.environ.setdefault(AUTH_MODE, "token")
 
 
+def token_wanted(place: str) -> str:
+    """The sentence for a Ray that refuses a missing or wrong token."""
+    return (
+        f"{place} requires a token; set {AUTH_TOKEN_PATH} to the file that holds it (`clip2scene up` prints the line "
+        "that does)"
+    )
+
+
 def token_for_this_process() -> None:
     """Give an embedded Ray a random token in the environment, unless the user has chosen a token or a mode.
 

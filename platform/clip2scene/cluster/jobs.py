@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from clip2scene.cluster.auth import use_token
+from clip2scene.cluster.auth import token_wanted, use_token
 from clip2scene.config import Clip2sceneError, ConfigError, one_line
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -148,10 +148,7 @@ class Jobs:
         try:
             yield
         except AuthenticationError as error:
-            raise ClusterError(
-                f"{self.address} wants its token; name the file that holds it in RAY_AUTH_TOKEN_PATH "
-                "(`clip2scene up` prints the line that does)"
-            ) from error
+            raise ClusterError(token_wanted(self.address)) from error
         except (ConnectionError, RequestException, aiohttp.ClientError) as error:
             raise ClusterError(f"no Ray dashboard answers at {self.address}; give its URL with --dashboard") from error
         except (RuntimeError, RayStateApiException) as error:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from clip2scene.cluster.auth import token_for_this_process, use_token
+from clip2scene.cluster.auth import AUTH_TOKEN_PATH, token_for_this_process, token_wanted, use_token
 from clip2scene.cluster.nodes import NO_METRICS_PORTS, ONLY_THIS_MACHINE
 from clip2scene.config import ConfigError, Job, one_line
 from clip2scene.machine import CPUS_PER_WORKER, check_room, num_cpus, ray_nodes
@@ -30,7 +31,7 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
             State API a trial that is stopped early keeps their resources, and the next one waits for ever.
 
     Raises:
-        ConfigError: no cluster answers at the address, or the workers do not fit.
+        ConfigError: no cluster answers at the address, it requires another token, or the workers do not fit.
     """
     os.environ.setdefault(*TRAIN_POLLING)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -41,7 +42,10 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
         use_token()
     import ray
     from ray._private import ray_constants
+    from ray.exceptions import AuthenticationError
 
+    where = "here" if address is None else f"at {address}"
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
@@ -50,9 +54,14 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
             ray.init(address="local", num_cpus=wanted, include_dashboard=dashboard, **quiet)
         else:
             ray.init(address=address, **quiet)
+    except AuthenticationError as error:
+        raise ConfigError(token_wanted(f"Ray {where}")) from error
     except (ConnectionError, ValueError, RuntimeError) as error:
-        where = "here" if address is None else f"at {address}"
-        raise ConfigError(f"Ray cannot be reached {where}: {one_line(error, 300)}") from error
+        # Ray does not say whether its head refused the token or did not answer.
+        hint = "" if address is None else f" (if it requires a token, set {AUTH_TOKEN_PATH})"
+        raise ConfigError(f"Ray cannot be reached {where}: {one_line(error, 300)}{hint}") from error
+    if callable(on_sigterm):  # ours; Ray has put one in its place that ends this process with status 1
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         check_workers(job, ray_nodes())
         yield

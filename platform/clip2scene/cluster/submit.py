@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -28,6 +27,7 @@ from clip2scene.machine import check_actors
 from clip2scene.stages import needs_teacher
 from clip2scene.storage import folder_of, is_remote
 from clip2scene.tracking.provenance import REVISION, git_revision, user_name
+from clip2scene.tracking.server import check_uri
 
 FILES = "files"
 """Folder for the job's files in the package."""
@@ -110,7 +110,7 @@ def submit(submission: Submission, jobs: Jobs, tracking_uri: str, *, again: bool
             URI or the storage is invalid or contains a password.
         ClusterError: the cluster refuses it.
     """
-    check_tracking_uri(tracking_uri)
+    check_uri(tracking_uri, where=" on the cluster's machines")
     for job in submission.jobs:
         folder_of(job.storage)  # refuses a URI with a password, which Ray's dashboard would show
     nodes = jobs.nodes()
@@ -171,22 +171,6 @@ def check_fits(job: Job, nodes: Sequence[dict[str, float]], address: str) -> Non
     if needs_teacher(job):
         check_actors(nodes, job.extract, job.extract.num_actors, place=address)
     check_workers(job, nodes, address)
-
-
-def check_tracking_uri(uri: str) -> None:
-    """Refuse a tracking URI that is no server's, or that would show a password to everybody who can see the job.
-
-    Raises:
-        ConfigError: it is one of these.
-    """
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"--tracking-uri {uri}: must be the address of an MLflow server, http://HOST:PORT")
-    if parts.username or parts.password:
-        raise ConfigError(
-            "--tracking-uri: holds a password, which Ray's dashboard would show; the cluster's machines have it in "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        )
 
 
 def _is_here(addresses: Sequence[str]) -> bool:

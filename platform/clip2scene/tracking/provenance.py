@@ -1,21 +1,26 @@
-"""Where a run comes from: the code's revision and who started it."""
+"""Where a run comes from: the code's revision, who started it, and the process that writes it."""
 
 from __future__ import annotations
 
 import functools
 import getpass
+import socket
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 REVISION = "REVISION"
 """File in the package that says its revision where there is no checkout to ask: in an image, and on a cluster."""
+HOST_TAG, _PID_TAG, _STARTED_TAG = "process.host", "process.pid", "process.started"
+_CLOCK_S = 60.0
+"""A process's start seems to move by as much as the clock is set."""
 
 
 @functools.cache
 def git_revision() -> str:
-    """The checkout's commit, ``-dirty`` when files differ from it, or ``unknown`` outside a checkout.
+    """The checkout's commit, ``-dirty`` when files differ from it, or ``unknown`` outside a checkout of this code.
 
     Where the package has a file ``REVISION``, that says it instead.
     """
@@ -27,6 +32,7 @@ def git_revision() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", ".")  # an environment may lie in the checkout of another project
         commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
@@ -49,3 +55,25 @@ def user_name() -> str | None:
     with suppress(OSError, KeyError):
         return getpass.getuser()
     return None
+
+
+def process_tags() -> dict[str, str]:
+    """Tags of an open run by which :func:`is_gone` knows this process."""
+    import psutil
+
+    this = psutil.Process()
+    return {HOST_TAG: socket.gethostname(), _PID_TAG: str(this.pid), _STARTED_TAG: f"{this.create_time():.2f}"}
+
+
+def is_gone(tags: Mapping[str, str]) -> bool:
+    """Whether the process of a run's :func:`process_tags`, on this machine, has ended; other users' count as there."""
+    import psutil
+
+    if tags.get("mlflow.user") != user_name():  # whose processes may be hidden
+        return False
+    try:
+        process = psutil.Process(int(tags[_PID_TAG]))
+        is_another = abs(process.create_time() - float(tags[_STARTED_TAG])) > _CLOCK_S
+        return is_another or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import statistics
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clip2scene.config import ConfigError, one_line
+from clip2scene.jobfile import did_you_mean
 from clip2scene.tracking.run import Run, client_of
 from clip2scene.tracking.server import TrackingError, answering
 from clip2scene.tracking.tracker import Tracker
@@ -89,12 +91,14 @@ def find_known(uri: str, kind: str, name: str) -> Any:
     """Like :func:`find`, but an unknown name is an error.
 
     Raises:
-        ConfigError: there is none; the sentence lists those that there are.
+        ConfigError: there is none; the sentence lists the sweeps and tables that there are.
     """
     found = find(uri, kind, name)
     if found is None:
-        known = ", ".join(sorted({run.info.run_name for run in _all_of(uri, kind)}))
-        raise ConfigError(f"{kind} {name!r}: not in MLflow; known: {known or f'none, run a {kind} first'}")
+        known = {each: sorted({run.info.run_name for run in _all_of(uri, each)}) for each in ("sweep", "table")}
+        there = "; ".join(f"{each}s there: {', '.join(names) or 'none'}" for each, names in known.items())
+        meant = did_you_mean(name, itertools.chain(*known.values()))
+        raise ConfigError(f"{name!r}: no sweep or table of that name in MLflow; {there}{meant}")
     return found
 
 

@@ -147,15 +147,33 @@ def healthy(uri: str, timeout_s: float = 10.0) -> bool:
         return False
 
 
+def check_uri(uri: str, where: str = "") -> None:
+    """Refuse a tracking URI that is no server's, or that holds a login, which logs and ``ps`` would show.
+
+    Args:
+        uri: what the user gave.
+        where: which processes need the login instead, for the message (`` on the cluster's machines``).
+
+    Raises:
+        ConfigError: it is one of these.
+    """
+    if "@" in uri:
+        raise ConfigError(
+            "--tracking-uri: holds a password, which others could see; set MLFLOW_TRACKING_USERNAME and "
+            f"MLFLOW_TRACKING_PASSWORD{where} instead"
+        )
+    if not re.match(r"https?://[^/]", uri):
+        raise ConfigError(f"--tracking-uri {uri}: must be the address of an MLflow server, http://HOST:PORT")
+
+
 def answering(uri: str) -> str:
     """The address of an MLflow server that answers, without a slash at its end.
 
     Raises:
-        ConfigError: ``uri`` is not the address of a server.
+        ConfigError: as :func:`check_uri`.
         TrackingError: nothing answers there.
     """
-    if not uri.startswith(("http://", "https://")):
-        raise ConfigError(f"tracking URI {uri!r}: must be the address of an MLflow server, http://HOST:PORT")
+    check_uri(uri)
     uri = uri.rstrip("/")
     if not healthy(uri):
         raise TrackingError(f"no MLflow server answers at {uri}")

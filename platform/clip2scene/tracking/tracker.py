@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 from clip2scene.config import ConfigError, one_line
 from clip2scene.progress import console
 from clip2scene.tracking.outbox import Outbox, answers, is_away
-from clip2scene.tracking.provenance import origin_tags
+from clip2scene.tracking.provenance import HOST_TAG, is_gone, origin_tags, process_tags
 from clip2scene.tracking.run import PATIENCE_S, Run, client_of
 from clip2scene.tracking.server import TrackingError, answering, healthy
 
@@ -53,7 +54,7 @@ class Tracker:
         params: Mapping[str, Any] | None = None,
         system_metrics: bool = True,
     ) -> Iterator[Run]:
-        """Open a run for the length of a block: FINISHED at its end, FAILED on an exception, KILLED on Ctrl-C.
+        """Open a run for the length of a block: FINISHED at its end, FAILED on an exception, KILLED on Ctrl-C or exit.
 
         Args:
             name: shown in the UI.
@@ -74,13 +75,13 @@ class Tracker:
         status, monitor = "FAILED", None
         try:
             if run_id is not None:
-                run.set_tags(tags or {})
+                run.set_tags({**process_tags(), **(tags or {})})
             if params:
                 run.log_params(params)
             monitor = _start_monitor(run) if system_metrics else None
             yield run
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # the latter by Ray, whose workers get SIGTERM
             status = "KILLED"
             raise
         except BaseException as error:
@@ -117,7 +118,7 @@ class Tracker:
         return self.outbox is not None and Outbox(self.outbox).holds(run.run_id)
 
     def _create(self, name: str, parent: Run | None, tags: Mapping[str, str]) -> str:
-        given = {**origin_tags(), **tags}
+        given = {**origin_tags(), **process_tags(), **tags}
         if parent is not None:
             given["mlflow.parentRunId"] = parent.run_id
         with self.reachable(f"open the run {name!r}") as client:
@@ -147,15 +148,25 @@ class Tracker:
 
         While the server is away they stay open, until the run is continued.
         """
+        self._close(f"tags.`mlflow.parentRunId` = '{run.run_id}'")
+
+    def close_lost(self) -> None:
+        """Close the runs, and those below them, that this user's processes on this machine left open when they died."""
+        self._close(f"tags.`{HOST_TAG}` = '{socket.gethostname()}'", is_gone)
+
+    def _close(self, condition: str, is_left: Callable[[Mapping[str, str]], bool] = lambda tags: True) -> None:
+        """Close the open runs that fulfil a condition and are left by their tags, and those below them."""
         from mlflow.exceptions import MlflowException
 
         if not healthy(self.uri):  # MLflow's client would retry for a minute
             return
         client = client_of(self.uri)
-        below = f"tags.`mlflow.parentRunId` = '{run.run_id}' and attributes.status = 'RUNNING'"
+        open_ones = f"{condition} and attributes.status = 'RUNNING'"
         with suppress(MlflowException):  # the first error is the one to report
-            for left in client.search_runs([self.experiment_id], below, max_results=1000):
-                client.set_terminated(left.info.run_id, "KILLED")
+            for left in client.search_runs([self.experiment_id], open_ones, max_results=1000):
+                if is_left(left.data.tags):
+                    client.set_terminated(left.info.run_id, "KILLED")
+                    self._close(f"tags.`mlflow.parentRunId` = '{left.info.run_id}'")
 
     @contextmanager
     def synced(self, purpose: str) -> Iterator[None]:
