@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +23,7 @@ from clip2scene.stages import Stages
 from clip2scene.student.checkpoint import save_checkpoint
 from clip2scene.student.network import Student
 from clip2scene.teacher.store import write_manifest
+from clip2scene.training.fit import Fitted
 from commands import REPOSITORY
 
 DEMO = REPOSITORY / "jobs" / "demo.yaml"
@@ -176,6 +181,34 @@ def test_a_checkpoint_of_another_architecture(stages, tmp_path):
     save_checkpoint(path, Student(student, embedding_dim=4).state_dict(), student, {"digest": "abc", "history": []})
     with pytest.raises(DataError, match=r"another architecture: trained with student\.channels=\[8, 8\]"):
         stages(f"finetune.checkpoint={path}").pretrained(lambda epoch, metrics: None)
+
+
+def test_the_same_training_started_twice_is_done_once(stages, monkeypatch, caplog):
+    weights = Student(stages().job.student, embedding_dim=4).state_dict()
+    started, trained = threading.Event(), []
+
+    def fit(training, *, name, folder, on_epoch, on_steps):
+        (folder / name).mkdir(parents=True)
+        trained.append(folder / name)
+        started.set()
+        while "another run trains this; waiting for it" not in caplog.text:
+            time.sleep(0.01)
+        return Fitted(weights, [{"epoch": 1.0, "loss": 0.5}])
+
+    def train():
+        epochs: list[int] = []
+        training, on_epoch = SimpleNamespace(steps=1), lambda epoch, metrics: epochs.append(epoch)
+        done = stages()._train(training, "distill", "digest", on_epoch)
+        return done.path, done.cached, epochs
+
+    monkeypatch.setattr("clip2scene.stages.fit", fit)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(train)
+        assert started.wait(timeout=20)
+        second = pool.submit(train)
+        path = stages().student_path("digest")
+        assert (first.result(timeout=20), second.result(timeout=20)) == ((path, False, []), (path, True, [1]))
+    assert [folder.exists() for folder in trained] == [False]
 
 
 def test_distilling_without_any_image_is_refused_before_the_teacher_is_loaded(stages):

@@ -6,9 +6,11 @@ their digest and not made again.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from clip2scene.config import TEXT_FREE, Job, digest_of
 from clip2scene.data.datasets import ego_half_edge_m
 from clip2scene.data.index import DataError, Frame
 from clip2scene.progress import progress
+from clip2scene.storage import locked
 from clip2scene.student.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from clip2scene.teacher.weights import absolute
 from clip2scene.training.distill import Distillation
@@ -230,24 +233,29 @@ class Stages(Artifacts):
 
     def _train(self, training: Training, stage: str, digest: str, on_epoch: OnEpoch) -> Trained:
         path = self.student_path(digest)
-        cached = self.storage.fetch(path)
-        if not cached:
-            with progress(stage, training.steps, unit="steps") as advance:
-                fitted: Fitted = fit(
-                    training,
-                    name=f"{stage}-{digest}",
-                    folder=self.storage.root / "train",
-                    on_epoch=on_epoch,
-                    on_steps=advance,
-                )
-            with self.storage.writing(path) as aside:
-                about = {"digest": digest, "stage": stage, "history": fitted.history}
-                save_checkpoint(aside, fitted.weights, self.job.student, about)
+        with self._alone(path, "trains this") as cached:
+            if not cached:
+                name, folder = f"{stage}-{digest}", self.storage.root / "train"
+                with progress(stage, training.steps, unit="steps") as advance:
+                    fitted: Fitted = fit(training, name=name, folder=folder, on_epoch=on_epoch, on_steps=advance)
+                with self.storage.writing(path) as aside:
+                    about = {"digest": digest, "stage": stage, "history": fitted.history}
+                    save_checkpoint(aside, fitted.weights, self.job.student, about)
+                shutil.rmtree(folder / name, ignore_errors=True)  # checkpoints, twice the size of the student and more
         checkpoint = load_checkpoint(path, self.job.student)
         if cached:
             for metrics in checkpoint.about["history"]:
                 on_epoch(int(metrics["epoch"]), {key: value for key, value in metrics.items() if key != "epoch"})
         return Trained(path, digest, checkpoint, cached)
+
+    @contextlib.contextmanager
+    def _alone(self, path: Path, doing: str) -> Iterator[bool]:
+        """Whether the storage has an artifact; if not, the block is the only one to make it on this machine."""
+        if self.storage.fetch(path):
+            yield True
+            return
+        with locked(path.parent, doing, name=f".{path.stem}.lock"):
+            yield self.storage.fetch(path)
 
     # --- scores ---
 
@@ -289,24 +297,25 @@ class Stages(Artifacts):
         ids = [frame.frame_id for frame in frames]
         digest = digest_of("scores", kind, list(methods), self.index.digest, made_of, ids)
         path = self.storage.path("scores", f"{digest}.npz")
-        if self.storage.fetch(path):
-            return _read_scores(path)
-        store = self.store if kind == "annotation-free" else None
-        source = SampleSource(self.index.root, store, label_vocabulary=self.vocabulary)
-        with progress(f"evaluate {kind}", len(frames), unit="frames") as advance:
-            scores = evaluate(
-                frames,
-                source,
-                {name: make() for name, make in methods.items()},
-                num_classes=len(self.vocabulary.classes),
-                name=f"evaluate-{digest}",
-                folder=self.storage.root / "train",
-                resources=self.job.resources,
-                on_frames=advance,
-            )
-        with self.storage.writing(path) as aside:
-            _write_scores(aside, scores)
-        return scores
+        with self._alone(path, "computes these scores") as cached:
+            if cached:
+                return _read_scores(path)
+            store = self.store if kind == "annotation-free" else None
+            source = SampleSource(self.index.root, store, label_vocabulary=self.vocabulary)
+            with progress(f"evaluate {kind}", len(frames), unit="frames") as advance:
+                scores = evaluate(
+                    frames,
+                    source,
+                    {name: make() for name, make in methods.items()},
+                    num_classes=len(self.vocabulary.classes),
+                    name=f"evaluate-{digest}",
+                    folder=self.storage.root / "train",
+                    resources=self.job.resources,
+                    on_frames=advance,
+                )
+            with self.storage.writing(path) as aside:
+                _write_scores(aside, scores)
+            return scores
 
     def _labelled_source(self) -> SampleSource:
         return SampleSource(self.index.root, label_vocabulary=self.vocabulary)

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,13 @@ def take_inputs(source: Path, storage: Path) -> None:
     """Copy the trials' inputs from another sweep's storage."""
     for name in ("streetworld", "indexes", "texts", "features"):
         shutil.copytree(source / name, storage / name)
+
+
+def kill_trials(driver: subprocess.Popen[bytes]) -> None:
+    """Kill the processes of the trials that run."""
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        if process.is_running() and process.name().startswith("ray::ImplicitFunc"):
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +197,30 @@ def test_a_sweep_ends_when_its_hours_are_over(undisturbed, tmp_path):
 
 
 @pytest.mark.long
+def test_a_trial_that_failed_goes_on_with_the_same_command(undisturbed, mlflow_folder, tmp_path):
+    storage = tmp_path / "storage"
+    take_inputs(undisturbed[0] / "storage", storage)
+    words = written(tmp_path, num_trials=2, resources=SPACE["resources"] | {"max_failures": 0})
+    driver = begin(log := tmp_path / "log", *words)
+    wait_for("trial 00: epoch 1/3", log, driver)
+    kill_trials(driver)
+    assert driver.wait(240) == 0, log.read_text()[-3000:]
+    parent, trials = runs_of(storage / "mlflow")
+    assert [trial.tags["state"] for trial in trials] == ["failed", "finished"]
+    assert "the same command tries failed trials again" in log.read_text()
+    checkpoints = storage / "sweeps" / "tiny" / "trials"
+    assert checkpoints.is_dir()
+    printed = succeed(*words)
+    assert "trial 01: starts" not in printed
+    again, trials = runs_of(storage / "mlflow")
+    assert (again.run_id, again.status) == (parent.run_id, "FINISHED")
+    assert [(trial.status, trial.tags["state"]) for trial in trials] == [("FINISHED", "finished")] * 2
+    assert [trial.doubled for trial in trials] == [{}] * 2
+    assert trials[0].final("miou") == runs_of(mlflow_folder)[1][0].final("miou")
+    assert not checkpoints.exists()
+
+
+@pytest.mark.long
 def test_a_trial_that_dies_is_tried_again_and_one_that_diverges_is_no_failure(undisturbed, tmp_path):
     storage = tmp_path / "storage"
     take_inputs(undisturbed[0] / "storage", storage)
@@ -204,9 +236,7 @@ def test_a_trial_that_dies_is_tried_again_and_one_that_diverges_is_no_failure(un
     )
     driver = begin(log := tmp_path / "log", *words)
     wait_for("trial 00: epoch 1/3", log, driver)
-    for process in psutil.Process(driver.pid).children(recursive=True):
-        if process.is_running() and process.name().startswith("ray::ImplicitFunc"):
-            process.kill()
+    kill_trials(driver)
     assert driver.wait(240) == 0, log.read_text()[-3000:]
     assert log.read_text().count("trial 00: starts") == 2
     parent, (kept, diverged) = runs_of(storage / "mlflow")

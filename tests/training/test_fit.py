@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import threading
-import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from clip2scene.config import ConfigError, DistillSettings, OptimiserSettings, ResourceSettings, ScrSettings
+from clip2scene.config import ConfigError, DistillSettings, OptimiserSettings, ScrSettings
 from clip2scene.training.finetune import choose_labelled
 from clip2scene.training.fit import _data_parallel, fit
 from clip2scene.training.launch import DivergedError, launch
@@ -129,28 +126,3 @@ def test_labelled_fractions(tiny):
     assert {frame.scene for frame in by_scene} == set(list(dict.fromkeys(f.scene for f in frames))[1::2])
     with pytest.raises(ConfigError, match=r"label_fraction=0.01: one scene in 100, and the training split has \d"):
         choose_labelled(frames, "slidr_scene", 0.01)
-
-
-def test_the_same_training_started_twice_is_done_once(tmp_path, caplog):
-    started, steps = threading.Event(), []
-
-    def work(worker):
-        if worker.last_checkpoint() is None:
-            steps.append("trained")
-            started.set()
-            while "another run trains this; waiting for it" not in caplog.text:
-                time.sleep(0.01)
-            worker.save(lambda folder: (folder / "weights").write_text("w"))
-
-    def start():
-        ended.append(launch(work, name="run", folder=tmp_path, resources=ResourceSettings(num_workers=0)))
-
-    ended: list[Path | None] = []
-    both = [threading.Thread(target=start) for _ in range(2)]
-    both[0].start()
-    assert started.wait(timeout=20)
-    both[1].start()
-    for thread in both:
-        thread.join(timeout=20)
-    assert steps == ["trained"]
-    assert [folder.name for folder in ended if folder] == ["checkpoint_000000"] * 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import uuid
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -31,9 +32,12 @@ from clip2scene.tracking.run import Run
 from clip2scene.tracking.sweep.best import best_yaml
 from clip2scene.tracking.sweep.keep import keep_sweep
 from clip2scene.tracking.sweep.record import SweepRecord, read_sweep_run
-from clip2scene.tracking.sweep.runs import FORMAT, is_known, is_recorded, sweep_run
+from clip2scene.tracking.sweep.runs import FORMAT, is_complete, is_known, sweep_run
 from clip2scene.tracking.tracker import Tracker
 from clip2scene.training.samples import check_window
+
+TRIALS = "trials"
+"""Folder of the trials' checkpoints, in the sweep's own."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,9 @@ def recall(folder: Path) -> KeptSweep:
 
 
 def run_sweep(kept: KeptSweep, tracker: Tracker, pages_at: str | None = None) -> SweepRecord:
-    """Run a sweep, or what is left of it. Ray must be initialised. A second call at the same time waits for the first.
+    """Run a sweep, or what is left of it, which includes failed trials. Ray must be initialised.
+
+    A second call at the same time waits for the first.
 
     Args:
         kept: from :func:`remember` or :func:`recall`.
@@ -124,13 +130,15 @@ def run_sweep(kept: KeptSweep, tracker: Tracker, pages_at: str | None = None) ->
         "selection": f"labels of the {VERIFY_SPLIT} scenes" if space.reads_labels else "no labels",
     }
     with locked(folder, "runs this sweep"), _sweep_run(kept, tracker, tags) as parent:
-        if not is_recorded(tracker, parent):
+        if not is_complete(tracker, parent):
             slots = slots_of(sweep)  # before hours of preparation
             labels = _prepare(sweep, folder)
             parent.log_dict(_about(sweep, kept.command, labels), "sweep.json")
-            search(sweep, TrialWork(sweep, folder / "trials", labels), tracker, parent, folder, slots)
+            search(sweep, TrialWork(sweep, folder / TRIALS, labels), tracker, parent, folder, slots)
             _record_counts(sweep, parent, folder, _read(tracker, parent))
         record = _read(tracker, parent)
+        if not record.num_failed:
+            shutil.rmtree(folder / TRIALS, ignore_errors=True)  # checkpoints, which nothing will continue from
         keep_sweep(record, parent, pages_at)
     if record.best:
         with writing(folder / "best.yaml") as aside:
@@ -236,7 +244,7 @@ def _read(tracker: Tracker, parent: Run) -> SweepRecord:
 
 
 def _record_counts(sweep: Sweep, parent: Run, folder: Path, record: SweepRecord) -> None:
-    """Log what the sweep cost, once, when it is over."""
+    """Log what the sweep cost when it is over, or over again after failed trials ran once more."""
     counts = Counts(folder).read()
     finals = [trial.finals for trial in record.trials]
     parent.log_metrics(
@@ -246,5 +254,6 @@ def _record_counts(sweep: Sweep, parent: Run, folder: Path, record: SweepRecord)
             "epochs_run": sum(final.get("epochs", 0) for final in finals),
             "epochs_full": len(sweep.trials) * sweep.epochs,
             "trials": len(finals),
+            "trials_failed": record.num_failed,
         }
     )

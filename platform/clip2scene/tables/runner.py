@@ -158,7 +158,7 @@ def _side_by_side(jobs: Sequence[TableJob], tracker: Tracker, parent: Run, at_on
     """One Ray task per pre-training, for all jobs that share it; that many tasks at a time.
 
     A task books no CPU if its job has workers, which book theirs. Where two tasks fine-tune the same from scratch, one
-    waits for the other (see :func:`launch`).
+    waits for the other (see :class:`Stages`).
     """
     import ray
     from ray.util.queue import Queue

@@ -21,7 +21,7 @@ import torch
 from clip2scene.config import Clip2sceneError, ResourceSettings, last_line
 from clip2scene.machine import CPUS_PER_WORKER, use_threads
 from clip2scene.progress import console
-from clip2scene.storage import CACHE, appears, locked
+from clip2scene.storage import CACHE, appears
 from clip2scene.training.checkpoints import CHECKPOINTS_KEPT, newest_intact, numbered, seal
 from clip2scene.training.work_queue import WorkQueue
 
@@ -144,7 +144,7 @@ def launch(
     Args:
         work: called on every worker.
         name: of the run below ``folder``; the same name continues from its last checkpoint, so it must contain a
-            digest of everything that decides the result.
+            digest of everything that decides the result. Nothing else may run under it at the same time.
         folder: absolute, shared by all nodes.
         resources: how many workers, and the threads and GPUs of each.
         on_message: called with each message of rank 0, in order.
@@ -164,17 +164,15 @@ def launch(
             on_message(kind, value)
 
     here = Worker(folder / name, receive)
-    # Two commands with the same training would each take the other's checkpoints for those of a killed attempt.
-    with locked(folder / name, "trains this"):
-        if resources.num_workers == 0:
-            use_threads(resources.threads_per_worker)
-            work(here)
-        else:
-            with contextlib.ExitStack() as stack:
-                if not (_groups and _groups[-1].resources == resources):
-                    stack.enter_context(worker_group(resources))
-                _groups[-1].run(work, folder / name, receive)
-        return here.last_checkpoint()
+    if resources.num_workers == 0:
+        use_threads(resources.threads_per_worker)
+        work(here)
+    else:
+        with contextlib.ExitStack() as stack:
+            if not (_groups and _groups[-1].resources == resources):
+                stack.enter_context(worker_group(resources))
+            _groups[-1].run(work, folder / name, receive)
+    return here.last_checkpoint()
 
 
 class WorkerGroup:

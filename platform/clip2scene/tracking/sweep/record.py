@@ -110,6 +110,11 @@ class SweepRecord(Record):
     """What trials were selected by: ``no labels``, or the labels of which scenes."""
 
     @property
+    def num_failed(self) -> int:
+        """How many trials failed."""
+        return sum(trial.state == "failed" for trial in self.trials)
+
+    @property
     def metric(self) -> str:
         """The objective."""
         return str(self.about["metric"])

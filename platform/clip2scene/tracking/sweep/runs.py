@@ -34,10 +34,10 @@ def is_known(tracker: Tracker, name: str, sweep_id: str) -> bool:
     return tracker.find_run(_identity(name, sweep_id)) is not None
 
 
-def is_recorded(tracker: Tracker, run: Run) -> bool:
-    """Whether a sweep's run holds its final metrics, so that there is nothing left to run."""
+def is_complete(tracker: Tracker, run: Run) -> bool:
+    """Whether a sweep's run holds its final metrics and no trial failed, so that there is nothing left to run."""
     with tracker.reachable("look into the sweep's run") as client:
-        return "trials" in client.get_run(run.run_id).data.metrics
+        return client.get_run(run.run_id).data.metrics.get("trials_failed") == 0
 
 
 def is_sweep(uri: str, name: str) -> bool:

@@ -83,6 +83,8 @@ def sentences(record: SweepRecord) -> Iterator[str]:
     for trial in record.trials:
         if trial.reason:
             yield f"trial {trial.number:02d} {trial.state}: {trial.reason}"
+    if record.num_failed:
+        yield "the same command tries failed trials again, from their checkpoints"
     if record.metrics:
         if len(record.trials) < record.about["num_trials"]:
             yield (
