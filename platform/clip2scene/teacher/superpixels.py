@@ -28,7 +28,7 @@ from PIL import Image
 
 from clip2scene.config import ContrastSettings, digest_of, one_line
 from clip2scene.data.clouds import read_image, resolve
-from clip2scene.data.index import DataError, Frame, Index
+from clip2scene.data.index import Camera, DataError, Frame, Index
 from clip2scene.progress import progress
 from clip2scene.storage import Storage, StorageError, locked
 from clip2scene.teacher import store
@@ -40,9 +40,7 @@ _ABOUT = "about"
 _FRAMES_AT_A_TIME = 16
 """Stored frames checked at once: each is a download where the storage is an object store."""
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile)
-_Image = tuple[str, str, int, int]
-"""Camera, path below the dataset's root, width and height (pixels)."""
-_Job = tuple[Path, Storage, Path, str, list[_Image], dict[str, Any]]
+_Job = tuple[Path, Storage, Path, str, tuple[Camera, ...], dict[str, Any]]
 _Done = tuple[str, str]
 """Frame id, and why the frame could not be written (empty if it was)."""
 _log = logging.getLogger(__name__)
@@ -149,7 +147,8 @@ def segment_images(
             total = sum(len(frame.cameras) for frame in pending.values())
             with progress("superpixels", total, unit="images") as advance:
                 root = index.root.resolve()
-                jobs = ((path, storage, root, frame_id, _images(frame), how) for frame_id, frame in pending.items())
+                # Not the frame: pickling one takes the index's whole table along, 147 MB for nuScenes.
+                jobs = ((path, storage, root, frame_id, frame.cameras, how) for frame_id, frame in pending.items())
                 for frame_id, error in _run_all(jobs, num_workers):
                     if error:
                         raise DataError(error)
@@ -227,24 +226,19 @@ def _run_all(jobs: Iterable[_Job], num_workers: int) -> Iterator[_Done]:
         yield ray.get(done)
 
 
-def _images(frame: Frame) -> list[_Image]:
-    """What a task gets of a frame: pickling a frame takes the index's whole table along, 147 MB for nuScenes."""
-    return [(camera.name, camera.image_path, camera.width, camera.height) for camera in frame.cameras]
-
-
 def _segment_frame(
-    path: Path, storage: Storage, root: Path, frame_id: str, images: list[_Image], how: dict[str, Any]
+    path: Path, storage: Storage, root: Path, frame_id: str, cameras: tuple[Camera, ...], how: dict[str, Any]
 ) -> _Done:
     """Segment and store one frame. Runs on a worker, and returns errors instead of raising them."""
     maps: dict[str, np.ndarray] = {}
     broken: dict[str, str] = {}
-    for camera, image_path, width, height in images:
+    for camera in cameras:
         try:
-            image_HW3 = read_image(resolve(root, image_path), width, height)
+            image_HW3 = read_image(resolve(root, camera.image_path), camera.width, camera.height)
         except DataError as error:
-            broken[camera] = str(error)
+            broken[camera.name] = str(error)
             continue
-        maps[camera] = slic_segments(image_HW3, how)
+        maps[camera.name] = slic_segments(image_HW3, how)
     about = json.dumps({"format": FORMAT, "how": how, "broken": broken})
     try:
         with storage.writing(_file(path, frame_id)) as aside, aside.open("wb") as file:
