@@ -8,6 +8,9 @@ import pickle
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import RayActorError
+from ray.train._internal.storage import StorageContext
+from ray.tune.experiment import Trial
 from rich.console import Console
 
 from clip2scene.sweeps import journal, progress
@@ -21,7 +24,7 @@ class TrialRun:
     """Replaces a trial's run in MLflow; ``held`` has the last epoch per trial that an earlier driver logged."""
 
     held: dict[int, int]
-    ends: dict[int, tuple[str, dict[str, float]]]
+    ends: dict[int, tuple[str, dict[str, float], str]]
 
     def __init__(self, tracker, parent, sweep, number, job, variant):
         self.number, self.tau, self.epoch = number, job.distill.scr.tau, self.held.get(number, 0)
@@ -30,7 +33,7 @@ class TrialRun:
         self.epoch = max(self.epoch, epoch)
 
     def end(self, state, finals, reason):
-        self.ends[self.number] = (state, dict(finals))
+        self.ends[self.number] = (state, dict(finals), reason)
 
 
 @pytest.fixture
@@ -60,17 +63,25 @@ def begin(load, monkeypatch, printed):
 
 def tune_trial(ended=False, **about):
     """A trial as Tune passes it to callbacks."""
-    error = RuntimeError("died")
-    return SimpleNamespace(is_finished=lambda: ended, get_pickled_error=lambda: error, **about)
+    return SimpleNamespace(is_finished=lambda: ended, **about)
+
+
+def failed_trial(folder, number):
+    """A trial of Tune's own, whose process has died."""
+    trial = Trial("run_trial", stub=True, config={"trial": number}, storage=StorageContext(str(folder), "tune"))
+    trial.init_local_path()
+    trial.handle_error(RayActorError(error_msg="the process died"))
+    return trial
 
 
 def result(epoch, miou=0.5):
     return {"epoch": epoch, "objective": miou, "metrics": {"verifying/miou": miou}, "time_total_s": 2.0 * epoch}
 
 
-def test_a_trial_keeps_its_number_whatever_order_tune_holds_trials_in(begin):
+def test_a_trial_keeps_its_number_whatever_order_tune_holds_trials_in(begin, ray_cluster, tmp_path):
     made = begin()
     trials = [tune_trial(config={"trial": number}) for number in (2, 0, 3, 1)]  # restored
+    trials[2] = failed_trial(tmp_path, 3)
     callback = pickle.loads(pickle.dumps(JournalCallback()))
     for trial in trials:
         callback.on_trial_start(0, trials, trial)
@@ -79,9 +90,10 @@ def test_a_trial_keeps_its_number_whatever_order_tune_holds_trials_in(begin):
     callback.on_trial_error(0, trials, trials[2])
     for trial in trials[:2] + trials[3:]:
         callback.on_trial_complete(0, trials, trial)
-    assert TrialRun.ends.pop(3)[0] == "failed"
-    assert {state for state, _ in TrialRun.ends.values()} == {"finished"}
-    assert {number: finals["miou"] for number, (_, finals) in TrialRun.ends.items()} == {2: 0.2, 0: 0.0, 1: 0.1}
+    state, _, reason = TrialRun.ends.pop(3)
+    assert (state, reason) == ("failed", "the process died")
+    assert {state for state, _, _ in TrialRun.ends.values()} == {"finished"}
+    assert {number: finals["miou"] for number, (_, finals, _) in TrialRun.ends.items()} == {2: 0.2, 0: 0.0, 1: 0.1}
 
 
 def test_a_searchers_trials_are_numbered_as_they_were_suggested(begin):
@@ -93,11 +105,11 @@ def test_a_searchers_trials_are_numbered_as_they_were_suggested(begin):
     assert {number: run.tau for number, run in made._runs.items()} == {2: 0.7, 0: 0.2}
 
 
-def test_a_trial_whose_process_never_started_is_recorded_as_failed(begin):
+def test_a_trial_whose_process_never_started_is_recorded_as_failed(begin, ray_cluster, tmp_path):
     begin()
-    trials = [tune_trial(config={"trial": number}) for number in (0, 1)]
+    trials = [tune_trial(config={"trial": 0}), failed_trial(tmp_path, 1)]
     JournalCallback().on_trial_error(0, trials, trials[1])
-    assert {number: state for number, (state, _) in TrialRun.ends.items()} == {1: "failed"}
+    assert {number: state for number, (state, _, _) in TrialRun.ends.items()} == {1: "failed"}
 
 
 def test_trials_that_the_budget_stops_keep_their_scores(begin):
@@ -109,8 +121,8 @@ def test_trials_that_the_budget_stops_keep_their_scores(begin):
     assert pickle.loads(pickle.dumps(BudgetStopper())).stop_all()
     made.finish()  # Tune reports no end of these
     assert TrialRun.ends == {
-        0: ("finished", {"epochs": 6, "seconds": 12.0, "miou": 0.5}),
-        1: ("stopped", {"epochs": 2, "seconds": 4.0, "miou": 0.5}),
+        0: ("finished", {"epochs": 6, "seconds": 12.0, "miou": 0.5}, ""),
+        1: ("stopped", {"epochs": 2, "seconds": 4.0, "miou": 0.5}, ""),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -58,12 +59,12 @@ class Journal:
             self._runs[number].log_epoch(result["epoch"], _scores(result), metrics)
             self._progress.reported(number, result["epoch"], result["objective"])
 
-    def ended(self, number: int, error: BaseException | None = None) -> None:
-        """A trial has ended, for any reason."""
+    def ended(self, number: int, failure: str | None = None) -> None:
+        """A trial has ended, for any reason; ``failure`` is the text of its last error, if that was why."""
         result = self._results.get(number, {})
         finals = {"epochs": self._epochs.get(number, 0), "seconds": float(result.get("time_total_s", math.nan))}
-        if error is not None:
-            state, reason = "failed", last_line(error)
+        if failure is not None:
+            state, reason = "failed", last_line(failure)
         elif "diverged" in result:
             state, reason = "diverged", result["diverged"]
         else:
@@ -73,11 +74,11 @@ class Journal:
         self._runs.pop(number).end(state, finals, reason)
         self._on_ended()
 
-    def failed(self, number: int, config: dict[str, Any], error: BaseException, num_ended: int) -> None:
+    def failed(self, number: int, config: dict[str, Any], failure: str, num_ended: int) -> None:
         """A trial has failed, perhaps before its process could start."""
         if number not in self._runs:
             self.started(number, config, num_ended)
-        self.ended(number, error)
+        self.ended(number, failure)
 
     def finish(self) -> None:
         """Tune is done: trials that it has not reported as ended were stopped by the budget."""
@@ -118,7 +119,9 @@ class JournalCallback(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has failed and is not tried again."""
-        _current[0].failed(_number(trial), trial.config, trial.get_pickled_error(), _num_ended(trials))
+        # Tune's own methods read the error from the storage, to which it is uploaded only after this.
+        failure = Path(trial.error_file).read_text(encoding="utf-8")
+        _current[0].failed(_number(trial), trial.config, failure, _num_ended(trials))
 
 
 class BudgetStopper(tune.Stopper):
