@@ -200,7 +200,8 @@ def test_a_sweep_ends_when_its_hours_are_over(undisturbed, tmp_path):
 def test_a_trial_that_failed_goes_on_with_the_same_command(undisturbed, mlflow_folder, tmp_path):
     storage = tmp_path / "storage"
     take_inputs(undisturbed[0] / "storage", storage)
-    words = written(tmp_path, num_trials=2, resources=SPACE["resources"] | {"max_failures": 0})
+    never_again = SPACE["resources"] | {"max_failures": 0}
+    words = written(tmp_path, num_trials=2, scheduler={"kind": "none"}, resources=never_again)
     driver = begin(log := tmp_path / "log", *words)
     wait_for("trial 00: epoch 1/3", log, driver)
     kill_trials(driver)
