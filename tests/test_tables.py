@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
+import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from clip2scene.config import ConfigError
-from clip2scene.jobfile import kind_of
+from clip2scene.jobfile import kind_of, load_job
 from clip2scene.stages import Stages
 from clip2scene.tables import runner
-from clip2scene.tables.runner import run_table
+from clip2scene.tables.runner import Done, TableJob, run_table
 from clip2scene.tables.spec import expand, jobs_of, load_table
 from clip2scene.teacher.extract import ExtractReport
 from clip2scene.tracking.table.page import table_figures
@@ -290,6 +293,25 @@ def on_world(world, storage, values, num_workers):
         "resources": {"num_workers": num_workers},
     }
     return values
+
+
+def test_a_worker_that_dies_ends_only_its_own_jobs(ray_cluster, monkeypatch):
+    def run_group(jobs, tracker, parent):
+        for job in jobs:
+            if job.digest == "dies":
+                time.sleep(1)  # what it yielded before is sent meanwhile
+                os._exit(1)
+            yield Done(job, 1.0, {"miou/student_3d": 0.5})
+
+    job = load_job(JOBS / "demo.yaml", ["resources.num_workers=0"])
+    groups = {"first": ["a", "dies", "b"], "second": ["c", "d"]}
+    named = [(job.model_copy(update={"name": group}), digest) for group, of in groups.items() for digest in of]
+    jobs = [TableJob(digest, settings, (), {}) for settings, digest in named]
+    monkeypatch.setattr(runner, "_run_group", run_group)
+    monkeypatch.setattr(runner, "Stages", lambda settings: SimpleNamespace(distill_digest=settings.name))
+    ends = {done.job.digest: done.error for done in runner._side_by_side(jobs, None, None, 2)}
+    lost = "its worker ended early (WorkerCrashedError)"
+    assert ends == {"a": None, "dies": lost, "b": lost, "c": None, "d": None}
 
 
 @pytest.fixture(scope="module")

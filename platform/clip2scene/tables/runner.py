@@ -30,7 +30,6 @@ from clip2scene.tracking.table.record import (
     table_run,
 )
 from clip2scene.tracking.tracker import Tracker
-from clip2scene.training.launch import on_this_node
 
 
 @dataclass(frozen=True)
@@ -161,45 +160,39 @@ def _side_by_side(jobs: Sequence[TableJob], tracker: Tracker, parent: Run, at_on
     waits for the other (see :class:`Stages`).
     """
     import ray
-    from ray.util.queue import Queue
 
     groups: dict[str, dict[str, TableJob]] = {}
     for job in jobs:
         groups.setdefault(Stages(job.settings).distill_digest, {})[job.digest] = job
-    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node()})
     has_workers = any(job.settings.resources.num_workers for job in jobs)
     task = ray.remote(num_cpus=0 if has_workers else 1, max_retries=0)(_run_group)
     waiting = list(groups.values())
-    unfinished: dict[Any, dict[str, TableJob]] = {}
+    running: dict[Any, dict[str, TableJob]] = {}
     try:
-        while waiting or unfinished:
-            while waiting and len(unfinished) < at_once:
+        while waiting or running:
+            while waiting and len(running) < at_once:
                 group = waiting.pop(0)
-                unfinished[task.remote(list(group.values()), tracker, parent, queue)] = group
-            ready, _ = ray.wait(list(unfinished), num_returns=len(unfinished), timeout=0.5)
-            while not queue.empty():
-                done = queue.get()
-                for group in unfinished.values():
-                    group.pop(done.job.digest, None)
+                running[task.remote(list(group.values()), tracker, parent)] = group
+            (ends,), _ = ray.wait(list(running), num_returns=1)
+            try:
+                done: Done = ray.get(next(ends))
+            except StopIteration:
+                del running[ends]
+            except ray.exceptions.RayError as error:
+                lost = f"its worker ended early ({type(error).__name__})"
+                yield from (Done(job, 0.0, {}, lost) for job in running.pop(ends).values())
+            else:
+                del running[ends][done.job.digest]
                 yield done
-            for reference in ready:
-                lost = "its worker ended early"
-                try:
-                    ray.get(reference)
-                except Exception as error:
-                    lost = f"its worker ended early ({type(error).__name__})"
-                if queue.empty():
-                    yield from (Done(job, 0.0, {}, lost) for job in unfinished.pop(reference).values())
     finally:
-        for reference in unfinished:
-            ray.cancel(reference, force=True)
-        queue.shutdown(force=True)
+        for ends in running:
+            ray.cancel(ends, force=True)
 
 
-def _run_group(jobs: Sequence[TableJob], tracker: Tracker, parent: Run, queue: Any) -> None:
+def _run_group(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> Iterator[Done]:
     for job in jobs:
         use_threads(job.settings.resources.threads_per_worker)
-        queue.put(_run_job(job, tracker, parent))
+        yield _run_job(job, tracker, parent)
 
 
 def _one_after_another(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> Iterator[Done]:
