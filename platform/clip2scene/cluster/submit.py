@@ -24,8 +24,9 @@ from clip2scene.cluster.session import check_workers
 from clip2scene.config import ConfigError, Job, digest_of
 from clip2scene.jobfile import kind_of, kind_with_job, load_job, read_values
 from clip2scene.machine import check_actors
+from clip2scene.paths import relative_paths
 from clip2scene.stages import needs_teacher
-from clip2scene.storage import folder_of, is_remote
+from clip2scene.storage import folder_of
 from clip2scene.tracking.provenance import REVISION, git_revision, user_name
 from clip2scene.tracking.server import check_uri
 
@@ -106,8 +107,8 @@ def submit(submission: Submission, jobs: Jobs, tracking_uri: str, *, again: bool
         again: send it even if it is running.
 
     Raises:
-        ConfigError: the cluster can never run it, a path is relative (see :func:`with_absolute_paths`), or the tracking
-            URI or the storage is invalid or contains a password.
+        ConfigError: the cluster can never run it, a path is not absolute (see :func:`with_absolute_paths`), or the
+            tracking URI or the storage is invalid or contains a password.
         ClusterError: the cluster refuses it.
     """
     check_uri(tracking_uri, where=" on the cluster's machines")
@@ -182,60 +183,38 @@ def _is_here(addresses: Sequence[str]) -> bool:
 
 
 def with_absolute_paths(submission: Submission, *, here: bool) -> Submission:
-    """The submission with its jobs' relative paths made absolute, for a process that starts in another folder.
+    """The submission with its jobs' paths made absolute, for a process that starts in another folder.
 
     Raises:
-        ConfigError: a path is relative, and the cluster is not ``here``, or a row, a column or a search space sets it,
-            which wins over an override of the job.
+        ConfigError: a path is relative or begins with ``~``, and the cluster is not ``here``, or a row, a column or a
+            search space sets it, which wins over an override of the job.
     """
     relative = _relative_paths(submission)
     if not relative:
         return submission
     if not here:
         key, (given, _) = next(iter(relative.items()))
-        raise ConfigError(
-            f"{key}={given}: a relative path, and the cluster is not on this machine; give an absolute one"
-        )
+        raise ConfigError(f"{key}={given}: not absolute, and the cluster is not on this machine; give an absolute path")
     words = (f"{key}={resolved}" for key, (_, resolved) in relative.items())
     job_path = str(submission.files[1]) if submission.verb == "sweep" else None
     absolute = read_submission(str(submission.files[0]), (*submission.overrides, *words), job_path)
     for key, (given, _) in _relative_paths(absolute).items():
         where = "search space" if submission.verb == "sweep" else "row or a column"
         raise ConfigError(
-            f"{key.removeprefix(submission.prefixes[1])}={given}: a relative path in a {where}, and the cluster's "
-            "processes start in another folder; give an absolute one"
+            f"{key.removeprefix(submission.prefixes[1])}={given}: not absolute, in a {where}, and the cluster's "
+            "processes start in another folder; give an absolute path"
         )
     return absolute
 
 
 def _relative_paths(submission: Submission) -> dict[str, tuple[str, str]]:
-    """Override key of each relative path of the jobs, with its first value and that value made absolute."""
-    from clip2scene.teacher.weights import absolute
-
+    """Override key of each path of the jobs that is not absolute, with its first value and that value made absolute."""
     of_storage, of_others = submission.prefixes
     relative: dict[str, tuple[str, str]] = {}
     for job in submission.jobs:
-        teacher = absolute(job.teacher)
-        output = job.streetworld_clip.output
-        paths = {
-            f"{of_storage}storage": (job.storage, _absolute(job.storage)),
-            f"{of_others}dataset.root": (job.dataset.root, _absolute(job.dataset.root)),
-            f"{of_others}finetune.checkpoint": (job.finetune.checkpoint, _absolute(job.finetune.checkpoint)),
-            f"{of_others}teacher.model": (job.teacher.model, teacher.model),
-            f"{of_others}teacher.pretrained": (job.teacher.pretrained, teacher.pretrained),
-        }
-        if job.stage == "streetworld_clip":  # it reads and writes nothing else
-            paths = {f"{of_others}streetworld_clip.output": (output, _absolute(output))}
-        for key, (given, resolved) in paths.items():
-            if given is not None and resolved is not None and given != resolved:
-                relative.setdefault(key, (given, resolved))
+        for key, pair in relative_paths(job).items():
+            relative.setdefault(f"{of_storage if key == 'storage' else of_others}{key}", pair)
     return relative
-
-
-def _absolute(path: str | None) -> str | None:
-    if path is None or path.startswith(("/", "~")) or is_remote(path):
-        return path
-    return str(Path(path).resolve())
 
 
 def _words(submission: Submission) -> list[str]:
