@@ -188,6 +188,41 @@ def test_a_relative_path_that_only_a_row_or_a_space_sets_is_refused(tmp_path):
         submit.with_absolute_paths(sweep, here=True)
 
 
+def test_variables_are_as_given_or_as_they_are_here(monkeypatch):
+    monkeypatch.setenv("CLIP2SCENE_CACHE", "/cache=1")
+    words = ["CLIP2SCENE_CACHE", "AWS_ENDPOINT_URL=http://store:8333", "TOKENIZERS_PARALLELISM=", "A=b", "A=c"]
+    assert submit.variables(words) == {
+        "CLIP2SCENE_CACHE": "/cache=1",
+        "AWS_ENDPOINT_URL": "http://store:8333",
+        "TOKENIZERS_PARALLELISM": "",
+        "A": "c",
+    }
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("NO_SUCH_VARIABLE", "NO_SUCH_VARIABLE: not set in this environment; set it, or give NAME=VALUE$"),
+        ("=pa55", "'': not a variable's name; allowed: NAME or NAME=VALUE"),
+        ("1A=pa55", "'1A': not a variable's name"),
+        ("A B", "'A B': not a variable's name"),
+        ("AWS_ACCESS_KEY_ID=pa55", "AWS_ACCESS_KEY_ID: holds a secret, .* the cluster's own machines instead$"),
+        ("AWS_SECRET_ACCESS_KEY=pa55", "AWS_SECRET_ACCESS_KEY: holds a secret"),
+        ("MLFLOW_TRACKING_PASSWORD=pa55", "MLFLOW_TRACKING_PASSWORD: holds a secret"),
+        ("ray_auth_token=pa55", "ray_auth_token: holds a secret"),
+        ("SOME_API_KEY=pa55", "SOME_API_KEY: holds a secret"),
+        ("HTTP_PROXY=http://ann:pa55@proxy:3128", "HTTP_PROXY: holds a secret"),
+        ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL: holds a secret"),
+    ],
+)
+def test_a_variable_that_is_invalid_or_secret(word, sentence, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://ann:pa55@store")
+    with pytest.raises(ConfigError, match=rf"^--env {sentence}") as caught:
+        submit.variables(["CLIP2SCENE_CACHE=/cache", word])
+    assert "pa55" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("uri", "sentence"),
     [

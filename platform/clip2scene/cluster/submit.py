@@ -7,10 +7,12 @@ metadata, so none of them contains a secret.
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,9 @@ from clip2scene.tracking.server import check_uri
 
 FILES = "files"
 """Folder for the job's files in the package."""
+_SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN(?!IZER)|KEY(_|$)", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"://[^/]*@")
+"""A URL with a user or a password in it."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +102,43 @@ def read_submission(path: str, overrides: Sequence[str] = (), job_path: str | No
     return Submission("run", (Path(path),), words, job.name, settings, (job,), ("", ""))
 
 
-def submit(submission: Submission, jobs: Jobs, tracking_uri: str, *, again: bool = False) -> tuple[str, bool]:
+def variables(words: Sequence[str]) -> dict[str, str]:
+    """Environment variables for a job: each word is ``NAME=VALUE``, or ``NAME`` with the value that it has here.
+
+    Raises:
+        ConfigError: a name is invalid or not set here; or a name or a value is that of a secret.
+    """
+    found = {}
+    for word in words:
+        name, is_given, value = word.partition("=")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ConfigError(f"--env {name!r}: not a variable's name; allowed: NAME or NAME=VALUE, without spaces")
+        if not is_given and name not in os.environ:
+            raise ConfigError(f"--env {name}: not set in this environment; set it, or give NAME=VALUE")
+        found[name] = value if is_given else os.environ[name]
+        if _SECRET_NAME.search(name) or _SECRET_VALUE.search(found[name]):
+            raise ConfigError(
+                f"--env {name}: holds a secret, it seems, and Ray's dashboard shows a job's environment; set it in the "
+                "environment of the cluster's own machines instead"
+            )
+    return found
+
+
+def submit(
+    submission: Submission,
+    jobs: Jobs,
+    tracking_uri: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    again: bool = False,
+) -> tuple[str, bool]:
     """Send a submission unless the same one is running; returns its id, and whether it was sent.
 
     Args:
         submission: what to run.
         jobs: the cluster's.
         tracking_uri: MLflow server, as the cluster reaches it.
+        environment: variables of the job and its workers; not a part of what makes two submissions the same.
         again: send it even if it is running.
 
     Raises:
@@ -129,7 +164,7 @@ def submit(submission: Submission, jobs: Jobs, tracking_uri: str, *, again: bool
         jobs.submit(
             entrypoint=shlex.join(["python", "-m", "clip2scene.cli", *command]),
             submission_id=job_id,
-            runtime_env={"working_dir": str(folder)},
+            runtime_env={"working_dir": str(folder), "env_vars": dict(environment or {})},
             metadata={
                 "name": submission.name,
                 "digest": submission.digest,
