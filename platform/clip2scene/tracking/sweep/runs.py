@@ -9,16 +9,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
+from typing import Any, get_args
 
-from clip2scene.config import Job
+from clip2scene.config import Job, Score
 from clip2scene.tracking.records import find, parent_run
 from clip2scene.tracking.run import Run
 from clip2scene.tracking.tracker import Tracker
 
 FORMAT = "clip2scene-sweep-1"
-OBJECTIVES = ("miou", "agreement", "consistency", "label_free")
-"""Scores on the verifying scenes, as a sweep's metric may name them."""
+OBJECTIVES: tuple[str, ...] = get_args(Score)
 _TRAIN = "train/"
 FINAL, FAILED = "final/", "failed/"
 """Prefixes of the metrics at a trial's end, and at a failure: a failed trial continues when its sweep is resumed."""
