@@ -6,9 +6,8 @@ What a run already holds is read once, when it is continued.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from typing import Any, get_args
 
 from clip2scene.config import Job, Score
@@ -54,17 +53,9 @@ class TrialRun:
         """The last epoch that is kept."""
         self._has_ended, self._has_reason = self._continued(tracker, known) if known else (False, False)
         tags = {**identity, "seed": str(job.seed), "state": "running"} | ({"variant": variant} if variant else {})
-        self._stack = ExitStack()
-        self.run = self._stack.enter_context(
-            tracker.run(
-                f"trial {number:02d}",
-                parent=parent,
-                run_id=known,
-                tags=tags,
-                params=_compared(job),
-                system_metrics=False,
-            )
-        )
+        self._tracker = tracker
+        self.run = tracker.open_run(f"trial {number:02d}", parent, known, tags)
+        self.run.log_params(_compared(job))
 
     def _continued(self, tracker: Tracker, run_id: str) -> tuple[bool, bool]:
         """Whether an earlier attempt kept metrics of an end, and a reason.
@@ -104,15 +95,13 @@ class TrialRun:
         # Also replaces the reason of an earlier attempt.
         self.run.set_tags({"state": state} | ({"reason": reason[:500]} if reason or self._has_reason else {}))
         if state == "failed":
-            with contextlib.suppress(RuntimeError), self._stack:
-                raise RuntimeError(reason)
+            self._tracker.close_run(self.run, "FAILED", f"RuntimeError: {reason}")
         else:
-            self._stack.close()
+            self._tracker.close_run(self.run)
 
     def abandon(self) -> None:
         """Close the run of a trial that will be continued later."""
-        with contextlib.suppress(KeyboardInterrupt), self._stack:
-            raise KeyboardInterrupt
+        self._tracker.close_run(self.run, "KILLED")
 
 
 def _identity(name: str, sweep_id: str) -> dict[str, str]:
