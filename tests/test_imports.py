@@ -17,6 +17,7 @@ ROOMS = (
     "machine",
     "progress",
     "remote",
+    "paths",
     "storage",
     "data",
     "geometry",

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 _ROUNDED_WITHIN = 0.06
 """How far, relatively, a given fraction may be from the 1/n that is used."""
-STAGES = ("index", "extract", "distill", "evaluate", "finetune")
+Stage = Literal["index", "extract", "distill", "evaluate", "finetune", "streetworld_clip"]
+STAGES: tuple[str, ...] = tuple(stage for stage in get_args(Stage) if stage != "streetworld_clip")
+"""In the order in which they run; ``streetworld_clip`` runs alone."""
 TEXT_FREE = ("pointcontrast",)
 """Methods with features outside CLIP's space: nothing can be scored before they are fine-tuned."""
+DatasetKind = Literal["streetworld", "nuscenes", "semantickitti", "scannet"]
 Split = Literal["train", "val", "test", "parametrizing", "verifying", "mini_train", "mini_val"]
-Stage = Literal["index", "extract", "distill", "evaluate", "finetune", "streetworld_clip"]
+ClassNames = Literal["common", "official"]
+PromptTemplates = Literal["clip85", "plain"]
+Score = Literal["miou", "agreement", "consistency", "label_free"]
+"""On the verifying scenes; a sweep selects trials by one of them."""
 
 
 class Clip2sceneError(Exception):
@@ -88,7 +94,7 @@ class StreetworldSettings(Settings):
 class DatasetSettings(Settings):
     """The data set, and which of its scenes are trained on and reported on."""
 
-    kind: Literal["streetworld", "nuscenes", "semantickitti", "scannet"] = "nuscenes"
+    kind: DatasetKind = "nuscenes"
     """The data set's format; ``streetworld`` is the synthetic street world, in nuScenes' format."""
     root: str | None = None
     """Folder of the data set. Streetworld is generated in the storage when this is not given."""
@@ -146,10 +152,10 @@ class PromptSettings(Settings):
     vocabulary: Literal["nuscenes", "semantickitti", "scannet", "cityscapes", "all"] | None = None
     """Whose class names the teacher labels pixels with while distilling; the data set's own when not given. ``all`` are
     those of the three street sets. Scores are always over the data set's own classes."""
-    names: Literal["common", "official"] = "common"
+    names: ClassNames = "common"
     """``official``: each class by its benchmark's one name ("driveable surface"), as in the paper; ``common``: by
     everyday names of ours, several per class and averaged ("road", "street")."""
-    templates: Literal["clip85", "plain"] = "clip85"
+    templates: PromptTemplates = "clip85"
     """``clip85``: the 85 templates averaged per class (paper); ``plain``: the class name alone."""
 
 

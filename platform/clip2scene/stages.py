@@ -21,10 +21,10 @@ from clip2scene.artifacts import Artifacts
 from clip2scene.config import TEXT_FREE, Job, digest_of
 from clip2scene.data.datasets import ego_half_edge_m
 from clip2scene.data.index import DataError, Frame
+from clip2scene.paths import absolute
 from clip2scene.progress import progress
 from clip2scene.storage import locked
 from clip2scene.student.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from clip2scene.teacher.weights import absolute
 from clip2scene.training.distill import Distillation
 from clip2scene.training.evaluate import Scores, evaluate, label_counts
 from clip2scene.training.finetune import Finetuning, choose_labelled
@@ -223,7 +223,7 @@ class Stages(Artifacts):
         given = self.job.finetune.checkpoint
         if given is None:
             return self.distill(on_epoch)
-        path = Path(given).expanduser().resolve()
+        path = Path(absolute(given))
         checkpoint = load_checkpoint(path, self.job.student)
         return Trained(path, str(checkpoint.about.get("digest")), checkpoint, cached=True)
 
@@ -269,7 +269,7 @@ class Stages(Artifacts):
             "student_3d": lambda: StudentMethod(job.student, weights, text_CD, len(text_CD)),
             "ensemble": lambda: EnsembleMethod(job.student, weights, text_CD),
             "pointclip": lambda: PointClipMethod(
-                absolute(job.teacher), self.text(self.vocabulary, "depth_map"), job.dataset.kind == "scannet"
+                self.teacher.settings, self.text(self.vocabulary, "depth_map"), job.dataset.kind == "scannet"
             ),
         }
         methods: dict[str, Callable[[], Method]] = {name: known[name] for name in job.evaluate.methods}

@@ -131,19 +131,22 @@ def test_an_address_with_too_few_cpus_is_refused_too():
         session.check_workers(job, [{"CPU": 1.0}])
 
 
-def test_relative_paths_are_for_this_machine(tmp_path, monkeypatch):
+def test_relative_paths_and_homes_are_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "teacher.safetensors").write_bytes(b"")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     words = ["dataset.root=world", "finetune.checkpoint=/other/student.safetensors", "storage=~/out"]
-    words += ["teacher.model=ViT-B-16", "teacher.pretrained=teacher.safetensors"]
+    words += ["teacher.model=ViT-B-16", "teacher.pretrained=~/teacher.safetensors"]
     job = submit.read_submission(DEMO, words)
     assert submit.with_absolute_paths(job, here=True).overrides == (
         *words,
+        f"storage={tmp_path}/home/out",
         f"dataset.root={tmp_path}/world",
-        f"teacher.pretrained={tmp_path}/teacher.safetensors",
+        f"teacher.pretrained={tmp_path}/home/teacher.safetensors",
     )
-    with pytest.raises(ConfigError, match=r"^dataset\.root=world: a relative path, and the cluster is not on this"):
-        submit.with_absolute_paths(job, here=False)
+    for given in ("dataset.root=world", "storage=~/out", "teacher.model=local-dir:~/clip"):
+        elsewhere = submit.read_submission(DEMO, ["storage=/out", given])
+        with pytest.raises(ConfigError, match=rf"^{re.escape(given)}: not absolute, and the cluster is not on this"):
+            submit.with_absolute_paths(elsewhere, here=False)
     anywhere = submit.read_submission(DEMO, ["storage=s3://bucket/runs"])
     assert submit.with_absolute_paths(anywhere, here=False) == anywhere
     table = submit.with_absolute_paths(submit.read_submission(TABLE), here=True)
@@ -152,7 +155,7 @@ def test_relative_paths_are_for_this_machine(tmp_path, monkeypatch):
     assert submit.with_absolute_paths(clip, here=True).overrides == (
         f"streetworld_clip.output={tmp_path}/streetworld-clip",
     )
-    with pytest.raises(ConfigError, match=r"^streetworld_clip\.output=streetworld-clip: a relative path"):
+    with pytest.raises(ConfigError, match=r"^streetworld_clip\.output=streetworld-clip: not absolute, and"):
         submit.with_absolute_paths(clip, here=False)
     sweep = submit.with_absolute_paths(submit.read_submission(SPACE, (), DEMO), here=True)
     assert sweep.overrides == (f"job.storage={tmp_path}/demo-output",)
@@ -167,9 +170,8 @@ def test_a_relative_path_that_only_a_row_or_a_space_sets_is_refused(tmp_path):
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(table))
     submission = submit.read_submission(str(tmp_path / "table.yaml"))
     assert [job.finetune.checkpoint for job in submission.jobs] == [None, "student.safetensors"]
-    with pytest.raises(
-        ConfigError, match=r"^finetune\.checkpoint=student\.safetensors: a relative path in a row"
-    ) as caught:
+    sentence = r"^finetune\.checkpoint=student\.safetensors: not absolute, in a row or a column, and"
+    with pytest.raises(ConfigError, match=sentence) as caught:
         submit.with_absolute_paths(submission, here=True)
     assert "\n" not in str(caught.value)
     row["set"]["finetune.checkpoint"] = "/students/1.safetensors"
@@ -182,8 +184,43 @@ def test_a_relative_path_that_only_a_row_or_a_space_sets_is_refused(tmp_path):
         "num_trials=1",
     ]
     sweep = submit.read_submission(SPACE, [*space, "touches_features=true"], DEMO)
-    with pytest.raises(ConfigError, match=r"^teacher\.model=local-dir:a: a relative path in a search space"):
+    with pytest.raises(ConfigError, match=r"^teacher\.model=local-dir:a: not absolute, in a search space, and"):
         submit.with_absolute_paths(sweep, here=True)
+
+
+def test_variables_are_as_given_or_as_they_are_here(monkeypatch):
+    monkeypatch.setenv("CLIP2SCENE_CACHE", "/cache=1")
+    words = ["CLIP2SCENE_CACHE", "AWS_ENDPOINT_URL=http://store:8333", "TOKENIZERS_PARALLELISM=", "A=b", "A=c"]
+    assert submit.variables(words) == {
+        "CLIP2SCENE_CACHE": "/cache=1",
+        "AWS_ENDPOINT_URL": "http://store:8333",
+        "TOKENIZERS_PARALLELISM": "",
+        "A": "c",
+    }
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("NO_SUCH_VARIABLE", "NO_SUCH_VARIABLE: not set in this environment; set it, or give NAME=VALUE$"),
+        ("=pa55", "'': not a variable's name; allowed: NAME or NAME=VALUE"),
+        ("1A=pa55", "'1A': not a variable's name"),
+        ("A B", "'A B': not a variable's name"),
+        ("AWS_ACCESS_KEY_ID=pa55", "AWS_ACCESS_KEY_ID: holds a secret, .* the cluster's own machines instead$"),
+        ("AWS_SECRET_ACCESS_KEY=pa55", "AWS_SECRET_ACCESS_KEY: holds a secret"),
+        ("MLFLOW_TRACKING_PASSWORD=pa55", "MLFLOW_TRACKING_PASSWORD: holds a secret"),
+        ("ray_auth_token=pa55", "ray_auth_token: holds a secret"),
+        ("SOME_API_KEY=pa55", "SOME_API_KEY: holds a secret"),
+        ("HTTP_PROXY=http://ann:pa55@proxy:3128", "HTTP_PROXY: holds a secret"),
+        ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL: holds a secret"),
+    ],
+)
+def test_a_variable_that_is_invalid_or_secret(word, sentence, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://ann:pa55@store")
+    with pytest.raises(ConfigError, match=rf"^--env {sentence}") as caught:
+        submit.variables(["CLIP2SCENE_CACHE=/cache", word])
+    assert "pa55" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

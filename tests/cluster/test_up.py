@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from clusters import NOBODY, START_TIMEOUT_S, Up, up, words_of
-from commands import begin, clip2scene, wait_for
+from commands import begin, clip2scene, wait_for, wait_until
 
 pytestmark = pytest.mark.long
 
@@ -242,8 +242,20 @@ def test_the_same_job_is_joined_and_scores_as_it_does_here(cluster, submitted, l
     assert clip2scene("list", environment=cluster.environment).stdout.count("SUCCEEDED") == 1
 
 
+def holders(cluster: Up, variable: str) -> set[str]:
+    """The first words of the processes that have a variable (``NAME=VALUE``)."""
+    name, value = variable.split("=")
+    found = set()
+    for process in cluster.family():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(name) == value:
+                found |= {" ".join(process.cmdline()[:4])}
+    return found
+
+
 def test_ctrl_c_detaches_and_stop_ends(cluster, folder):
-    words = [*submission(folder), "distill.epochs=500", f"storage={folder / 'long'}", "--again"]
+    variable = f"CLIP2SCENE_CACHE={folder / 'cache'}"
+    words = [*submission(folder), "distill.epochs=500", f"storage={folder / 'long'}", "--again", "--env", variable]
     follower = begin(folder / "long.log", *words, environment=cluster.environment)
     wait_for("index:", folder / "long.log", follower)
     follower.send_signal(signal.SIGINT)
@@ -252,6 +264,8 @@ def test_ctrl_c_detaches_and_stop_ends(cluster, folder):
     job_id = printed.split(":", 1)[0]
     assert f"{job_id} goes on; follow it with `clip2scene logs --follow {job_id}" in printed
     assert "RUNNING" in clip2scene("status", job_id, environment=cluster.environment).stdout
+    wait_until(lambda: any(name.startswith("ray::") for name in holders(cluster, variable)), "a worker has it")
+    assert "python -m clip2scene.cli run" in holders(cluster, variable)
     assert clip2scene("stop", job_id, environment=cluster.environment).stdout == f"{job_id}: stopped\n"
     followed = clip2scene("logs", "--follow", job_id, environment=cluster.environment)
     assert followed.returncode != 0

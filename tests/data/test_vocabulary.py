@@ -66,7 +66,7 @@ def test_scannet_takes_20_of_nyus_40_and_names_what_is_beyond() -> None:
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "all"])
-def test_words_to_prompt_with_refuse_labels(name: str) -> None:
+def test_words_for_prompts_only_refuse_labels(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"\Aa.label: .*'{name}' is for prompts only; .*: nuscenes, semant[^\n]*\Z"):
         vocabulary(name).labels(np.zeros(3, np.uint8), "a.label")
 

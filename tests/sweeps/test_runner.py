@@ -8,7 +8,6 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -30,14 +29,15 @@ ONE_TRIAL = {"parameters": {TAU: {"grid": [0.5]}}}
 PATHS = {
     "storage": "store",
     "dataset": {"kind": "streetworld", "root": "world"},
-    "teacher": {"model": "ViT-B-16", "pretrained": "clip.pt"},
+    "teacher": {"model": "ViT-B-16", "pretrained": "~/clip.pt"},
+    "finetune": {"checkpoint": "student.safetensors"},
 }
 
 
 def test_a_kept_sweep_can_be_resumed_from_any_folder(load, tmp_path, monkeypatch):
     space = {"parameters": {TAU: {"uniform": [0.1, 1.0]}, LAMBDA: {"uniform": [0.1, 1.0]}}, "num_trials": 3}
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    Path("clip.pt").touch()
     begun = remember(load(**space, job=PATHS), "the command", "http://mlflow")
     again = remember(load(**space, job=PATHS, title="other"), "", None)
     assert (again.sweep.digest, again.sweep.space.title) == (begun.sweep.digest, "other")
@@ -51,7 +51,8 @@ def test_a_kept_sweep_can_be_resumed_from_any_folder(load, tmp_path, monkeypatch
     assert (kept, kept.sweep.digest) == (begun, begun.sweep.digest)
     held = kept.sweep
     assert (held.base.storage, held.base.dataset.root) == (str(tmp_path / "store"), str(tmp_path / "world"))
-    assert (held.base.teacher.model, held.base.teacher.pretrained) == ("ViT-B-16", str(tmp_path / "clip.pt"))
+    assert (held.base.teacher.model, held.base.teacher.pretrained) == ("ViT-B-16", str(tmp_path / "home" / "clip.pt"))
+    assert held.base.finetune.checkpoint == str(tmp_path / "student.safetensors")
     with pytest.raises(ConfigError, match="another sweep of this name"):
         remember(load(**space, seed=1, job=PATHS | {"storage": held.base.storage}), "", None)
     elsewhere = remember(load(**space, job=PATHS | {"storage": str(tmp_path / "other")}), "", None)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from clip2scene.config import ConfigError, TeacherSettings
 from clip2scene.teacher.clip import DenseClip, load_teacher
-from clip2scene.teacher.weights import absolute, load_model
+from clip2scene.teacher.weights import load_model
 
 TinyClip = Callable[..., Path]
 
@@ -224,13 +224,19 @@ def test_checkpoint_beside_its_configuration_takes_its_preprocessing(tiny_clip: 
     assert load(lone).digest == load(torch_file).digest
 
 
-def test_paths_are_made_absolute(tiny_clip: TinyClip, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("given", [".", "~"])
+def test_a_teacher_is_loaded_again_from_another_folder(
+    given: str, tiny_clip: TinyClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tiny_clip("token")
+    monkeypatch.setenv("HOME", str(folder))
     monkeypatch.chdir(folder)
-    settings = absolute(tiny(Path(), pretrained="open_clip_model.safetensors"))
-    assert settings.model == f"local-dir:{folder.resolve()}"
-    assert settings.pretrained == str(folder.resolve() / "open_clip_model.safetensors")
-    assert absolute(TeacherSettings()) == TeacherSettings()
+    teacher = load_teacher(tiny(Path(given), pretrained=f"{given}/unused.safetensors"))
+    assert teacher.settings.model == f"local-dir:{folder}"
+    assert teacher.settings.pretrained == f"{folder}/unused.safetensors"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert load_teacher(teacher.settings).digest == teacher.digest
 
 
 class _NotATensor:

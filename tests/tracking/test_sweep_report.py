@@ -141,6 +141,26 @@ def test_a_trial_that_failed_and_went_on_has_the_figures_of_its_end(tracker):
     assert record.best_trial.score("miou") == pytest.approx(50)
 
 
+def test_a_trials_run_has_the_status_of_its_end(tracker):
+    ended = {}
+    with sweep_run(tracker, "ended", "digest", {"selection": "no labels"}) as parent:
+        for number, state in enumerate(("finished", "stopped", "diverged", "failed", "abandoned")):
+            trial = TrialRun(tracker, parent, "ended", number, Job(**JOB), None)
+            if state == "abandoned":
+                trial.abandon()
+            else:
+                trial.end(state, {"epochs": 1.0}, "out of memory")
+            kept = client_of(tracker.uri).get_run(trial.run.run_id)
+            ended[state] = (kept.info.status, kept.data.tags["state"], kept.data.tags.get("error"))
+    assert ended == {
+        "finished": ("FINISHED", "finished", None),
+        "stopped": ("FINISHED", "stopped", None),
+        "diverged": ("FINISHED", "diverged", None),
+        "failed": ("FAILED", "failed", "RuntimeError: out of memory"),
+        "abandoned": ("KILLED", "running", None),
+    }
+
+
 def test_a_trial_whose_driver_is_killed_at_its_end_has_the_figures_of_its_end_once(tracker, monkeypatch):
     def killed(run, tags):
         raise KeyboardInterrupt

@@ -15,7 +15,6 @@ from clip2scene.geometry.interpolation import bilinear
 from clip2scene.student.network import Student
 from clip2scene.teacher.clip import load_teacher
 from clip2scene.teacher.prompts import text_embeddings
-from clip2scene.teacher.weights import absolute
 from clip2scene.training.evaluate import answered, evaluate
 from clip2scene.training.methods import (
     UNSEEN,
@@ -65,7 +64,7 @@ def student(tiny):
 
 @pytest.fixture(scope="module")
 def pointclip():
-    settings = absolute(TeacherSettings(model="streetworld", image_height_px=224, image_width_px=400))
+    settings = TeacherSettings(model="streetworld", image_height_px=224, image_width_px=400)
     text_CD = text_embeddings(load_teacher(settings), WORDS, "depth_map")
     return PointClipMethod(settings, text_CD)
 

@@ -58,6 +58,14 @@ def register(commands: Commands) -> None:
     submit.add_argument(
         "--tracking-uri", metavar="URL", help=f"MLflow server, as the cluster reaches it (default: {TRACKING_URI})"
     )
+    submit.add_argument(
+        "--env",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="environment variable for the job and its workers, such as AWS_ENDPOINT_URL; NAME alone takes its value "
+        "from here, and no secret is accepted; repeatable",
+    )
     submit.add_argument("--detach", action="store_true", help="do not follow the log")
     submit.add_argument("--again", action="store_true", help="start a new job even if the same one is running")
     add_dashboard(submit, _DASHBOARD)
@@ -122,11 +130,12 @@ def _submit(options: argparse.Namespace) -> int:
             f"submit: give --tracking-uri or set {TRACKING_URI}: an MLflow server that the cluster reaches"
         )
     from clip2scene.cluster.jobs import Jobs
-    from clip2scene.cluster.submit import read_submission, submit
+    from clip2scene.cluster.submit import read_submission, submit, variables
 
+    environment = variables(options.env)
     submission = read_submission(options.file, options.overrides, options.job)
     jobs = Jobs(options.dashboard)
-    job_id, sent = submit(submission, jobs, tracking_uri, again=options.again)
+    job_id, sent = submit(submission, jobs, tracking_uri, environment=environment, again=options.again)
     print(f"{job_id}: {'submitted to' if sent else 'is already running at'} {jobs.address}", flush=True)
     if options.detach:
         print(jobs.come_back(job_id))

@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from clip2scene.cli.options import Commands, file_to_write, non_negative_integer, positive_integer
+from clip2scene.config import DatasetKind
 
-_DATASETS = ("nuscenes", "semantickitti", "scannet")
+_DATASETS = tuple(kind for kind in get_args(DatasetKind) if kind != "streetworld")  # which a job makes itself
 
 
 def register(commands: Commands) -> None:

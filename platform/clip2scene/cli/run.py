@@ -77,11 +77,12 @@ def _run_table(options: argparse.Namespace) -> int:
 
 
 def _train_streetworld_clip(job: Job) -> int:
+    from clip2scene.paths import absolute
     from clip2scene.progress import progress
     from clip2scene.streetworld.clip_training import train
 
     settings = job.streetworld_clip
     total = len(settings.world_seeds) * settings.scenes_per_world + settings.steps
     with progress("streetworld_clip", total) as advance:
-        train(settings, job.seed, Path(settings.output).expanduser(), advance)
+        train(settings, job.seed, Path(absolute(settings.output)), advance)
     return 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from clip2scene.machine import num_cpus, workers_on
+from clip2scene.storage import folder_of
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,6 @@ def cluster_at(address: str) -> Machine:
 
 def free_bytes(storage: str) -> int:
     """Free space on the disk of a storage folder, which need not exist yet."""
-    path = Path(storage).expanduser().resolve()
+    path = folder_of(storage)
     there = next(folder for folder in (path, *path.parents) if folder.is_dir())
     return shutil.disk_usage(there).free

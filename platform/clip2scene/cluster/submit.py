@@ -7,10 +7,12 @@ metadata, so none of them contains a secret.
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +26,17 @@ from clip2scene.cluster.session import check_workers
 from clip2scene.config import ConfigError, Job, digest_of
 from clip2scene.jobfile import kind_of, kind_with_job, load_job, read_values
 from clip2scene.machine import check_actors
+from clip2scene.paths import relative_paths
 from clip2scene.stages import needs_teacher
-from clip2scene.storage import folder_of, is_remote
+from clip2scene.storage import folder_of
 from clip2scene.tracking.provenance import REVISION, git_revision, user_name
 from clip2scene.tracking.server import check_uri
 
 FILES = "files"
 """Folder for the job's files in the package."""
+_SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN(?!IZER)|KEY(_|$)", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"://[^/]*@")
+"""A URL with a user or a password in it."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +102,48 @@ def read_submission(path: str, overrides: Sequence[str] = (), job_path: str | No
     return Submission("run", (Path(path),), words, job.name, settings, (job,), ("", ""))
 
 
-def submit(submission: Submission, jobs: Jobs, tracking_uri: str, *, again: bool = False) -> tuple[str, bool]:
+def variables(words: Sequence[str]) -> dict[str, str]:
+    """Environment variables for a job: each word is ``NAME=VALUE``, or ``NAME`` with the value that it has here.
+
+    Raises:
+        ConfigError: a name is invalid or not set here; or a name or a value is that of a secret.
+    """
+    found = {}
+    for word in words:
+        name, is_given, value = word.partition("=")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ConfigError(f"--env {name!r}: not a variable's name; allowed: NAME or NAME=VALUE, without spaces")
+        if not is_given and name not in os.environ:
+            raise ConfigError(f"--env {name}: not set in this environment; set it, or give NAME=VALUE")
+        found[name] = value if is_given else os.environ[name]
+        if _SECRET_NAME.search(name) or _SECRET_VALUE.search(found[name]):
+            raise ConfigError(
+                f"--env {name}: holds a secret, it seems, and Ray's dashboard shows a job's environment; set it in the "
+                "environment of the cluster's own machines instead"
+            )
+    return found
+
+
+def submit(
+    submission: Submission,
+    jobs: Jobs,
+    tracking_uri: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    again: bool = False,
+) -> tuple[str, bool]:
     """Send a submission unless the same one is running; returns its id, and whether it was sent.
 
     Args:
         submission: what to run.
         jobs: the cluster's.
         tracking_uri: MLflow server, as the cluster reaches it.
+        environment: variables of the job and its workers; not a part of what makes two submissions the same.
         again: send it even if it is running.
 
     Raises:
-        ConfigError: the cluster can never run it, a path is relative (see :func:`with_absolute_paths`), or the tracking
-            URI or the storage is invalid or contains a password.
+        ConfigError: the cluster can never run it, a path is not absolute (see :func:`with_absolute_paths`), or the
+            tracking URI or the storage is invalid or contains a password.
         ClusterError: the cluster refuses it.
     """
     check_uri(tracking_uri, where=" on the cluster's machines")
@@ -128,7 +164,7 @@ def submit(submission: Submission, jobs: Jobs, tracking_uri: str, *, again: bool
         jobs.submit(
             entrypoint=shlex.join(["python", "-m", "clip2scene.cli", *command]),
             submission_id=job_id,
-            runtime_env={"working_dir": str(folder)},
+            runtime_env={"working_dir": str(folder), "env_vars": dict(environment or {})},
             metadata={
                 "name": submission.name,
                 "digest": submission.digest,
@@ -182,60 +218,38 @@ def _is_here(addresses: Sequence[str]) -> bool:
 
 
 def with_absolute_paths(submission: Submission, *, here: bool) -> Submission:
-    """The submission with its jobs' relative paths made absolute, for a process that starts in another folder.
+    """The submission with its jobs' paths made absolute, for a process that starts in another folder.
 
     Raises:
-        ConfigError: a path is relative, and the cluster is not ``here``, or a row, a column or a search space sets it,
-            which wins over an override of the job.
+        ConfigError: a path is relative or begins with ``~``, and the cluster is not ``here``, or a row, a column or a
+            search space sets it, which wins over an override of the job.
     """
     relative = _relative_paths(submission)
     if not relative:
         return submission
     if not here:
         key, (given, _) = next(iter(relative.items()))
-        raise ConfigError(
-            f"{key}={given}: a relative path, and the cluster is not on this machine; give an absolute one"
-        )
+        raise ConfigError(f"{key}={given}: not absolute, and the cluster is not on this machine; give an absolute path")
     words = (f"{key}={resolved}" for key, (_, resolved) in relative.items())
     job_path = str(submission.files[1]) if submission.verb == "sweep" else None
     absolute = read_submission(str(submission.files[0]), (*submission.overrides, *words), job_path)
     for key, (given, _) in _relative_paths(absolute).items():
         where = "search space" if submission.verb == "sweep" else "row or a column"
         raise ConfigError(
-            f"{key.removeprefix(submission.prefixes[1])}={given}: a relative path in a {where}, and the cluster's "
-            "processes start in another folder; give an absolute one"
+            f"{key.removeprefix(submission.prefixes[1])}={given}: not absolute, in a {where}, and the cluster's "
+            "processes start in another folder; give an absolute path"
         )
     return absolute
 
 
 def _relative_paths(submission: Submission) -> dict[str, tuple[str, str]]:
-    """Override key of each relative path of the jobs, with its first value and that value made absolute."""
-    from clip2scene.teacher.weights import absolute
-
+    """Override key of each path of the jobs that is not absolute, with its first value and that value made absolute."""
     of_storage, of_others = submission.prefixes
     relative: dict[str, tuple[str, str]] = {}
     for job in submission.jobs:
-        teacher = absolute(job.teacher)
-        output = job.streetworld_clip.output
-        paths = {
-            f"{of_storage}storage": (job.storage, _absolute(job.storage)),
-            f"{of_others}dataset.root": (job.dataset.root, _absolute(job.dataset.root)),
-            f"{of_others}finetune.checkpoint": (job.finetune.checkpoint, _absolute(job.finetune.checkpoint)),
-            f"{of_others}teacher.model": (job.teacher.model, teacher.model),
-            f"{of_others}teacher.pretrained": (job.teacher.pretrained, teacher.pretrained),
-        }
-        if job.stage == "streetworld_clip":  # it reads and writes nothing else
-            paths = {f"{of_others}streetworld_clip.output": (output, _absolute(output))}
-        for key, (given, resolved) in paths.items():
-            if given is not None and resolved is not None and given != resolved:
-                relative.setdefault(key, (given, resolved))
+        for key, pair in relative_paths(job).items():
+            relative.setdefault(f"{of_storage if key == 'storage' else of_others}{key}", pair)
     return relative
-
-
-def _absolute(path: str | None) -> str | None:
-    if path is None or path.startswith(("/", "~")) or is_remote(path):
-        return path
-    return str(Path(path).resolve())
 
 
 def _words(submission: Submission) -> list[str]:

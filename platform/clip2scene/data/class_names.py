@@ -108,4 +108,4 @@ CITYSCAPES: Classes = {
     "motorcycle": (("motorcycle",), (), (0, 0, 230)),
     "bicycle": (("bicycle",), (), (119, 11, 32)),
 }
-"""Cityscapes: 19 classes of images, only to prompt with."""
+"""Cityscapes: 19 classes of images, for prompts only."""

@@ -12,12 +12,10 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
-from clip2scene.config import ConfigError
+from clip2scene.config import ConfigError, Split
 from clip2scene.data.index import DataError, Frame, Index
-
-OFFICIAL = ("train", "val", "test", "mini_train", "mini_val")
-DERIVED = ("parametrizing", "verifying")
 
 _VERIFYING_EVERY = 7
 
@@ -65,8 +63,8 @@ def split_scenes(name: str) -> frozenset[str]:
     Raises:
         ConfigError: no such split.
     """
-    if name not in OFFICIAL + DERIVED:
-        raise ConfigError(f"split {name!r}: unknown; allowed: {', '.join(OFFICIAL + DERIVED)}")
+    if name not in get_args(Split):
+        raise ConfigError(f"split {name!r}: unknown; allowed: {', '.join(get_args(Split))}")
     verifying = frozenset(f"scene-{number}" for number in _VERIFYING.split())
     if name == "verifying":
         return verifying
@@ -93,10 +91,10 @@ def scenes_of_split(dataset: str, root: Path, name: str) -> frozenset[str]:
     """
     if dataset == "nuscenes":
         return split_scenes(name)
-    allowed = ("train", "val", "test", *DERIVED)
+    allowed = [split for split in get_args(Split) if not split.startswith("mini")]
     if name not in allowed:
         raise ConfigError(f"split {name!r}: unknown for {dataset}; allowed: {', '.join(allowed)}")
-    part = "train" if name in DERIVED else name
+    part = "train" if name in ("parametrizing", "verifying") else name
     scenes = _SEMANTICKITTI[part] if dataset == "semantickitti" else _scannet_scenes(root, part)
     # Scans of the same ScanNet room (sceneXXXX_00, sceneXXXX_01) stay in the same part.
     rooms = sorted({scene.partition("_")[0] for scene in scenes})[_VERIFYING_EVERY - 1 :: _VERIFYING_EVERY]

@@ -1,25 +1,21 @@
 """Label spaces: ordered classes, the names they are prompted with, and the raw label ids that map to them.
 
-``nuscenes``, ``semantickitti`` and ``scannet`` have labels; ``cityscapes`` and ``all`` are only prompted with.
+``nuscenes``, ``semantickitti`` and ``scannet`` have labels; ``cityscapes`` and ``all`` are for prompts only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
-from clip2scene.config import ConfigError, digest_of
+from clip2scene.config import ClassNames, ConfigError, digest_of
 from clip2scene.data import class_names
 from clip2scene.data.index import DataError
 
 IGNORE = 0
 """Label of points that count nowhere; class ``c`` of a vocabulary has label ``c + 1``."""
-
-Names = Literal["common", "official"]
-"""Names that fill prompts: everyday ones, several per class; or the benchmark's one name per class."""
 
 UNKNOWN = -1
 """In ``Vocabulary.raw_to_label``: no such raw id in the data set."""
@@ -34,7 +30,7 @@ class Vocabulary:
     prompts: tuple[tuple[str, ...], ...]
     """Per class, the names that fill the prompt templates."""
     raw_to_label: tuple[int, ...]
-    """Label of every raw id, from 0; ``UNKNOWN`` where there is no such id. Empty: only to prompt with."""
+    """Label of every raw id, from 0; ``UNKNOWN`` where there is no such id. Empty: for prompts only."""
     colours: tuple[tuple[int, int, int], ...]
     """RGB per class, as the dataset draws it."""
 
@@ -130,7 +126,7 @@ VOCABULARIES: dict[str, Vocabulary] = _by_name(_DATASETS)
 _OFFICIAL = _by_name([_official(words) for words in _DATASETS])
 
 
-def vocabulary(name: str, names: Names = "common") -> Vocabulary:
+def vocabulary(name: str, names: ClassNames = "common") -> Vocabulary:
     """The vocabulary of that name, with one kind of names to prompt with.
 
     Raises:
@@ -141,7 +137,7 @@ def vocabulary(name: str, names: Names = "common") -> Vocabulary:
     return (VOCABULARIES if names == "common" else _OFFICIAL)[name]
 
 
-def vocabulary_of(dataset: str, names: Names = "common") -> Vocabulary:
+def vocabulary_of(dataset: str, names: ClassNames = "common") -> Vocabulary:
     """The data set's own classes, which its labels and scores are in.
 
     Args:

@@ -19,15 +19,15 @@ from typing import Any
 from clip2scene.config import ConfigError
 from clip2scene.jobfile import put
 from clip2scene.machine import description
+from clip2scene.paths import relative_paths
 from clip2scene.progress import console
 from clip2scene.stages import Stages
-from clip2scene.storage import Storage, folder_of, locked, writing
+from clip2scene.storage import Storage, locked, writing
 from clip2scene.sweeps.counts import Counts
 from clip2scene.sweeps.space import TRAIN_SPLIT, VERIFY_SPLIT
 from clip2scene.sweeps.sweep import Sweep, combine
 from clip2scene.sweeps.trial import TrialWork
 from clip2scene.sweeps.tuner import has_begun, search, slots_of
-from clip2scene.teacher.weights import absolute
 from clip2scene.tracking.run import Run
 from clip2scene.tracking.sweep.best import best_yaml
 from clip2scene.tracking.sweep.keep import keep_sweep
@@ -196,14 +196,9 @@ def _prepare(sweep: Sweep, folder: Path) -> bool:
 
 def _absolute(sweep: Sweep) -> Sweep:
     """The sweep with absolute paths: a trial's process may run in another folder, and so may a resumed sweep."""
-    base, values = sweep.base, copy.deepcopy(dict(sweep.job))
-    put(values, "storage", str(folder_of(base.storage)), "job")
-    if base.dataset.root is not None:
-        put(values, "dataset.root", str(Path(base.dataset.root).expanduser().resolve()), "job")
-    teacher = absolute(base.teacher)
-    for key in ("model", "pretrained"):
-        if getattr(teacher, key) != getattr(base.teacher, key):
-            put(values, f"teacher.{key}", getattr(teacher, key), "job")
+    values = copy.deepcopy(dict(sweep.job))
+    for key, (_, path) in relative_paths(sweep.base).items():
+        put(values, key, path, "job")
     return Sweep(sweep.space, values)
 
 

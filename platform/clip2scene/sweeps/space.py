@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from clip2scene.config import Settings, WorkerSettings
+from clip2scene.config import Score, Settings, WorkerSettings
 from clip2scene.sweeps.distribution import FINITE, Distribution
 
 TRAIN_SPLIT, VERIFY_SPLIT = "parametrizing", "verifying"
@@ -63,7 +63,7 @@ class Space(Settings):
     seeds: tuple[int, ...] = Field((), max_length=100)
     """Every configuration is trained once per seed; with the job's seed when empty. The street world stays that of the
     job's seed."""
-    metric: Literal["miou", "agreement", "consistency", "label_free"] = "miou"
+    metric: Score = "miou"
     """Score that trials are selected by; more is better. ``miou`` needs labels of the verifying scenes, the others do
     not."""
     labels: bool = True

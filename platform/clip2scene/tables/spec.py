@@ -11,15 +11,14 @@ import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from clip2scene.config import ConfigError, Job, Settings, digest_of
+from clip2scene.config import ConfigError, DatasetKind, Job, Settings, digest_of
 from clip2scene.jobfile import TABLE_KEYS, parse, put, read_values
 
-Dataset = Literal["streetworld", "nuscenes", "semantickitti", "scannet"]
-PAPER_OF: dict[Dataset, Dataset] = {"streetworld": "nuscenes"}
+PAPER_OF: dict[DatasetKind, DatasetKind] = {"streetworld": "nuscenes"}
 """The dataset that the paper's numbers are taken from where the paper does not have ours."""
 
 
@@ -45,7 +44,7 @@ class Row(Settings):
     """Dotted keys of the base job and their values; they override those of the column."""
     score: str | None = None
     """Metric of the run that is shown; that of the table when not given."""
-    paper: dict[Dataset, tuple[float | None, ...]] = Field(default_factory=dict)
+    paper: dict[DatasetKind, tuple[float | None, ...]] = Field(default_factory=dict)
     """The paper's mIoU in percent: one number, or one per column of that dataset; null where it gives none."""
 
     model_config = ConfigDict(populate_by_name=True)
@@ -65,7 +64,7 @@ class Table(Settings):
     """Name of the table for ``clip2scene report``."""
     title: str
     """Title of the report."""
-    dataset: Dataset
+    dataset: DatasetKind
     """The dataset of ``jobs`` that is run."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """Every cell is run once per seed."""
@@ -77,9 +76,9 @@ class Table(Settings):
     """Metric of a run that a cell shows."""
     reference: str
     """Name of the row that the others are compared with."""
-    columns: dict[Dataset, tuple[Column, ...]] = Field(default_factory=dict)
+    columns: dict[DatasetKind, tuple[Column, ...]] = Field(default_factory=dict)
     """Columns per dataset; a single column, named mIoU, where none is given."""
-    jobs: dict[Dataset, dict[str, Any]]
+    jobs: dict[DatasetKind, dict[str, Any]]
     """Base job per dataset, without ``name``, ``seed``, ``storage`` and ``experiment``, which the table sets. The key
     ``base`` names a job file to start from."""
     rows: tuple[Row, ...] = Field(min_length=1)
@@ -107,11 +106,11 @@ class Table(Settings):
         return self
 
     @property
-    def paper_dataset(self) -> Dataset:
+    def paper_dataset(self) -> DatasetKind:
         """The dataset of the paper's numbers that ours are compared with."""
         return PAPER_OF.get(self.dataset, self.dataset)
 
-    def columns_of(self, dataset: Dataset) -> tuple[Column, ...]:
+    def columns_of(self, dataset: DatasetKind) -> tuple[Column, ...]:
         """The columns of a dataset."""
         return self.columns.get(dataset) or (Column(name="mIoU"),)
 

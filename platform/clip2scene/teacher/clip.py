@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clip2scene.config import ConfigError, TeacherSettings, one_line
+from clip2scene.paths import absolute_teacher
 from clip2scene.teacher.weights import Loaded, load_model
 
 FORMAT = "clip2scene-teacher-1"
@@ -34,6 +35,7 @@ def load_teacher(settings: TeacherSettings) -> DenseClip:
         ConfigError: the model is unknown, its weights cannot be loaded or do not fit, the image size is not a multiple
             of the patch size, or the vision tower has no value path to read.
     """
+    settings = absolute_teacher(settings)  # so that workers, which start in other folders, load the same
     return DenseClip(load_model(settings), settings)
 
 

@@ -27,7 +27,6 @@ from clip2scene.storage import Storage, locked
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip
 from clip2scene.teacher.encoder import Encoder, frame_row
-from clip2scene.teacher.weights import absolute
 
 _MAX_BLOCKS = 4000
 _MAX_RESTARTS = 8
@@ -143,7 +142,7 @@ def _encode_all(
             statuses = dataset.map_batches(
                 Encoder,
                 fn_constructor_args=(
-                    absolute(teacher.settings),
+                    teacher.settings,
                     settings,
                     index.root.resolve(),
                     path,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clip2scene.config import ConfigError
+from clip2scene.config import ConfigError, PromptTemplates
 from clip2scene.data.vocabulary import Vocabulary
 from clip2scene.teacher.clip import DenseClip
 
@@ -30,7 +30,7 @@ _SETS: dict[str, tuple[str, ...]] = {
     "plain": ("{}",),
     "depth_map": ("point cloud depth map of a {}.",),
 }
-Templates = Literal["clip85", "plain", "depth_map"]
+Templates = Literal[PromptTemplates, "depth_map"]
 """``depth_map`` is PointCLIP's sentence (Zhang et al., CVPR 2022)."""
 
 

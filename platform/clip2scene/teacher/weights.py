@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError
 
 from clip2scene.config import ConfigError, TeacherSettings
+from clip2scene.paths import CHECKPOINTS, LOCAL_DIR
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = (
@@ -37,8 +38,6 @@ WEIGHT_FILES = (
 )
 """Names that the weights in a ``local-dir:`` folder may have, preferred first."""
 STREETWORLD_FOLDER = Path(__file__).resolve().parents[1] / "streetworld" / "clip"
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-_LOCAL_DIR = "local-dir:"
 
 _log = logging.getLogger(__name__)
 
@@ -96,22 +95,12 @@ def load_model(settings: TeacherSettings) -> Loaded:
     return Loaded(model, name, architecture, text)
 
 
-def absolute(settings: TeacherSettings) -> TeacherSettings:
-    """The same settings with absolute paths, for processes that start in another folder."""
-    changes: dict[str, Any] = {}
-    if settings.model.startswith(_LOCAL_DIR):
-        changes["model"] = _LOCAL_DIR + str(Path(settings.model[len(_LOCAL_DIR) :]).resolve())
-    if Path(settings.pretrained).suffix in _SUFFIXES and Path(settings.pretrained).is_file():
-        changes["pretrained"] = str(Path(settings.pretrained).resolve())
-    return settings.model_copy(update=changes)
-
-
 def _model_name(model: str) -> tuple[str, Path | None]:
     """The model's name for open_clip, and its folder if it is a local one."""
     if model == "streetworld":
-        return f"{_LOCAL_DIR}{STREETWORLD_FOLDER}", STREETWORLD_FOLDER
-    if model.startswith(_LOCAL_DIR):
-        return model, Path(model[len(_LOCAL_DIR) :])
+        return f"{LOCAL_DIR}{STREETWORLD_FOLDER}", STREETWORLD_FOLDER
+    if model.startswith(LOCAL_DIR):
+        return model, Path(model.removeprefix(LOCAL_DIR))
     return model if model.startswith("hf-hub:") else model.replace("/", "-"), None
 
 
@@ -124,7 +113,7 @@ def _configuration(model: str, name: str, folder: Path | None) -> dict[str, Any]
     except Exception as error:  # the hub's client raises errors of many kinds
         raise ConfigError(
             f"teacher.model={model!r}: its configuration cannot be fetched ({_first_line(error)}); without a network "
-            f"give {_LOCAL_DIR}FOLDER with {CONFIG_FILE} and {WEIGHT_FILES[0]}"
+            f"give {LOCAL_DIR}FOLDER with {CONFIG_FILE} and {WEIGHT_FILES[0]}"
         ) from error
     if configuration is None:
         known = {known.lower(): known for known in open_clip.list_models()}
@@ -132,7 +121,7 @@ def _configuration(model: str, name: str, folder: Path | None) -> dict[str, Any]
         hint = f"close to it: {', '.join(close)}; " if close else ""
         raise ConfigError(
             f"teacher.model={model!r}: no such open_clip model; {hint}"
-            f"allowed: a name of open_clip.list_models(), {_LOCAL_DIR}FOLDER, or streetworld"
+            f"allowed: a name of open_clip.list_models(), {LOCAL_DIR}FOLDER, or streetworld"
         )
     return dict(configuration)
 
@@ -171,22 +160,22 @@ def _download(tag: dict[str, Any], settings: TeacherSettings) -> Path:
         raise ConfigError(
             f"teacher.pretrained={settings.pretrained!r}: the weights of {settings.model} cannot be downloaded "
             f"({_first_line(error)}); without a network give a local checkpoint: teacher.pretrained=FILE.safetensors, "
-            f"teacher.model={_LOCAL_DIR}FOLDER, or teacher.pretrained=random for a dry run"
+            f"teacher.model={LOCAL_DIR}FOLDER, or teacher.pretrained=random for a dry run"
         ) from error
 
 
 def _local_file(name: str, pretrained: str) -> Path:
     path = Path(pretrained)
-    if path.suffix in _SUFFIXES and path.is_file():
+    if path.suffix in CHECKPOINTS and path.is_file():
         return path
-    if path.suffix in _SUFFIXES or len(path.parts) > 1:
+    if path.suffix in CHECKPOINTS or len(path.parts) > 1:
         reason = "this file does not exist" if not path.is_file() else "not the name of a checkpoint"
-        raise ConfigError(f"teacher.pretrained={pretrained!r}: {reason}; allowed: a {', '.join(_SUFFIXES)} file")
+        raise ConfigError(f"teacher.pretrained={pretrained!r}: {reason}; allowed: a {', '.join(CHECKPOINTS)} file")
     tags = open_clip.list_pretrained_tags_by_model(name)
     listed = f"{', '.join(tags)}, " if tags else ""
     raise ConfigError(
         f"teacher.pretrained={pretrained!r}: unknown for {name}; allowed: {listed}random, or a local "
-        f"{', '.join(_SUFFIXES)} file"
+        f"{', '.join(CHECKPOINTS)} file"
     )
 
 

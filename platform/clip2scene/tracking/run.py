@@ -38,6 +38,8 @@ class Run:
     """Folder that keeps what the server does not take; see :mod:`clip2scene.tracking.outbox`."""
     patience_s: float = PATIENCE_S
     """How long a write waits for the server."""
+    name: str = ""
+    """As in the UI."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Keep the values of one step (an epoch), in one request.

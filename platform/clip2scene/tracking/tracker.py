@@ -69,36 +69,46 @@ class Tracker:
             TrackingError: ``run_id`` is not a run of this experiment, or the server is away and stays away.
             ConfigError: a parameter is too long.
         """
-        opened = self._create(name, parent, tags or {}) if run_id is None else self._reopen(run_id)
-        run = Run(self.uri, opened, self.outbox, self.patience_s)
-        at_once = dataclasses.replace(run, patience_s=0.0)  # an error must not wait for the server
-        status, monitor = "FAILED", None
+        run = self.open_run(name, parent, run_id, tags or {})
+        status, error, monitor = "FINISHED", "", None
         try:
-            if run_id is not None:
-                run.set_tags({**process_tags(), **(tags or {})})
             if params:
                 run.log_params(params)
             monitor = _start_monitor(run) if system_metrics else None
             yield run
-            status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):  # the latter by Ray, whose workers get SIGTERM
             status = "KILLED"
             raise
-        except BaseException as error:
-            with suppress(Exception):  # the first error is the one to report
-                at_once.set_tags({"error": one_line(f"{type(error).__name__}: {error}")})
+        except BaseException as raised:
+            status, error = "FAILED", f"{type(raised).__name__}: {raised}"
             raise
         finally:
             if monitor is not None and not self._holds(run):  # it would retry for minutes; it ends by itself
                 monitor.finish()
-            if status == "FINISHED":
-                run.end(status)
-            else:
-                with suppress(Exception):
-                    at_once.end(status)
-            if self._holds(run):
-                what = f"what MLflow did not take is kept in {self.outbox}; the next command delivers it"
-                console().print(f"run {name!r}: {what}", markup=False, soft_wrap=True)
+            self.close_run(run, status, error)
+
+    def open_run(self, name: str, parent: Run | None, run_id: str | None, tags: Mapping[str, str]) -> Run:
+        """Open or continue a run until :meth:`close_run`; see :meth:`run`, which does both."""
+        opened = self._create(name, parent, tags) if run_id is None else self._reopen(run_id)
+        run = Run(self.uri, opened, self.outbox, self.patience_s, name)
+        if run_id is not None:
+            run.set_tags({**process_tags(), **tags})
+        return run
+
+    def close_run(self, run: Run, status: str = "FINISHED", error: str = "") -> None:
+        """Close a run as ``FINISHED``, or at once, whether the server answers or not, as ``FAILED`` or ``KILLED``."""
+        if status == "FINISHED":
+            run.end(status)
+        else:
+            at_once = dataclasses.replace(run, patience_s=0.0)
+            with suppress(Exception):  # what ended the run is the error to report
+                if error:
+                    at_once.set_tags({"error": one_line(error)})
+            with suppress(Exception):
+                at_once.end(status)
+        if self._holds(run):
+            what = f"what MLflow did not take is kept in {self.outbox}; the next command delivers it"
+            console().print(f"run {run.name!r}: {what}", markup=False, soft_wrap=True)
 
     def find_run(self, tags: Mapping[str, str]) -> str | None:
         """Id of the latest run that has all these tags, or None; how a stage finds the run that it continues.

@@ -6,19 +6,17 @@ What a run already holds is read once, when it is continued.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, get_args
 
-from clip2scene.config import Job
+from clip2scene.config import Job, Score
 from clip2scene.tracking.records import find, parent_run
 from clip2scene.tracking.run import Run
 from clip2scene.tracking.tracker import Tracker
 
 FORMAT = "clip2scene-sweep-1"
-OBJECTIVES = ("miou", "agreement", "consistency", "label_free")
-"""Scores on the verifying scenes, as a sweep's metric may name them."""
+OBJECTIVES: tuple[str, ...] = get_args(Score)
 _TRAIN = "train/"
 FINAL, FAILED = "final/", "failed/"
 """Prefixes of the metrics at a trial's end, and at a failure: a failed trial continues when its sweep is resumed."""
@@ -55,17 +53,9 @@ class TrialRun:
         """The last epoch that is kept."""
         self._has_ended, self._has_reason = self._continued(tracker, known) if known else (False, False)
         tags = {**identity, "seed": str(job.seed), "state": "running"} | ({"variant": variant} if variant else {})
-        self._stack = ExitStack()
-        self.run = self._stack.enter_context(
-            tracker.run(
-                f"trial {number:02d}",
-                parent=parent,
-                run_id=known,
-                tags=tags,
-                params=_compared(job),
-                system_metrics=False,
-            )
-        )
+        self._tracker = tracker
+        self.run = tracker.open_run(f"trial {number:02d}", parent, known, tags)
+        self.run.log_params(_compared(job))
 
     def _continued(self, tracker: Tracker, run_id: str) -> tuple[bool, bool]:
         """Whether an earlier attempt kept metrics of an end, and a reason.
@@ -105,15 +95,13 @@ class TrialRun:
         # Also replaces the reason of an earlier attempt.
         self.run.set_tags({"state": state} | ({"reason": reason[:500]} if reason or self._has_reason else {}))
         if state == "failed":
-            with contextlib.suppress(RuntimeError), self._stack:
-                raise RuntimeError(reason)
+            self._tracker.close_run(self.run, "FAILED", f"RuntimeError: {reason}")
         else:
-            self._stack.close()
+            self._tracker.close_run(self.run)
 
     def abandon(self) -> None:
         """Close the run of a trial that will be continued later."""
-        with contextlib.suppress(KeyboardInterrupt), self._stack:
-            raise KeyboardInterrupt
+        self._tracker.close_run(self.run, "KILLED")
 
 
 def _identity(name: str, sweep_id: str) -> dict[str, str]:

@@ -1,0 +1,43 @@
+"""Which settings of a job are paths, and what makes them absolute.
+
+``~`` is expanded like a relative path, on the machine where the user types it: elsewhere it would be another folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clip2scene.config import Job, TeacherSettings
+from clip2scene.remote import is_remote
+
+LOCAL_DIR = "local-dir:"
+"""In ``teacher.model``, what the folder of a model is preceded by."""
+CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin")
+"""Suffixes of a ``teacher.pretrained`` that is a file."""
+
+
+def absolute(path: str) -> str:
+    """The same path for processes that start in another folder; URIs and absolute paths stay as they are."""
+    return path if is_remote(path) or Path(path).is_absolute() else str(Path(path).expanduser().resolve())
+
+
+def absolute_teacher(teacher: TeacherSettings) -> TeacherSettings:
+    """The same teacher for processes that start in another folder."""
+    model, pretrained = teacher.model, teacher.pretrained
+    if model.startswith(LOCAL_DIR):
+        model = LOCAL_DIR + absolute(model.removeprefix(LOCAL_DIR))
+    if Path(pretrained).suffix in CHECKPOINTS:
+        pretrained = absolute(pretrained)
+    return teacher.model_copy(update={"model": model, "pretrained": pretrained})
+
+
+def relative_paths(job: Job) -> dict[str, tuple[str, str]]:
+    """Every path of a job that is not absolute, by its dotted key: as given, and made absolute."""
+    teacher = absolute_teacher(job.teacher)
+    given = {"storage": job.storage, "dataset.root": job.dataset.root, "finetune.checkpoint": job.finetune.checkpoint}
+    pairs = {key: (path, absolute(path)) for key, path in given.items() if path is not None}
+    pairs |= {f"teacher.{key}": (getattr(job.teacher, key), getattr(teacher, key)) for key in ("model", "pretrained")}
+    if job.stage == "streetworld_clip":  # it reads and writes nothing else
+        output = job.streetworld_clip.output
+        pairs = {"streetworld_clip.output": (output, absolute(output))}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
