@@ -17,6 +17,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.tri import LinearTriInterpolator, Triangulation
 
 from clip2scene.tracking.figures.style import BLUE, FRAME, GREY, INK, ORANGE, legend, new_figure, quiet
 from clip2scene.tracking.sweep.axes import ParameterAxis
@@ -219,27 +220,21 @@ def _kinds(points: Sequence[Point]) -> list[tuple[str, str, bool, list[Point]]]:
 def _interpolate(
     axes: Axes, points: Sequence[Point], across: ParameterAxis, up: ParameterAxis, norm: Normalize
 ) -> None:
-    from scipy.interpolate import griddata
-    from scipy.spatial import QhullError
-
     if len(points) < _INTERPOLATED_POINTS:
         return
-    at = np.array([[axis.share(point.values[axis.key]) for axis in (across, up)] for point in points])
-    sides = [np.linspace(at[:, side].min(), at[:, side].max(), _SURFACE_CELLS) for side in (0, 1)]
+    sides, at = [], []
+    for axis in (across, up):
+        values = [point.values[axis.key] for point in points]
+        sides.append((np.geomspace if axis.log else np.linspace)(min(values), max(values), _SURFACE_CELLS))
+        at.append([axis.share(value) for value in values])
     try:
-        heights = griddata(at, [point.score for point in points], tuple(np.meshgrid(*sides)), method="linear")
-    except QhullError:  # all on one line
+        between = LinearTriInterpolator(Triangulation(*at), [point.score for point in points])
+    except RuntimeError:  # all on one line
         return
-    shown = np.ma.masked_invalid(heights)
-    places = [_places(axis, side) for axis, side in zip((across, up), sides, strict=True)]
-    axes.pcolormesh(*places, shown, cmap=_COLOURS, norm=norm, alpha=0.85, shading="nearest", rasterized=True)
-
-
-def _places(axis: ParameterAxis, shares: np.ndarray) -> np.ndarray:
-    """Positions on an axis, from shares: the inverse of :meth:`ParameterAxis.share`."""
-    low, high = (np.log(x) if axis.log else x for x in (axis.low, axis.high))
-    places = low + shares * (high - low)
-    return np.exp(places) if axis.log else places
+    # Linear in shares, as the axes show it; linear in the values would bend the hull on logarithmic ones.
+    shares = [[axis.share(place) for place in side] for axis, side in zip((across, up), sides, strict=True)]
+    heights = between(*np.meshgrid(*shares))
+    axes.pcolormesh(*sides, heights, cmap=_COLOURS, norm=norm, alpha=0.85, shading="nearest", rasterized=True)
 
 
 def _tick(axes: Axes, place: float, height: float, text: str) -> None:

@@ -49,6 +49,11 @@ def differing_tags(record: TableRecord, tag: str) -> tuple[str, ...]:
     return tuple(sorted({run.tags.get(tag, "?") for cell in record.cells for run in cell.runs.values()}))
 
 
+def tags_shown(record: TableRecord) -> tuple[str, ...]:
+    """The tags that not all runs share; each is a column."""
+    return tuple(tag for tag in ("protocol", "vocabulary") if len(differing_tags(record, tag)) > 1)
+
+
 def tag_of(cell: TableCell, tag: str) -> str:
     """A tag of a cell's runs."""
     return ", ".join(sorted({run.tags.get(tag, "?") for run in cell.runs.values()})) or "–"
@@ -95,7 +100,7 @@ def provenance(record: TableRecord) -> dict[str, str]:
 
 def _parts(record: TableRecord) -> list[RenderableType]:
     parts: list[RenderableType] = []
-    tags = [tag for tag in ("protocol", "vocabulary") if len(differing_tags(record, tag)) > 1]
+    tags = tags_shown(record)
     for column in record.about["columns"]:
         title = record.about["title"] + (f": {column}" if len(record.about["columns"]) > 1 else "")
         table = new_table(f"{title} ({record.about['dataset']})")
