@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from rich.console import Console
 
 from clip2scene.sweeps import journal, progress
-from clip2scene.sweeps.journal import BudgetStopper, Journal, JournalCallback
+from clip2scene.sweeps.journal import HoursOverError, Journal, JournalCallback
 from clip2scene.sweeps.progress import SweepProgress
 
 TAU = "distill.scr.tau"
@@ -118,17 +118,18 @@ def test_trials_that_the_budget_stops_keep_their_scores(begin):
     for trial, epochs in zip(trials, (6, 2), strict=True):
         JournalCallback().on_trial_start(0, trials, trial)
         JournalCallback().on_trial_result(0, trials, trial, result(epochs))
-    assert pickle.loads(pickle.dumps(BudgetStopper())).stop_all()
-    made.finish()  # Tune reports no end of these
+    with pytest.raises(HoursOverError):
+        pickle.loads(pickle.dumps(JournalCallback())).on_step_begin(0, trials)
+    made.pause()
     assert TrialRun.ends == {
         0: ("finished", {"epochs": 6, "seconds": 12.0, "miou": 0.5}, ""),
-        1: ("stopped", {"epochs": 2, "seconds": 4.0, "miou": 0.5}, ""),
+        1: ("paused", {"epochs": 2, "seconds": 4.0, "miou": 0.5}, ""),
     }
 
 
 def test_hours_are_counted_from_this_drivers_start(begin):
     begin(budget={"epochs": 6, "hours": 1})
-    assert not BudgetStopper().stop_all()
+    JournalCallback().on_step_begin(0, [])
     begin()
     assert journal._current[0]._until_s == math.inf
 

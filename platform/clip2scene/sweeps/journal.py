@@ -20,6 +20,14 @@ from clip2scene.tracking.tracker import Tracker
 from clip2scene.training.validation import SCORE_PREFIX
 
 
+class HoursOverError(Exception):
+    """The sweep has used up its ``budget.hours``.
+
+    Raised in a callback, it makes Tune stop its processes but keep the trials as unfinished, as an interruption does.
+    Tune's own limits would end the trials for good.
+    """
+
+
 class Journal:
     """Records a sweep's trials, in the driver, as they start, report and end; ``on_ended`` is called after each end."""
 
@@ -34,10 +42,10 @@ class Journal:
         self._results: dict[int, dict[str, Any]] = {}
         self._epochs: dict[int, int] = {}
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the sweep has used up its hours."""
-        return time.monotonic() > self._until_s
+    def check_hours(self) -> None:
+        """Raise :class:`HoursOverError` if so."""
+        if time.monotonic() > self._until_s:
+            raise HoursOverError
 
     def started(self, number: int, config: dict[str, Any], num_ended: int) -> None:
         """A trial starts, or starts again after a failure; ``num_ended`` counts the trials of earlier drivers too."""
@@ -59,7 +67,7 @@ class Journal:
             self._runs[number].log_epoch(result["epoch"], _scores(result), metrics)
             self._progress.reported(number, result["epoch"], result["objective"])
 
-    def ended(self, number: int, failure: str | None = None) -> None:
+    def ended(self, number: int, failure: str | None = None, *, will_continue: bool = False) -> None:
         """A trial has ended, for any reason; ``failure`` is the text of its last error, if that was why."""
         result = self._results.get(number, {})
         finals = {"epochs": self._epochs.get(number, 0), "seconds": float(result.get("time_total_s", math.nan))}
@@ -68,7 +76,8 @@ class Journal:
         elif "diverged" in result:
             state, reason = "diverged", result["diverged"]
         else:
-            state, reason = "finished" if finals["epochs"] == self._sweep.epochs else "stopped", ""
+            early = "paused" if will_continue else "stopped"
+            state, reason = "finished" if finals["epochs"] == self._sweep.epochs else early, ""
             finals |= _scores(result)
         self._progress.ended(number, state, reason)
         self._runs.pop(number).end(state, finals, reason)
@@ -80,10 +89,10 @@ class Journal:
             self.started(number, config, num_ended)
         self.ended(number, failure)
 
-    def finish(self) -> None:
-        """Tune is done: trials that it has not reported as ended were stopped by the budget."""
+    def pause(self) -> None:
+        """The hours are over before the trials that still run."""
         for number in list(self._runs):
-            self.ended(number)
+            self.ended(number, will_continue=True)
 
     def abandon(self) -> None:
         """The driver ends before its trials do."""
@@ -102,6 +111,10 @@ class JournalCallback(tune.Callback):
     def __init__(self, journal: Journal | None = None):
         if journal is not None:
             _current[:] = [journal]
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Every now and then."""
+        _current[0].check_hours()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial starts, or starts again after a failure."""
@@ -122,21 +135,6 @@ class JournalCallback(tune.Callback):
         # Tune's own methods read the error from the storage, to which it is uploaded only after this.
         failure = Path(trial.error_file).read_text(encoding="utf-8")
         _current[0].failed(_number(trial), trial.config, failure, _num_ended(trials))
-
-
-class BudgetStopper(tune.Stopper):
-    """Stops a sweep after ``budget.hours``.
-
-    Tune's own limit is pickled and cannot change on resume, so the journal holds the deadline.
-    """
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stop no single trial."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Stop all trials once the hours are used up."""
-        return _current[0].is_over
 
 
 def _num_ended(trials: list[Any]) -> int:

@@ -109,7 +109,7 @@ def recall(folder: Path) -> KeptSweep:
 
 
 def run_sweep(kept: KeptSweep, tracker: Tracker, pages_at: str | None = None) -> SweepRecord:
-    """Run a sweep, or what is left of it, which includes failed trials. Ray must be initialised.
+    """Run a sweep, or what is left of it, also of failed trials. Ray must be initialised.
 
     A second call at the same time waits for the first.
 
@@ -137,7 +137,7 @@ def run_sweep(kept: KeptSweep, tracker: Tracker, pages_at: str | None = None) ->
             search(sweep, TrialWork(sweep, folder / TRIALS, labels), tracker, parent, folder, slots)
             _record_counts(sweep, parent, folder, _read(tracker, parent))
         record = _read(tracker, parent)
-        if not record.num_failed:
+        if not record.num_left:
             shutil.rmtree(folder / TRIALS, ignore_errors=True)  # checkpoints, which nothing will continue from
         keep_sweep(record, parent, pages_at)
     if record.best:
@@ -239,7 +239,7 @@ def _read(tracker: Tracker, parent: Run) -> SweepRecord:
 
 
 def _record_counts(sweep: Sweep, parent: Run, folder: Path, record: SweepRecord) -> None:
-    """Log what the sweep cost when it is over, or over again after failed trials ran once more."""
+    """Log what the sweep has cost when all its trials or its hours are over."""
     counts = Counts(folder).read()
     finals = [trial.finals for trial in record.trials]
     parent.log_metrics(
@@ -249,6 +249,6 @@ def _record_counts(sweep: Sweep, parent: Run, folder: Path, record: SweepRecord)
             "epochs_run": sum(final.get("epochs", 0) for final in finals),
             "epochs_full": len(sweep.trials) * sweep.epochs,
             "trials": len(finals),
-            "trials_failed": record.num_failed,
+            "trials_left": record.num_left,
         }
     )

@@ -11,7 +11,7 @@ from ray import tune
 from clip2scene.machine import ray_nodes
 from clip2scene.sweeps.counts import Counts
 from clip2scene.sweeps.distribution import Distribution
-from clip2scene.sweeps.journal import BudgetStopper, Journal, JournalCallback
+from clip2scene.sweeps.journal import HoursOverError, Journal, JournalCallback
 from clip2scene.sweeps.progress import SweepProgress
 from clip2scene.sweeps.scheduler import scheduler_of
 from clip2scene.sweeps.slots import trial_slots
@@ -60,13 +60,13 @@ def search(sweep: Sweep, work: TrialWork, tracker: Tracker, parent: Run, folder:
                     storage_path=str(folder),
                     failure_config=tune.FailureConfig(max_failures=space.resources.max_failures),
                     callbacks=[callback],
-                    stop=BudgetStopper(),
                     verbose=0,
                 ),
             )
         try:
             tuner.fit()
-            journal.finish()
+        except HoursOverError:
+            journal.pause()
         finally:
             journal.abandon()
             counts.add_seconds()

@@ -14,7 +14,7 @@ from typing import Any
 
 from clip2scene.tracking.records import Record, find_known, mean_and_deviation, read_record, search_runs, seconds_of
 from clip2scene.tracking.run import client_of, flatten
-from clip2scene.tracking.sweep.runs import FAILED, FINAL, FORMAT
+from clip2scene.tracking.sweep.runs import FINAL, FORMAT, SO_FAR
 
 _FULL_TRIALS = 4
 """This many trials that ran all epochs are enough to compare them alone."""
@@ -28,8 +28,8 @@ class TrialRecord:
     run_id: str
     number: int
     state: str
-    """``running``, ``finished``, ``stopped`` (by the scheduler), ``diverged``, ``failed``; or ``interrupted``, when it
-    was running as the sweep ended."""
+    """``running``, ``finished``, ``stopped`` (by the scheduler), ``diverged``, ``failed``, ``paused`` (the hours were
+    over); or ``interrupted``, when the sweep's driver ended before it."""
     seed: int
     variant: str | None
     values: Mapping[str, Any]
@@ -110,9 +110,10 @@ class SweepRecord(Record):
     """What trials were selected by: ``no labels``, or the labels of which scenes."""
 
     @property
-    def num_failed(self) -> int:
-        """How many trials failed."""
-        return sum(trial.state == "failed" for trial in self.trials)
+    def num_left(self) -> int:
+        """How many trials the same command would go on with, or begin."""
+        ended = sum(trial.state in ("finished", "stopped", "diverged") for trial in self.trials)
+        return int(self.about["num_trials"]) - ended
 
     @property
     def metric(self) -> str:
@@ -253,7 +254,7 @@ def trial_from(run: Any, parameters: list[dict[str, Any]]) -> TrialRecord:
         parameters: of the sweep's ``sweep.json``.
     """
     tags, metrics = run.data.tags, run.data.metrics
-    finals = _below(FINAL, metrics) or _below(FAILED, metrics)
+    finals = _below(FINAL, metrics) or _below(SO_FAR, metrics)
     state = tags["state"]
     if state == "running" and run.info.status != "RUNNING":
         state = "interrupted"

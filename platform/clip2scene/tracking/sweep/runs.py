@@ -18,8 +18,9 @@ from clip2scene.tracking.tracker import Tracker
 FORMAT = "clip2scene-sweep-1"
 OBJECTIVES: tuple[str, ...] = get_args(Score)
 _TRAIN = "train/"
-FINAL, FAILED = "final/", "failed/"
-"""Prefixes of the metrics at a trial's end, and at a failure: a failed trial continues when its sweep is resumed."""
+FINAL, SO_FAR = "final/", "so_far/"
+"""Prefixes of the metrics at a trial's end, and where a later command continues it."""
+_WILL_CONTINUE = ("failed", "paused")
 
 
 def sweep_run(tracker: Tracker, name: str, sweep_id: str, tags: Mapping[str, str]) -> AbstractContextManager[Run]:
@@ -33,9 +34,9 @@ def is_known(tracker: Tracker, name: str, sweep_id: str) -> bool:
 
 
 def is_complete(tracker: Tracker, run: Run) -> bool:
-    """Whether a sweep's run holds its final metrics and no trial failed, so that there is nothing left to run."""
+    """Whether a sweep's run says that no trial is left to run."""
     with tracker.reachable("look into the sweep's run") as client:
-        return client.get_run(run.run_id).data.metrics.get("trials_failed") == 0
+        return client.get_run(run.run_id).data.metrics.get("trials_left") == 0
 
 
 def is_sweep(uri: str, name: str) -> bool:
@@ -85,17 +86,20 @@ class TrialRun:
         """Close the run.
 
         Args:
-            state: ``finished``, ``stopped`` (by the scheduler or the clock), ``diverged`` or ``failed``.
-            finals: scores, ``epochs`` and ``seconds`` at the end; kept once, except for those of a failure.
+            state: ``finished``, ``stopped`` (by the scheduler), ``diverged``, ``failed`` or ``paused`` (as the sweep's
+                hours were over).
+            finals: scores, ``epochs`` and ``seconds`` at the end; kept once, except for those of a failure or a pause.
             reason: a sentence, where it did not end well.
         """
-        if state == "failed" or not self._has_ended:
-            prefix = FAILED if state == "failed" else FINAL
+        if state in _WILL_CONTINUE or not self._has_ended:
+            prefix = SO_FAR if state in _WILL_CONTINUE else FINAL
             self.run.log_metrics({prefix + name: value for name, value in finals.items()})
         # Also replaces the reason of an earlier attempt.
         self.run.set_tags({"state": state} | ({"reason": reason[:500]} if reason or self._has_reason else {}))
         if state == "failed":
             self._tracker.close_run(self.run, "FAILED", f"RuntimeError: {reason}")
+        elif state == "paused":
+            self.abandon()
         else:
             self._tracker.close_run(self.run)
 

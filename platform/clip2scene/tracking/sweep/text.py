@@ -83,13 +83,11 @@ def sentences(record: SweepRecord) -> Iterator[str]:
     for trial in record.trials:
         if trial.reason:
             yield f"trial {trial.number:02d} {trial.state}: {trial.reason}"
-    if record.num_failed:
-        yield "the same command tries failed trials again, from their checkpoints"
     if record.metrics:
-        if len(record.trials) < record.about["num_trials"]:
+        if record.num_left:
             yield (
-                f"{len(record.trials)} of {record.about['num_trials']} trials ran before budget.hours ended the sweep; "
-                "to run more of them, give more hours and another name (sweep=NAME)"
+                f"{record.num_left} of {record.about['num_trials']} trials failed or lacked time (budget.hours); "
+                "the same command goes on with them"
             )
         counts = {name: int(record.metrics[name]) for name in _COUNTS}
         yield (
