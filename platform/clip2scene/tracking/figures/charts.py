@@ -74,7 +74,7 @@ def loss_curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figu
     groups = ([losses] if losses else []) + [[name] for name in names if name not in losses]
     columns = min(3, max(len(groups), 1))
     rows = math.ceil(max(len(groups), 1) / columns)
-    figure = new_figure(4.0 + 3.6 * columns if columns > 1 else 9.0, 4.6 if rows == 1 else 3.6 * rows)
+    figure = new_figure(4.0 + 3.6 * columns if columns > 1 else 9.0, 4.6 if rows == 1 else 3.6 * rows, title)
     grid = figure.subplots(rows, columns, squeeze=False)
     epochs = [row.get("epoch", place) for place, row in enumerate(history, start=1)]
     for axes, group in zip(grid.flat, groups, strict=False):
@@ -90,8 +90,6 @@ def loss_curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figu
             legend(axes)
     for axes in list(grid.flat)[len(groups) :]:
         axes.set_axis_off()
-    if title:
-        figure.suptitle(title, fontsize=14, color=INK)
     return figure
 
 
@@ -105,7 +103,7 @@ def class_bars(iou_by_method: Mapping[str, Mapping[str, float | None]], title: s
     classes = list(dict.fromkeys(name for scores in iou_by_method.values() for name in scores))
     methods = list(iou_by_method)
     width = 0.84 / max(len(methods), 1)
-    figure = new_figure(15.0, 5.8)
+    figure = new_figure(15.0, 5.8, title)
     axes = figure.subplots()
     absent = set(classes)
     for place, (colour, method) in enumerate(zip(_LINES * len(methods), methods, strict=False)):
@@ -127,8 +125,6 @@ def class_bars(iou_by_method: Mapping[str, Mapping[str, float | None]], title: s
     axes.set_xlim(-0.55, len(classes) - 0.45)
     axes.set_ylim(0, 105)
     axes.set_ylabel("IoU (%)")
-    if title:
-        figure.suptitle(title, fontsize=14, color=INK)
     if methods:
         legend(figure, loc="outside lower center", ncols=4)
     return figure

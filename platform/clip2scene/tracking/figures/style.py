@@ -19,9 +19,12 @@ CORRECT, WRONG, MISSING = "#a9adb3", "#d62728", "#a8cdec"
 """Points of an error map: predicted right, predicted wrong, without a prediction."""
 
 
-def new_figure(width_in: float, height_in: float) -> Figure:
+def new_figure(width_in: float, height_in: float, title: str = "", title_size: int = 14) -> Figure:
     """An empty figure of this size in inches with an automatic layout, made without pyplot."""
-    return Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained", facecolor="white")
+    if title:
+        figure.suptitle(title, fontsize=title_size, color=INK)
+    return figure
 
 
 def quiet(axes: Axes) -> None:

@@ -64,7 +64,7 @@ def scene_row(
 
     xyz_M3, truth_M, labels_M = visible(xyz_N3), visible(truth_N), visible(labels_N)
     scored_M = truth_M != IGNORE
-    figure = new_figure(14.0, 4.75)
+    figure = new_figure(14.0, 4.75, title, 13)
     panels = figure.subplots(1, 4)
     bottom, top = np.quantile(xyz_M3[:, 2], _HEIGHT_QUANTILES)
     heights_M = np.clip((xyz_M3[:, 2] - bottom) / max(top - bottom, 1e-6), 0, 1)
@@ -86,8 +86,6 @@ def scene_row(
     handles = class_handles([truth_M, labels_M], vocabulary, FAINT)
     handles += [dot(colour, name) for colour, name in verdicts if colour in shown]
     legend(figure, 10, handles=handles, loc="outside lower center", ncols=10, handletextpad=0.1, columnspacing=1.2)
-    if title:
-        figure.suptitle(title, fontsize=13, color=INK)
     return figure
 
 
@@ -107,7 +105,7 @@ def class_panels(
     """
     columns = min(4, max(len(iou_by_row), 1))
     rows = math.ceil(len(iou_by_row) / columns) or 1
-    figure = new_figure(14.0, rows * (0.215 * len(classes) + 0.95) + 0.3)
+    figure = new_figure(14.0, rows * (0.215 * len(classes) + 0.95) + 0.3, title, 13)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     places = np.arange(len(classes))
     marks = iou_by_row.get(reference, {})
@@ -140,6 +138,4 @@ def class_panels(
     for axes in list(grid.flat)[max(len(iou_by_row) - columns, 0) : len(iou_by_row)]:
         axes.tick_params(axis="x", labelbottom=True)
         axes.set_xlabel("IoU (%)", fontsize=10)
-    if title:
-        figure.suptitle(title, fontsize=13, color=INK)
     return figure
