@@ -109,7 +109,7 @@ def recall(folder: Path) -> KeptSweep:
 
 
 def run_sweep(kept: KeptSweep, tracker: Tracker, pages_at: str | None = None) -> SweepRecord:
-    """Run a sweep, or what is left of it, also of failed trials. Ray must be initialised.
+    """Run a sweep, or what is left of it, failed trials included. Ray must be initialised.
 
     A second call at the same time waits for the first.
 
