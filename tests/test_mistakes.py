@@ -169,6 +169,11 @@ def test_a_wrong_number_of_nodes_is_one_sentence_and_makes_no_folder(tmp_path, c
     assert not (tmp_path / "none").exists()
 
 
+def test_the_home_of_nobody_is_one_sentence(capsys):
+    assert main(["run", "jobs/demo.yaml", "storage=~no-one-has-this-name/x"]) == 1
+    assert "~no-one-has-this-name/x: this machine has no such user; allowed: ~/ for" in capsys.readouterr().err
+
+
 def test_a_cluster_in_a_folder_that_cannot_be_made_is_one_sentence(capsys):
     assert main(["up", "--storage", "/proc/none"]) == 1
     assert "/proc/none/cluster/token: cannot be written (" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from clip2scene.data.datasets import build_index, fingerprint
 from clip2scene.data.index import Frame, Index, read_index, write_index
 from clip2scene.data.splits import missing_of_split, split_frames
 from clip2scene.data.vocabulary import Vocabulary, vocabulary, vocabulary_of
+from clip2scene.paths import from_home
 from clip2scene.progress import progress
 from clip2scene.storage import Storage, folder_of
 from clip2scene.teacher.clip import DenseClip, load_teacher
@@ -33,7 +34,7 @@ def world_path(job: Job) -> Path:
     """The dataset's folder, which may not be there yet; a streetworld lies in the storage unless it has a root."""
     dataset = job.dataset
     if dataset.root or dataset.kind != "streetworld":
-        return Path(dataset.root or "").expanduser().resolve()
+        return from_home(dataset.root or "").resolve()
     from clip2scene.streetworld.generate import world_digest
 
     return folder_of(job.storage) / "streetworld" / world_digest(dataset.streetworld, job.world_seed)

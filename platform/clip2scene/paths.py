@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clip2scene.config import Job, TeacherSettings
+from clip2scene.config import ConfigError, Job, TeacherSettings
 from clip2scene.remote import is_remote
 
 LOCAL_DIR = "local-dir:"
@@ -16,9 +16,21 @@ CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin")
 """Suffixes of a ``teacher.pretrained`` that is a file."""
 
 
+def from_home(path: str | Path) -> Path:
+    """The path, in the user's home where it begins with ``~``.
+
+    Raises:
+        ConfigError: it begins with ``~NAME``, and there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: this machine has no such user; allowed: ~/ for your own home") from error
+
+
 def absolute(path: str) -> str:
     """The same path for processes that start in another folder; URIs and absolute paths stay as they are."""
-    return path if is_remote(path) or Path(path).is_absolute() else str(Path(path).expanduser().resolve())
+    return path if is_remote(path) or Path(path).is_absolute() else str(from_home(path).resolve())
 
 
 def absolute_teacher(teacher: TeacherSettings) -> TeacherSettings:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clip2scene.config import digest_of
+from clip2scene.paths import from_home
 from clip2scene.remote import ObjectStore, StorageError, is_remote
 
 __all__ = ["Storage", "StorageError", "appears", "folder_of", "is_remote", "locked", "write_json", "writing"]
@@ -108,12 +109,12 @@ def folder_of(storage: str | Path) -> Path:
     """The folder of a job's ``storage`` on this machine: the storage itself, or the cache of the object store.
 
     Raises:
-        ConfigError: the URI is not one of an object store, or holds a password.
+        ConfigError: the URI is not one of an object store, or holds a password; or ``~NAME`` is no user.
     """
     if not is_remote(storage):
-        return Path(storage).expanduser().resolve()
+        return from_home(storage).resolve()
     store = ObjectStore.of(str(storage))
-    cache = Path(os.environ.get(CACHE) or _DEFAULT_CACHE).expanduser().resolve()
+    cache = from_home(os.environ.get(CACHE) or _DEFAULT_CACHE).resolve()
     return cache / digest_of(store.key(""), store.endpoint)
 
 

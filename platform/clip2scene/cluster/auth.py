@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from clip2scene.config import ConfigError
+from clip2scene.paths import from_home
 from clip2scene.storage import writing
 
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
@@ -71,7 +72,7 @@ def use_token() -> None:
     if os.environ.get(AUTH_TOKEN):
         os.environ.setdefault(AUTH_MODE, "token")
     elif named:
-        read_private(Path(named).expanduser())
+        read_private(from_home(named))
         os.environ.setdefault(AUTH_MODE, "token")
     elif (Path.home() / ".ray" / "auth_token").is_file():
         os.environ.setdefault(AUTH_MODE, "token")

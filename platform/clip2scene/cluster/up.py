@@ -20,6 +20,7 @@ from clip2scene.cluster.jobs import API_ADDRESS, RAY_ADDRESS, ClusterError
 from clip2scene.cluster.nodes import ONLY_THIS_MACHINE
 from clip2scene.config import ConfigError
 from clip2scene.machine import num_cpus
+from clip2scene.paths import from_home
 from clip2scene.tracking.server import Login, check_port, embedded_server, last_line, until_interrupted
 from clip2scene.tracking.watchdog import watched
 
@@ -68,7 +69,7 @@ def local_cluster(
     cpus = max(MIN_CPUS, num_cpus() // nodes) if cpus_per_node is None else cpus_per_node
     _check_count("--cpus-per-node", cpus, MAX_CPUS)
     check_port(dashboard_port)
-    root = Path(storage).expanduser().resolve()
+    root = from_home(storage).resolve()
     folder = root / "cluster"
     token, password = folder / "token", folder / "mlflow_password"
     secret_file(token)
