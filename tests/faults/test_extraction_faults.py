@@ -32,7 +32,7 @@ from clip2scene.config import ExtractSettings
 from clip2scene.data.index import DataError
 from clip2scene.storage import Storage
 from clip2scene.teacher.clip import load_teacher
-from clip2scene.teacher.extract import extract
+from clip2scene.teacher import extract as module
 
 root, store, model, name = (Path(word) for word in sys.argv[2:6])
 
@@ -52,13 +52,14 @@ def bar(description, total, **_):
             time.sleep(0.02)
     yield advance
 
+module.progress = bar
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 index = make_index(root / f"data-{name}", int(sys.argv[6]))
 index = type(index)(index.dataset, root / "data-first", index.version, index.frames)
 settings = ExtractSettings(num_actors=1, frames_per_batch=1)
 try:
     teacher = load_teacher(teacher_settings(model))
-    report = extract(index, index.frames, teacher, settings, store, bar, storage=Storage(store))
+    report = module.extract(index, index.frames, teacher, settings, store, storage=Storage(store))
 except DataError as error:
     sys.exit(f"clip2scene: {error}")
 print(json.dumps([report.images_encoded, report.images_cached]))
