@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from clip2scene.training.checkpoints import SEAL, newest_intact, seal
+from clip2scene.training.launch import Worker
 
 
 def truncate(path: Path) -> None:
@@ -26,8 +27,25 @@ def test_which_checkpoint_is_intact(tmp_path, name, damage):
     assert newest_intact(folders, notes.append) == folders[1]
     damage(folders[1] / name)
     assert newest_intact(folders, notes.append) == folders[0]
-    # Otherwise the next save would count it as the one to go back to.
-    assert [folder.exists() for folder in folders] == [True, False]
     damage(folders[0] / name)
-    assert newest_intact(folders[:1], notes.append) is None
-    assert len(notes) == 2
+    assert newest_intact(folders, notes.append) is None
+    assert len(notes) == 3
+
+
+def test_a_damaged_checkpoint_is_not_the_one_to_go_back_to(tmp_path):
+    def save(worker: Worker) -> None:
+        worker.save(lambda folder: (folder / "weights").write_bytes(b"weights"))
+
+    def names() -> list[str]:
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    first = Worker(tmp_path, lambda kind, value: None)
+    for _ in range(3):
+        save(first)
+    assert names() == ["checkpoint_000001", "checkpoint_000002"]
+    truncate(tmp_path / "checkpoint_000002" / "weights")
+    again = Worker(tmp_path, lambda kind, value: None)
+    assert again.last_checkpoint() == tmp_path / "checkpoint_000001"
+    assert names() == ["checkpoint_000001", "checkpoint_000002"]  # another node may only see it late
+    save(again)
+    assert names() == ["checkpoint_000001", "checkpoint_000003"]

@@ -46,7 +46,7 @@ def test_a_final_checkpoint_that_is_damaged_is_trained_again(tiny, tmp_path, mon
 
     monkeypatch.setattr("clip2scene.training.fit.launch", launch_and_damage)
     again = run(tiny.distillation(), tmp_path / "damaged")
-    assert launched == ["checkpoint_000003", "checkpoint_000003"]
+    assert launched == ["checkpoint_000003", "checkpoint_000004"]
     assert len(again.history) == 4
     assert all(torch.equal(whole.weights[key], value) for key, value in again.weights.items())
 

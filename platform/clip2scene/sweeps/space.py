@@ -37,7 +37,7 @@ class Budget(Settings):
     epochs: int | None = Field(None, ge=1)
     """Epochs of a trial that is not stopped; the job's ``distill.epochs`` when not given."""
     hours: float | None = Field(None, gt=0)
-    """Hours after which all trials are stopped and the sweep ends; counted from 0 again when it is resumed."""
+    """Hours after which the sweep pauses and is scored; counted from 0 again when the same command goes on with it."""
 
 
 class TrialResources(WorkerSettings):

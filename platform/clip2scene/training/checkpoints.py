@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,16 +19,11 @@ def seal(folder: Path) -> None:
 
 
 def newest_intact(folders: Sequence[Path], note: Callable[[str], None]) -> Path | None:
-    """The last checkpoint with its files as they were written.
-
-    Damaged ones after it are removed, with a sentence each for ``note``: kept, they would count among
-    :data:`CHECKPOINTS_KEPT` in place of an intact one.
-    """
+    """The last checkpoint with its files as they were written; ``note`` gets a sentence for each passed over."""
     for folder in reversed(folders):
         if _is_intact(folder):
             return folder
         note(f"{folder}: this checkpoint is damaged; going on from the one before")
-        shutil.rmtree(folder, ignore_errors=True)
     return None
 
 

@@ -43,6 +43,8 @@ class Worker:
     rank = 0
     world_size = 1
     device = torch.device("cpu")
+    _intact: tuple[Path, ...] = ()
+    """Checkpoints that this worker has found intact or written, oldest first."""
 
     def __init__(self, folder: Path, on_message: Callable[[str, Any], None]):
         self._folder, self._on_message = folder, on_message
@@ -53,7 +55,9 @@ class Worker:
 
     def last_checkpoint(self) -> Path | None:
         """Folder of the newest intact checkpoint of this run, also of an earlier attempt."""
-        return newest_intact(numbered(self._folder), functools.partial(self.emit, "note"))
+        newest = newest_intact(numbered(self._folder), functools.partial(self.emit, "note"))
+        self._intact = () if newest is None else (newest,)
+        return newest
 
     def save(self, write: Callable[[Path], None]) -> None:
         """Keep what ``write`` puts into a folder as the newest checkpoint; every rank must call this equally often."""
@@ -65,9 +69,12 @@ class Worker:
         seal(aside)
         before = numbered(self._folder)
         number = int(before[-1].name.rpartition("_")[2]) + 1 if before else 0
-        aside.rename(self._folder / f"checkpoint_{number:06d}")
-        for old in numbered(self._folder)[:-CHECKPOINTS_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        written = aside.rename(self._folder / f"checkpoint_{number:06d}")
+        # Damaged ones do not count: the one to go back to must be intact.
+        self._intact = (*self._intact, written)[-CHECKPOINTS_KEPT:]
+        for old in before:
+            if old not in self._intact:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 class _RayWorker(Worker):
