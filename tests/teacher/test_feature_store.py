@@ -80,9 +80,20 @@ def test_truncated_frame(path: Path, keep: int) -> None:
         store.read_entry(path, "f1", Storage(path))
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("[0,48]", "[8,48]"), ("[0,48]", "[0,-8]"), ('"F16"', '"F32"'), ("[2,3,4]", "[2,3,5]"), ('{"dtype"', '["dtype"')],
+)
+def test_damaged_header(path: Path, before: str, after: str) -> None:
+    file = path / "frames" / "f1.safetensors"
+    file.write_bytes(file.read_bytes().replace(before.encode(), after.encode(), 1))
+    with pytest.raises(DataError, match=r"f1\.safetensors: (features of A|damaged frame)"):
+        FeatureStore.open(path, Storage(path)).read("f1")
+
+
 def test_frame_of_another_shape_or_kind(path: Path) -> None:
     store.write_frame(path, "f2", {"A": features(1)[:1]}, {}, "t1", Storage(path))
-    with pytest.raises(DataError, match=r"features of A are float16 \(1, 3, 4\)"):
+    with pytest.raises(DataError, match=r"features of A are F16 \(1, 3, 4\)"):
         FeatureStore.open(path, Storage(path)).read("f2")
     from safetensors.numpy import save_file
 
