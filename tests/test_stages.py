@@ -255,12 +255,14 @@ def test_what_is_missing_is_reported_before_the_teacher_is_loaded(stages, street
     bare = without_labels(*streetworld_root, tmp_path)
     for stage in ("evaluate", "finetune"):
         pipeline = Pipeline(stages(f"dataset.root={bare}", f"stage={stage}").job, brief=True)
-        with pytest.raises(DataError, match=r"dataset\.eval_split='val': frame .* has no label file; scores must"):
+        with pytest.raises(
+            DataError, match=r"dataset\.eval_split='val': frame .* has no label file, which scoring needs"
+        ):
             pipeline._run_stages(BriefRunLog(Silent(), Silent(), pipeline.stages))
         assert "teacher" not in vars(pipeline.stages)
     job = stages("stage=finetune")
     vars(job)["labelled_frames"] = (replace(job.train_frames[0], label_path=None),)
-    with pytest.raises(DataError, match=r"dataset\.train_split='train': frame .* fine-tuning must read one"):
+    with pytest.raises(DataError, match=r"dataset\.train_split='train': frame .* which fine-tuning needs"):
         job.check_labels()
     vars(job)["eval_frames"] = tuple(replace(frame, cameras=()) for frame in job.eval_frames)
     job.check_images()

@@ -79,8 +79,8 @@ class StreetworldSettings(Settings):
     sweeps_between_keyframes: int = Field(9, ge=0, le=19)
     """LiDAR sweeps evenly spaced between two keyframes; nuScenes records 20 Hz and annotates 2 Hz, so 9."""
     sweeps_before_first: int = Field(0, ge=0, le=19)
-    """LiDAR sweeps before a scene's first keyframe, at the same rate. nuScenes has none, so each scene's first keyframe
-    (one in forty there, every second one here with two per scene) is trained on a single sweep."""
+    """LiDAR sweeps before a scene's first keyframe, at the same rate. nuScenes has none, so the first keyframe of a
+    scene is trained on a single sweep (one keyframe in forty there; every second one here with two per scene)."""
     image_width_px: int = Field(400, ge=32)
     """Width of the images of all six cameras."""
     image_height_px: int = Field(224, ge=32)
@@ -153,8 +153,8 @@ class PromptSettings(Settings):
     """Whose class names the teacher labels pixels with while distilling; the data set's own when not given. ``all`` are
     those of the three street sets. Scores are always over the data set's own classes."""
     names: ClassNames = "common"
-    """``official``: each class by its benchmark's one name ("driveable surface"), as in the paper; ``common``: by
-    everyday names of ours, several per class and averaged ("road", "street")."""
+    """``official``: the benchmark's one name of each class ("driveable surface"), as in the paper; ``common``: everyday
+    names of our own, several per class and averaged ("road", "street")."""
     templates: PromptTemplates = "clip85"
     """``clip85``: the 85 templates averaged per class (paper); ``plain``: the class name alone."""
 
@@ -370,7 +370,7 @@ class FinetuneSettings(TrainingSettings):
     """Which keyframes are labelled. ``clip2scene_frame``: the first and every n-th after it; ``slidr_scene``: those of
     the n-th scene and of every n-th after it. Their scores are not comparable."""
     label_fraction: float = Field(0.01, gt=0, le=1)
-    """1/n labels every n-th keyframe (or scene): 0.333 is every third, 0.7 is refused."""
+    """About 1/n, which labels every n-th keyframe (or scene): 0.333 labels every third; 0.7 is refused."""
     epochs: int = Field(100, ge=1)
     """Passes over the labelled keyframes."""
     loss: Literal["cross_entropy", "lovasz"] = "cross_entropy"
@@ -396,8 +396,8 @@ class WorkerSettings(Settings):
     gpus_per_worker: Gpus = 0
     """GPUs per worker: 1, a fraction to share one GPU with others, or 0 for CPUs."""
     threads_per_worker: int = Field(1, ge=1)
-    """CPU threads per worker, at most the CPUs there are; with a GPU also the threads that read keyframes. Ray books
-    one CPU per worker all the same."""
+    """CPU threads per worker, at most the CPUs there are; with a GPU also the threads that read keyframes. Ray
+    reserves one CPU per worker all the same."""
     max_failures: int = Field(1, ge=0)
     """Restarts after a failure, each from the last checkpoint, before the command (or the trial) is given up."""
 

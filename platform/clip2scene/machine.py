@@ -14,7 +14,7 @@ from clip2scene.config import ConfigError, ExtractSettings, WorkerSettings
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """torch's own switch, read when the first tensor of megabytes is made: Linux then gives it 2 MiB pages, not 4 KiB."""
 CPUS_PER_WORKER = 1
-"""What Ray books for a training worker, however many threads it has."""
+"""What Ray reserves for a training worker, however many threads it has."""
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _ROUNDING = 1e-9
 
@@ -119,7 +119,7 @@ def check_room(
         each = " and ".join([*([f"{cpus:g} CPU"] if cpus else []), *([f"{gpus:g} GPUs"] if gpus else [])])
         there = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes) or "none"
         raise ConfigError(
-            f"{settings}: with {each} each there is room for {room:g}; lower either one (nodes of {place}: {there})"
+            f"{settings}: with {each} each there is room for {room:g}; lower one of them (nodes of {place}: {there})"
         )
 
 

@@ -94,7 +94,7 @@ class Stages(Artifacts):
             if not any(frame.cameras for frame in frames):
                 raise DataError(
                     f"dataset.{key}={getattr(self.job.dataset, key)!r}: none of its {len(frames)} keyframes has an "
-                    "image, which distillation needs; without any, fine-tune from finetune.checkpoint or scratch"
+                    "image, and distillation needs them; without images, fine-tune from finetune.checkpoint or scratch"
                 )
 
     def check_labels(self) -> None:
@@ -110,8 +110,8 @@ class Stages(Artifacts):
             unlabelled = next((frame for frame in frames if frame.label_path is None), None)
             if unlabelled is not None:
                 raise DataError(
-                    f"dataset.{key}={getattr(self.job.dataset, key)!r}: frame {unlabelled.frame_id} has no label file; "
-                    f"{'scores' if key == 'eval_split' else 'fine-tuning'} must read one (nuScenes: lidarseg)"
+                    f"dataset.{key}={getattr(self.job.dataset, key)!r}: frame {unlabelled.frame_id} has no label file, "
+                    f"which {'scoring' if key == 'eval_split' else 'fine-tuning'} needs (nuScenes: lidarseg)"
                 )
 
     def distillation(self) -> Distillation:

@@ -216,7 +216,7 @@ connect(sys.argv[1], "away", Path(sys.argv[2]))
 def test_the_next_command_delivers_what_was_left_and_may_be_killed_in_it(server, tmp_path, capsys):
     outbox = tmp_path / "outbox"
     run_id = write_while_away(server, outbox, tmp_path)
-    assert f"run 'away': what MLflow did not take is kept in {outbox}; the next command" in capsys.readouterr().err
+    assert f"run 'away': what MLflow did not accept is kept in {outbox}; the next command" in capsys.readouterr().err
     with (outbox / run_id / "calls.jsonl").open("a") as calls:
         calls.write('{"do": "metrics", "rows": [["lo')  # another writer was killed while it wrote a line
     count = (outbox / run_id / "calls.jsonl").read_text().count("\n")

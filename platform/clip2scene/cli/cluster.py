@@ -63,8 +63,8 @@ def register(commands: Commands) -> None:
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="environment variable for the job and its workers, such as AWS_ENDPOINT_URL; NAME alone takes its value "
-        "from here, and no secret is accepted; repeatable",
+        help="environment variable for the job and its workers, such as AWS_ENDPOINT_URL; NAME alone copies its "
+        "value from this shell; secrets are refused; repeatable",
     )
     submit.add_argument("--detach", action="store_true", help="do not follow the log")
     submit.add_argument("--again", action="store_true", help="start a new job even if the same one is running")
@@ -94,7 +94,9 @@ def register(commands: Commands) -> None:
         help="print what a job has printed",
         description="Print what a job of a Ray cluster has printed so far.",
     )
-    logs.add_argument("--follow", action="store_true", help="until it ends; the exit status is the job's")
+    logs.add_argument(
+        "--follow", action="store_true", help="keep printing until the job ends; the exit status is the job's"
+    )
     _add_job_command(
         commands,
         "stop",

@@ -23,7 +23,7 @@ def register(commands: Commands) -> None:
         "plan",
         help="dry run: data, steps, memory, disk and time; nothing is run",
         description="Dry run of a job, a table or a sweep: its data, steps, memory, disk and time. Nothing is run; the "
-        "exit status is 1 if it could not run there.",
+        "exit status is 1 if the job could not run there.",
         example="clip2scene plan jobs/nuscenes.yaml --gpus 8",
     )
     add_submission(plan)

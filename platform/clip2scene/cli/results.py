@@ -19,8 +19,8 @@ def register(commands: Commands) -> None:
     """Add the commands."""
     ui = commands.add_parser(
         "ui",
-        help="open MLflow on the runs of a storage folder",
-        description="Serve MLflow's pages on the runs of a storage folder, on this machine only, until Ctrl-C.",
+        help="serve MLflow's pages for the runs of a storage folder",
+        description="Serve MLflow's pages for the runs of a storage folder, on this machine only, until Ctrl-C.",
         example="clip2scene ui --storage demo-output",
     )
     ui.add_argument("--storage", metavar="FOLDER", required=True, help="a job's storage: a folder, or s3://BUCKET/...")

@@ -12,7 +12,7 @@ from clip2scene.sweeps.space import TrialResources
 def trial_slots(nodes: Iterable[Mapping[str, float]], resources: TrialResources) -> int:
     """Return how many trials fit at once.
 
-    A trial's own process books no CPU if its workers do: otherwise Tune would start as many processes as there are
+    A trial's own process reserves no CPU if its workers do: otherwise Tune would start as many processes as there are
     CPUs, and none would be left for workers. So the number follows from the workers that fit on all nodes together.
 
     Args:

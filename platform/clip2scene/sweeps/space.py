@@ -44,7 +44,7 @@ class TrialResources(WorkerSettings):
     """What each trial gets. When nothing is given: the workers of a job that trains on GPUs, else one process."""
 
     num_workers: int = Field(0, ge=0)
-    """Ray Train workers per trial; 0 trains in the trial's own process, which books ``threads_per_worker`` CPUs."""
+    """Ray Train workers per trial; 0 trains in the trial's own process, which reserves ``threads_per_worker`` CPUs."""
 
 
 class Space(Settings):

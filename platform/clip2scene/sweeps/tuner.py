@@ -113,7 +113,7 @@ def _searcher(sweep: Sweep) -> Any:
 
 
 def _resources(sweep: Sweep) -> dict[str, float]:
-    """What Tune books for a trial's own process; its workers book theirs themselves, within :func:`trial_slots`."""
+    """What Tune reserves for a trial's own process; its workers reserve theirs within :func:`trial_slots`."""
     if sweep.space.resources.num_workers == 0:
         return {"cpu": sweep.space.resources.threads_per_worker}
     return {"cpu": 0, "memory": _DRIVER_MEMORY_BYTES}  # Ray refuses an empty bundle

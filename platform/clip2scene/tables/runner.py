@@ -156,8 +156,8 @@ def _prepare(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> dict[st
 def _side_by_side(jobs: Sequence[TableJob], tracker: Tracker, parent: Run, at_once: int) -> Iterator[Done]:
     """One Ray task per pre-training, for all jobs that share it; that many tasks at a time.
 
-    A task books no CPU if its job has workers, which book theirs. Where two tasks fine-tune the same from scratch, one
-    waits for the other (see :class:`Stages`).
+    A task reserves no CPU if its job has workers, which reserve theirs. Where two tasks fine-tune the same from
+    scratch, one waits for the other (see :class:`Stages`).
     """
     import ray
 

@@ -207,9 +207,9 @@ def _restarts() -> dict[str, int]:
 
 
 def _cpus_per_actor(actors: int, settings: ExtractSettings) -> float:
-    """CPUs that Ray books per actor: one per thread, but fewer where no CPU would be left for everything else.
+    """CPUs that Ray reserves per actor: one per thread, but fewer where no CPU would be left for everything else.
 
-    An actor pool that books every CPU waits for ever on the first task outside the pool (Ray Data's reads, Train's
+    An actor pool that reserves every CPU waits for ever on the first task outside the pool (Ray Data's reads, Train's
     controller). This is only Ray's accounting: an actor always runs the threads of the settings.
     """
     fit = [node for node in ray_nodes() if not settings.gpus_per_actor or node.get("GPU", 0)]

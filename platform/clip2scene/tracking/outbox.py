@@ -131,7 +131,7 @@ def _deliver(box: Outbox, uri: str, client: Any, run_id: str) -> None:
             _say(f"MLflow at {uri} answers again and has what run {run_id} wrote meanwhile")
             return
     _tried_at_s[run_id] = time.monotonic()
-    _say(f"MLflow at {uri} does not take what run {run_id} wrote ({reason}); it is kept in {box.folder}")
+    _say(f"MLflow at {uri} did not accept what run {run_id} wrote ({reason}); it is kept in {box.folder}")
 
 
 def answers(uri: str, patience_s: float) -> bool:

@@ -107,7 +107,7 @@ class Tracker:
             with suppress(Exception):
                 at_once.end(status)
         if self._holds(run):
-            what = f"what MLflow did not take is kept in {self.outbox}; the next command delivers it"
+            what = f"what MLflow did not accept is kept in {self.outbox}; the next command delivers it"
             console().print(f"run {run.name!r}: {what}", markup=False, soft_wrap=True)
 
     def find_run(self, tags: Mapping[str, str]) -> str | None:
