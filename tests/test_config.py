@@ -120,8 +120,8 @@ def test_models_are_frozen():
         ("epochs=3", r"epochs: unknown key; .*; did you mean distill\.epochs or finetune\.epochs\?$"),
         ("finetune.label_fraction=0.7", r"label_fraction=0\.7: every n-th is used, .* such as 0\.5 or 1$"),
         (
-            "resources.gpus_per_worker=1.5",
-            r"resources\.gpus_per_worker=1\.5: whole GPUs are allowed, or a fraction of one",
+            "resources.gpus_per_worker=2",
+            r"resources\.gpus_per_worker=2: input should be less than or equal to 1",
         ),
         (
             "resources={num_workers: 0, gpus_per_worker: 1}",

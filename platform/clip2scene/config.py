@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _ROUNDED_WITHIN = 0.06
 """How far, relatively, a given fraction may be from the 1/n that is used."""
@@ -55,14 +55,8 @@ class Settings(BaseModel):
         return digest_of(self.model_dump(mode="json"))
 
 
-def _whole_above_one(gpus: float) -> float:
-    if gpus > 1 and gpus % 1:
-        raise ValueError("whole GPUs are allowed, or a fraction of one")
-    return gpus
-
-
-Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
-"""GPUs per process."""
+Gpus = Annotated[float, Field(ge=0, le=1)]
+"""GPUs per process, which computes on one at most."""
 
 
 class StreetworldSettings(Settings):

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 from PIL import Image
 
 from clip2scene.config import ConfigError, ExtractSettings
 from clip2scene.data.index import DataError, Index
 from clip2scene.storage import Storage, locked
 from clip2scene.teacher import store
-from clip2scene.teacher.clip import load_teacher
+from clip2scene.teacher.clip import DenseClip, load_teacher
 from clip2scene.teacher.encoder import Encoder, frame_row
 from clip2scene.teacher.extract import ExtractionError, ExtractReport, _share, extract
 from clip2scene.teacher.store import FeatureStore
@@ -133,9 +134,11 @@ def test_store_of_another_teacher_is_left_alone(run: Run) -> None:
 
 
 def test_more_gpus_than_there_are(run: Run, tmp_path: Path) -> None:
-    settings = ExtractSettings(gpus_per_actor=8)
-    with pytest.raises(ConfigError, match=r"extract.gpus_per_actor=8: with 8 GPUs each there is room for 0"):
-        extract(run.index, run.index.frames, run.teacher, settings, tmp_path, storage=Storage(tmp_path))
+    # As many batches as actors, and far more of both than any machine's GPUs.
+    settings = ExtractSettings(num_actors=64, gpus_per_actor=1, frames_per_batch=1)
+    frames = tuple(replace(run.index.frames[0], frame_id=f"frame-{number}") for number in range(64))
+    with pytest.raises(ConfigError, match=r"extract.gpus_per_actor=1: with 1 GPUs each there is room for"):
+        extract(run.index, frames, run.teacher, settings, tmp_path, storage=Storage(tmp_path))
 
 
 def test_a_second_run_at_once_waits_and_finds_everything_done(run: Run) -> None:
@@ -179,6 +182,24 @@ def test_an_actor_that_does_not_see_the_store_reports_it(run: Run, tmp_path: Pat
     assert not elsewhere.exists()
 
 
+def test_an_actor_whose_gpu_is_full_reports_it(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / ".lock").touch()
+    encoder = Encoder(
+        run.teacher.settings, run.settings, run.root, tmp_path / "store", run.teacher.digest, Storage(tmp_path)
+    )
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr(DenseClip, "forward", full)
+    result = encoder({key: np.array([value]) for key, value in frame_row(run.index.frames[0]).items()})
+    assert result["frame_id"] == ["frame-0"]
+    error = json.loads(result["status"][0])["error"]
+    assert error.endswith("cannot encode images: CUDA out of memory. Tried to allocate 2 GiB")
+    assert "\n" not in error
+
+
 @pytest.mark.parametrize(
     ("cpus_of_nodes", "actors", "most", "share"),
     [
@@ -195,7 +216,14 @@ def test_an_actor_that_does_not_see_the_store_reports_it(run: Run, tmp_path: Pat
 def test_every_actor_finds_its_cpus_on_one_node(
     cpus_of_nodes: list[float], actors: int, most: float, share: float
 ) -> None:
-    assert _share(cpus_of_nodes, actors, most) == share
+    assert _share([{"CPU": cpus} for cpus in cpus_of_nodes], actors, most) == share
+
+
+def test_every_actor_finds_its_cpus_beside_a_gpu() -> None:
+    large, small, without = {"CPU": 16.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}, {"CPU": 64.0}
+    assert _share([large, without], 1, 4, gpus=1) == 4.0
+    assert _share([large, small], 2, 4, gpus=1) == 2.0  # with four each, both would fit on the large node's CPUs alone
+    assert _share([large, small], 2, 4, gpus=0.5) == 4.0
 
 
 @pytest.mark.parametrize("readers", [None, ThreadPoolExecutor(2)], ids=["read in turn", "read ahead, as with a GPU"])

@@ -45,5 +45,7 @@ def switch_labels(
     if epoch < settings.start_epoch or settings.probability == 0:
         return pixel_labels_N
     size = 1 if settings.granularity == "batch" else pixel_labels_N.shape[0]
-    draw = torch.rand(size, generator=generator).to(pixel_labels_N.device, non_blocking=True)
+    device = pixel_labels_N.device
+    # A copy from memory that is not pinned may wait for the GPU.
+    draw = torch.rand(size, generator=generator, pin_memory=device.type == "cuda").to(device, non_blocking=True)
     return torch.where(draw < settings.probability, predictions_N, pixel_labels_N)

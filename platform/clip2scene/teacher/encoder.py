@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
+from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings, one_line
 from clip2scene.data.clouds import read_image, resolve
 from clip2scene.data.index import DataError, Frame
 from clip2scene.machine import use_threads
@@ -89,23 +89,26 @@ class Encoder:
 
         Returns:
             ``frame_id``, and ``status`` as JSON: ``cameras`` and ``broken``, or ``error`` if the store cannot be
-            written or the teacher was not loaded.
+            written, the teacher was not loaded, or the GPU cannot take the images.
         """
-        teacher = self._teacher
-        if teacher is None:
-            return {
-                "frame_id": batch["frame_id"].tolist(),
-                "status": [json.dumps({"error": self._failure})] * len(batch["frame_id"]),
-            }
-        frames = [
-            (str(frame_id), json.loads(str(images)))
-            for frame_id, images in zip(batch["frame_id"], batch["images"], strict=True)
-        ]
+        frame_ids = batch["frame_id"].tolist()
+        if self._teacher is None:
+            statuses: list[dict[str, Any]] = [{"error": self._failure}] * len(frame_ids)
+        else:
+            frames = zip(frame_ids, map(json.loads, batch["images"]), strict=True)
+            try:
+                statuses = self._encode_all(self._teacher, list(frames))
+            except RuntimeError as error:  # torch's, as of a GPU whose memory others fill
+                failure = f"an actor on {platform.node()} cannot encode images: {one_line(error)}"
+                statuses = [{"error": failure}] * len(frame_ids)
+        return {"frame_id": frame_ids, "status": [json.dumps(status) for status in statuses]}
+
+    def _encode_all(self, teacher: DenseClip, frames: list[tuple[str, Any]]) -> list[dict[str, Any]]:
+        """Encode and store frames, given by id and images; returns their statuses."""
         # All frames' images in one go, so that those of the next frame are read while this one is encoded.
         pixels = self._read_all(teacher, (image for _, images in frames for image in images))
         encoded = ((id_, *self._encode(teacher, images, pixels)) for id_, images in frames)
-        statuses = [json.dumps(status) for status in self._map_writes(functools.partial(self._write, teacher), encoded)]
-        return {"frame_id": [frame_id for frame_id, _ in frames], "status": statuses}
+        return list(self._map_writes(functools.partial(self._write, teacher), encoded))
 
     def _read(self, teacher: DenseClip, image: dict[str, Any]) -> Tensor | str:
         """Preprocessed pixels, or why there are none."""

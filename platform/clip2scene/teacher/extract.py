@@ -21,7 +21,7 @@ import ray
 
 from clip2scene.config import ExtractSettings, last_line
 from clip2scene.data.index import DataError, Frame, Index
-from clip2scene.machine import check_actors, ray_nodes
+from clip2scene.machine import check_actors, ray_nodes, workers_on
 from clip2scene.progress import progress
 from clip2scene.storage import Storage, locked
 from clip2scene.teacher import store
@@ -71,7 +71,8 @@ def extract(
 
     Raises:
         ConfigError: an actor cannot load the teacher, or the settings ask for more GPUs than there are.
-        DataError: the store is of another teacher, a frame id is not a file name, or a frame cannot be written.
+        DataError: the store is of another teacher, a frame id is not a file name, or a frame cannot be encoded or
+            written.
         ExtractionError: more than ``max_broken_fraction`` of the images are broken (the store is finished
             nevertheless), or the actors died again and again.
         StorageError: the folder cannot be written, or the object store cannot be reached or refuses.
@@ -212,17 +213,17 @@ def _cpus_per_actor(actors: int, settings: ExtractSettings) -> float:
     An actor pool that reserves every CPU waits for ever on the first task outside the pool (Ray Data's reads, Train's
     controller). This is only Ray's accounting: an actor always runs the threads of the settings.
     """
-    fit = [node for node in ray_nodes() if not settings.gpus_per_actor or node.get("GPU", 0)]
-    return _share([node.get("CPU", 0) for node in fit], actors, settings.threads_per_actor)
+    return _share(ray_nodes(), actors, settings.threads_per_actor, settings.gpus_per_actor)
 
 
-def _share(cpus_of_nodes: list[float], actors: int, most: float) -> float:
-    """The largest share, at most ``most``, that every actor finds on some node while one CPU is left over."""
+def _share(nodes: list[dict[str, float]], actors: int, most: float, gpus: float = 0.0) -> float:
+    """The largest share, at most ``most``, that every actor finds beside its GPUs while one CPU is left over."""
+    cpus_of_nodes = [node.get("CPU", 0) for node in nodes if workers_on(node, gpus=gpus)]
     most = min(most, max(sum(cpus_of_nodes) - 1, 0) / actors)
     for share in sorted({most, *(cpus / k for cpus in cpus_of_nodes for k in range(1, actors + 1))}, reverse=True):
-        booked = math.floor(100 * share) / 100
-        if 0 < booked <= most and sum(int(cpus / booked) for cpus in cpus_of_nodes) >= actors:
-            return booked
+        reserved = math.floor(100 * share) / 100
+        if 0 < reserved <= most and sum(workers_on(node, cpus=reserved, gpus=gpus) for node in nodes) >= actors:
+            return reserved
     return 0.0
 
 

@@ -62,8 +62,8 @@ class Tracker:
             run_id: continue that run, with its parameters and metrics.
             tags: searchable words about the run; ``mlflow.note.content`` is its description in the UI (Markdown).
             params: settings, flat or nested.
-            system_metrics: record the use of this machine's CPU, memory and GPU. Values that cannot be delivered within
-                a minute are dropped.
+            system_metrics: record the use of this machine's CPU, memory and GPUs. Values that cannot be delivered
+                within a minute are dropped.
 
         Raises:
             TrackingError: ``run_id`` is not a run of this experiment, or the server is away and stays away.
