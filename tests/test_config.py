@@ -58,6 +58,8 @@ def test_the_released_variant_sets_every_switch_that_is_not_given():
     assert (s3.start_epoch, s3.granularity, s3.synchronised, s3.probability) == (11, "batch", False, 0.2)
     assert released.distill.sweep_choice == "random"
     assert load_job(JOBS / "demo.yaml", ["variant=released", "distill.stcr.pixel_term=true"]).distill.stcr.pixel_term
+    rooms = load_job(JOBS / "scannet.yaml", ["dataset.root=/data/scannet", "variant=released"]).distill
+    assert (rooms.s3.start_epoch, rooms.s3.granularity, rooms.stcr.grid) == (10, "batch", "voxel")
 
 
 def test_the_shipped_clip_is_read_as_it_was_trained_in_both_variants():
@@ -169,6 +171,10 @@ def test_a_mistake_is_one_sentence_with_the_keys_path(override, sentence):
     ("overrides", "sentence"),
     [
         (["stage=evaluate", "distill.method=pointcontrast"], "pointcontrast cannot be scored without fine-tuning"),
+        (
+            ["distill.method=pointcontrast", "distill.augment={rotate: false, flip: false, scale: 0}"],
+            "pointcontrast compares two views of a cloud, but distill.augment has rotate, flip and scale off",
+        ),
         (["variant=released", "distill.stcr.max_points_per_cell=null"], "count_empty_slots=true needs"),
     ],
 )

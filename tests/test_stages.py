@@ -148,6 +148,18 @@ def test_a_partial_split_is_named_in_the_protocol(stages, capsys):
     assert job.missing == {}
 
 
+def test_scores_on_keyframes_that_are_trained_on_are_named(stages, capsys):
+    assert stages().trained_on is None
+    assert stages("stage=distill", "dataset.eval_split=train").trained_on is None
+    job = stages("dataset.eval_split=train")
+    count = len(job.eval_frames)
+    assert job.omissions[-1] == f"split train is not held out: {count} of {count} keyframes are also trained on"
+    pipeline = Pipeline(job.job, brief=False)
+    log = BriefRunLog(Silent(), Silent(), pipeline.stages)
+    pipeline._index(log)
+    assert f"({count} of {count} keyframes trained on);" in log.report["protocol"]
+
+
 def test_a_window_beyond_the_indexed_sweeps_is_refused_before_the_teacher_is_loaded(stages):
     # The world has a sweep every 125 ms.
     job = stages("distill.num_sweeps=3", "distill.sweep_window_s=0.5", "dataset.max_sweeps=2")

@@ -130,15 +130,27 @@ class Artifacts:
         parts = {name: missing_of_split(self.index, name) for name in (settings.train_split, settings.eval_split)}
         return {name: part for name, part in parts.items() if part is not None}
 
+    @functools.cached_property
+    def trained_on(self) -> str | None:
+        """How many of the keyframes to score on are trained on too; None if none is, or nothing is scored."""
+        if self.job.stage not in ("evaluate", "finetune"):
+            return None
+        shared = {frame.frame_id for frame in self.eval_frames} & {frame.frame_id for frame in self.train_frames}
+        return f"{len(shared)} of {len(self.eval_frames)} keyframes" if shared else None
+
     @property
     def omissions(self) -> tuple[str, ...]:
-        """One sentence per thing that the index has left out, that a split lacks on disk, or that teaches nothing."""
+        """One sentence per thing that the index has left out, that a split lacks on disk, or that teaches nothing, and
+        one if what is scored is not held out.
+        """
         total = len(self.train_frames)
         blind = total - len(self.distilled_frames)
+        held_out = f"split {self.job.dataset.eval_split} is not held out: {self.trained_on} are also trained on"
         return (
             *self.index.left_out,
             *(f"split {name}: {part} are there" for name, part in self.missing.items()),
             *([f"{blind} of {total} training keyframes have no image to distil from"] if blind else []),
+            *([held_out] if self.trained_on else []),
         )
 
     # --- teacher ---

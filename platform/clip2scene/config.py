@@ -131,9 +131,9 @@ class TeacherSettings(Settings):
     """Normalise with CLIP's mean and std; the released code does not."""
     keep_last_residual: bool = False
     """Keep the last block's residual connection beside its value path, as MaskCLIP's code for ViTs and the released
-    code do."""
+    code do. ResNets have none there."""
     keep_last_mlp: bool = False
-    """Keep the last block's MLP after its value path, likewise."""
+    """Keep the last block's MLP after its value path, likewise; ViTs only."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the vision tower; features are stored as float16 either way."""
     seed: int = Field(0, ge=0)
@@ -260,9 +260,9 @@ class ContrastSettings(Settings):
     """InfoNCE of the baselines PPKT, SLidR and PointContrast."""
 
     temperature: float = Field(0.07, gt=0)
-    """Divides the scalar products of features."""
+    """Divides the scalar products of features. PointContrast's authors train with 0.4."""
     max_pairs: int = Field(4096, ge=2)
-    """Pairs drawn at random from a worker's batch (PPKT, PointContrast), which bounds memory."""
+    """Pairs (PPKT) or voxels (PointContrast) drawn at random from a worker's batch, which bounds memory."""
     superpixels_per_image: int = Field(150, ge=2, le=4096)
     """SLidR: number of superpixels requested from SLIC."""
     compactness: float = Field(6.0, gt=0)
@@ -339,6 +339,15 @@ class DistillSettings(TrainingSettings):
     def _something_is_learned(self) -> DistillSettings:
         if self.method == "clip2scene" and not (self.scr.weight or self.stcr.weight):
             raise ValueError("distill.scr.weight=0 and distill.stcr.weight=0: one of them must be above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _views_differ(self) -> DistillSettings:
+        if self.method == "pointcontrast" and not (self.augment.rotate or self.augment.flip or self.augment.scale):
+            raise ValueError(
+                "distill.method=pointcontrast compares two views of a cloud, but distill.augment has rotate, flip and "
+                "scale off; at least one of them is needed"
+            )
         return self
 
 
@@ -468,7 +477,9 @@ class Job(Settings):
     @classmethod
     def _switches_of_the_variant(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("variant") == "released":
-            return merged(_RELEASED, values)
+            dataset = values.get("dataset")
+            is_scannet = isinstance(dataset, dict) and dataset.get("kind") == "scannet"
+            return merged(merged(_RELEASED, _RELEASED_ON_SCANNET) if is_scannet else _RELEASED, values)
         return values
 
     @model_validator(mode="after")
@@ -528,6 +539,8 @@ _RELEASED: dict[str, Any] = {
     },
 }
 """Where the code that the authors released departs from the paper."""
+_RELEASED_ON_SCANNET: dict[str, Any] = {"distill": {"s3": {"start_epoch": 10}}}
+"""Where its loss for ScanNet departs from that for nuScenes: it compares the epoch by >= instead of >."""
 
 
 def merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -56,9 +56,9 @@ class RunLog:
         self.say(f"{name}: {seconds:.1f} s")
 
     def indexed(self, run: Run) -> None:
-        """Name the parts of splits that are missing, which the index tells, in the tags of the runs that follow."""
+        """Say in the tags of the runs that follow what the index tells: parts of splits are missing or trained on."""
         stages = self._stages
-        self._tags = comparable(stages.job, stages.prompts_digest, stages.missing)
+        self._tags = comparable(stages.job, stages.prompts_digest, stages.missing, stages.trained_on)
         self.report |= self._tags
         for one in dict.fromkeys((run, self.run)):
             one.set_tags(self._tags)
@@ -210,13 +210,26 @@ class History:
         self._run.log_metrics({f"{self._prefix}{name}": value for name, value in metrics.items()}, step=epoch)
 
 
-def comparable(job: Job, prompts_digest: str, missing: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
-    """Tags in which runs must agree for their scores to be comparable; ``missing``: how much of a split is on disk."""
-    splits = (
+def comparable(
+    job: Job,
+    prompts_digest: str,
+    missing: Mapping[str, str] = MappingProxyType({}),
+    trained_on: str | None = None,
+) -> dict[str, str]:
+    """Tags in which runs must agree for their scores to be comparable.
+
+    Args:
+        job: with the splits and the protocol.
+        prompts_digest: of class names and templates.
+        missing: splits that are on disk only in part, and how much of each is.
+        trained_on: how many of the keyframes to score on are trained on too.
+    """
+    train, held_out = (
         f"{name} ({missing[name]})" if name in missing else name
         for name in (job.dataset.train_split, job.dataset.eval_split)
     )
-    return {"protocol": f"{'->'.join(splits)};{job.finetune.protocol}", "vocabulary": prompts_digest}
+    trained = f" ({trained_on} trained on)" if trained_on else ""
+    return {"protocol": f"{train}->{held_out}{trained};{job.finetune.protocol}", "vocabulary": prompts_digest}
 
 
 def _params(job: Job, stage: str) -> dict[str, Any]:

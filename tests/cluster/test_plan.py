@@ -107,6 +107,8 @@ def test_a_data_set_that_is_not_there_has_its_official_counts():
     assert "price: no estimate" in plan_text(made, 2.0)
     default = planned(NUSCENES, *SMALL_TEACHER, "stage=index")
     assert default.data.train_frames == round(28_130 * 600 / 700)
+    overlapping = planned(NUSCENES, *SMALL_TEACHER, "stage=index", "dataset.train_split=train")
+    assert overlapping.data.images == 28_130 * 6  # ``verifying`` is a part of it
     ten_times = planned(NUSCENES, *OFFICIAL, *SMALL_TEACHER, there=machine(gpus=2), frames=281_300)
     assert ten_times.data.images == 10 * made.data.images
     assert works(ten_times)["extract"].stored_bytes == 10 * works(made)["extract"].stored_bytes

@@ -48,6 +48,24 @@ def test_a_contrastive_step_draws_different_rows_seeded_and_at_most_so_many():
     assert sorted(step.rows(5, cpu).tolist()) == [0, 1, 2, 3, 4]
 
 
+def test_pointcontrast_draws_voxels_not_points(distillation):
+    training = distillation("pointcontrast")
+    batch = first_batch(training)
+    denser = replace(
+        batch,
+        points_NI=torch.cat((batch.points_NI, batch.points_NI + 1e-9)),
+        cloud_N=torch.cat((batch.cloud_N, batch.cloud_N)),
+    )
+    projection = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+
+    def network(points_NI, cloud_N):
+        return {"scr": points_NI[:, :3] @ projection}
+
+    losses = [training.loss(network, points, 0, 0)["loss"] for points in (batch, denser)]
+    assert losses[0] > 0
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_both_variants_learn_through_the_switch(distillation, tmp_path, variant):
     values = {"name": "x", "variant": variant, "dataset": {"kind": "streetworld"}}

@@ -73,9 +73,9 @@ def as_here(values):
 EXTRA = {
     "clip2scene": {"segments.py": 1},
     "slidr": {"losses/contrast.py": 2},
-    "pointcontrast": {"training/objectives.py": 1},
+    "pointcontrast": {"student/voxels.py": 2 * NETWORK["student/voxels.py"]},
 }
-"""Waits for cells of StCR; superpixels and pairs without one; transformed clouds."""
+"""Waits for cells of StCR; superpixels and pairs without one; the voxels that PointContrast draws from."""
 
 
 @pytest.mark.parametrize("method", LOSSES)

@@ -152,7 +152,7 @@ def _counted(job: Job) -> Data:
     elif dataset.kind == "semantickitti":
         total = sum(SEMANTICKITTI_SCANS.values())
     (train, scenes), (held_out, _) = (_split(job, name) for name in (dataset.train_split, dataset.eval_split))
-    different = train + (held_out if dataset.train_split != dataset.eval_split else 0)
+    different = train + held_out - _in_both(job, train, held_out)
     return Data(
         frames=max(total, different),
         train_frames=train,
@@ -187,6 +187,13 @@ def _split(job: Job, name: str) -> tuple[int, int]:
             f"split {name!r}: no count of it is known without dataset.root; known for {kind}: {', '.join(known)}"
         )
     return known[name]
+
+
+def _in_both(job: Job, train: int, held_out: int) -> int:
+    """Keyframes that both splits have: ``parametrizing`` and ``verifying`` are the two parts of ``train``."""
+    names = {job.dataset.train_split, job.dataset.eval_split}
+    overlap = len(names) == 1 or ("train" in names and names & {"parametrizing", "verifying"})
+    return min(train, held_out) if overlap else 0
 
 
 def _labelled(job: Job, frames: int, scenes: int) -> int:

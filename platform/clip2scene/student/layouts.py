@@ -14,7 +14,8 @@ Parameters are counted without a classifier and with 4 input columns.
   bottleneck, the middle of the decoder and the end. It has 21,775,872 parameters; the paper reports 21.8 M. Of these,
   192 are the layer on the points' own inputs, which is ours; the 480 biases of its point layers, which batch norm
   cancels, are left out. (The authors' released network concatenates the features of all three later fusions, 480 wide;
-  ours passes on those of the last one, 96 wide, as published.)
+  ours passes on those of the last one, 96 wide, as published. And its last skip connection carries the stem's output
+  before the first fusion, ours that after it.)
 """
 
 from __future__ import annotations

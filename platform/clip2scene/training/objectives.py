@@ -23,6 +23,7 @@ from clip2scene.losses.scr import semantic_consistency, text_cross_entropy
 from clip2scene.losses.stcr import grid_cells, spatial_temporal_consistency
 from clip2scene.losses.switching import step_generator, switch_generator, switch_labels
 from clip2scene.student.network import Forward
+from clip2scene.student.voxels import voxelise
 from clip2scene.training.samples import Sample, random_transform
 
 Terms = dict[str, torch.Tensor]
@@ -140,11 +141,19 @@ def slidr(model: Forward, batch: Sample, step: Step) -> Terms:
 
 
 def pointcontrast(model: Forward, batch: Sample, step: Step) -> Terms:
-    """PointContrast (Xie et al., ECCV 2020): InfoNCE between two views of a random subset of the points.
+    """PointContrast (Xie et al., ECCV 2020): InfoNCE between two views of a random subset of the voxels, each as the
+    first of its points.
 
     The second view rotates, flips and scales each cloud once more, as ``augment`` allows. No image is used.
     """
-    num_clouds, num_points = int(batch.cloud_N.max()) + 1, len(batch.points_NI)
+    num_points = len(batch.points_NI)
+    voxels = voxelise(batch.points_NI[:, :3], batch.cloud_N, step.voxel_size_m, alignment=1)
+    num_clouds, num_voxels = voxels.num_clouds, len(voxels.coordinates_V4)
+    rows_N = torch.arange(num_points, device=batch.points_NI.device)
+    # Points of one voxel have the same features, which must not be each other's negatives.
+    first_V = rows_N.new_zeros(num_voxels).scatter_reduce_(
+        0, voxels.voxel_of_point_N, rows_N, "amin", include_self=False
+    )
     rng = np.random.default_rng([step.seed, step.number, step.rank])
     transform_K33 = torch.stack([random_transform(step.settings.augment, rng) for _ in range(num_clouds)])
     transform_K33 = transform_K33.to(batch.points_NI, non_blocking=True)
@@ -152,7 +161,7 @@ def pointcontrast(model: Forward, batch: Sample, step: Step) -> Terms:
     second_NI = torch.cat((moved_N3, batch.points_NI[:, 3:]), dim=1)
     points_2NI = torch.cat((batch.points_NI, second_NI))
     features_2ND = model(points_2NI, torch.cat((batch.cloud_N, batch.cloud_N + num_clouds)))["scr"]
-    chosen = step.rows(num_points, features_2ND.device)
+    chosen = first_V[step.rows(num_voxels, features_2ND.device)]
     views = [normalize(features_2ND[chosen + start].float(), dim=1) for start in (0, num_points)]
     return {"loss": info_nce(views[0], views[1], step.settings.contrast.temperature)}
 
