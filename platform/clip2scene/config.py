@@ -470,6 +470,17 @@ class Job(Settings):
         given = self.dataset.streetworld.seed
         return self.seed if given is None else given
 
+    def reaches(self, stage: Stage) -> bool:
+        """Whether a stage is the job's last or an earlier one."""
+        return self.stage in STAGES[STAGES.index(stage) :]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it encodes images: fine-tuning from a given student, or from random weights alone, does not."""
+        if self.stage == "finetune":
+            return self.finetune.checkpoint is None and "pretrained" in self.finetune.initialisations
+        return self.reaches("extract")
+
     @model_validator(mode="before")
     @classmethod
     def _switches_of_the_variant(cls, values: Any) -> Any:

@@ -11,12 +11,10 @@ from clip2scene.cluster.plan_machine import Machine, free_bytes
 from clip2scene.cluster.plan_stages import Planner
 from clip2scene.cluster.plan_work import Plan, Work, seconds_of, source_of
 from clip2scene.cluster.rates import RatedStage, Rates
-from clip2scene.cluster.session import trains
 from clip2scene.cluster.submit import check_fits
-from clip2scene.config import STAGES, ConfigError, Job
+from clip2scene.config import ConfigError, Job
 from clip2scene.jobfile import kind_with_job, load_job, read_values
 from clip2scene.machine import jobs_on
-from clip2scene.stages import needs_teacher
 from clip2scene.storage import folder_of, is_remote
 from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.space import Scheduler
@@ -217,7 +215,8 @@ def _warn(planner: Planner, job: Job, result: Plan, at_a_time: int) -> None:
     workers = max(resources.num_workers, 1)
     if is_remote(job.storage):
         planner.note(f"storage={job.storage}: the object store is not checked; everything in it counts as still to do")
-    if trains(job) and not resources.gpus_per_worker and workers * resources.threads_per_worker > machine.cpus:
+    threads = 0 if resources.gpus_per_worker else workers * resources.threads_per_worker
+    if job.reaches("distill") and threads > machine.cpus:
         planner.note(f"{workers} training workers share {machine.cpus:g} CPUs")
     if machine.gpus > result.gpus and result.gpus:
         planner.note(
@@ -244,10 +243,10 @@ def _plan_clip(job: Job, planner: Planner) -> Plan:
 
 def _wanted(job: Job) -> Iterable[str]:
     extract, resources = job.extract, job.resources
-    if needs_teacher(job):
+    if job.needs_teacher:
         gpus = f", {extract.gpus_per_actor:g} GPUs" if extract.gpus_per_actor else ""
         yield f"extract: {extract.num_actors} actors, each {extract.threads_per_actor} CPU{gpus}"
-    if STAGES.index(job.stage) > STAGES.index("extract"):
+    if job.reaches("distill"):
         gpus = f", {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
         who = f"{resources.num_workers} workers, each 1 CPU" if resources.num_workers else "1 process"
         yield f"trainings: {who}{gpus}"
