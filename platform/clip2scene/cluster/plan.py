@@ -25,8 +25,7 @@ from clip2scene.training.validation import COMPARED_SWEEPS
 NO_ROOT = "not-given"
 """Stands for the data set's folder if a job names none."""
 _ORDER = (
-    "start", "streetworld_clip", "streetworld", "index", "extract", "superpixels", "distill", "verify", "evaluate",
-    "finetune",
+    "start", "streetworld", "index", "extract", "superpixels", "distill", "verify", "evaluate", "finetune",
 )  # fmt: skip
 _OF_A_JOB = ("distill", "evaluate", "finetune")
 _MEMORY_SHARE = 0.9
@@ -74,8 +73,6 @@ def plan(
 def plan_jobs(jobs: Sequence[Job], name: str, planner: Planner) -> Plan:
     """Plan one job, or the jobs of a table, which share artifacts."""
     machine = planner.machine
-    if jobs[0].stage == "streetworld_clip":
-        return _plan_clip(jobs[0], planner)
     works: dict[str, Work] = {}
     trainings = 0
     for job in jobs:
@@ -231,14 +228,6 @@ def _warn(planner: Planner, job: Job, result: Plan, at_a_time: int) -> None:
                 f"memory: the training workers may want {together / 1e9:.1f} GB together and {machine.name} has "
                 f"{node / 1e9:.1f}; resources.cached_frames={resources.cached_frames} or fewer workers take less"
             )
-
-
-def _plan_clip(job: Job, planner: Planner) -> Plan:
-    """The job that trains the small CLIP; it has no data set."""
-    steps = job.streetworld_clip.steps
-    rate = planner.rates.find("streetworld_clip", "cpu", job)
-    work = Work("streetworld_clip", steps, "steps", seconds=seconds_of(rate, steps, 1), sources=source_of(rate, 0, 1))
-    return Plan(job.name, (work,), None, planner.machine, ("1 process",), None, None)
 
 
 def _wanted(job: Job) -> Iterable[str]:
