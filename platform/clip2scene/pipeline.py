@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 from clip2scene.config import TEXT_FREE, Job
-from clip2scene.progress import console
 from clip2scene.run_log import BriefRunLog, RunLog, comparable
 from clip2scene.stages import Stages, Trained
 from clip2scene.tracking.run import Run
@@ -92,7 +91,7 @@ class Pipeline:
             index = self.stages.index
             splits = {"train": self.stages.train_frames, "eval": self.stages.eval_frames}
             for sentence in self.stages.omissions:
-                console().print(f"index: {sentence}", markup=False, soft_wrap=True)
+                log.say(f"index: {sentence}")
             log.indexed(run)
             run.log_metrics(
                 {"frames": len(index.frames), "left_out": len(index.left_out)}
@@ -119,21 +118,21 @@ class Pipeline:
     def _distill(self, log: RunLog) -> Trained:
         with log.stage("distill") as run:
             history = log.history(run, "distill")
-            self._log_short(run)
+            self._log_short(log, run)
             student = self.stages.distill(history)
             log.student(run, history, student, "distillation")
             run.log_dataset("features", self.stages.store_digest, str(self.stages.store_path), "training")
         log.report["student_path"] = str(student.path)
         return student
 
-    def _log_short(self, run: Run) -> None:
+    def _log_short(self, log: RunLog, run: Run) -> None:
         """Log how many keyframes have fewer than K sweeps (at the start of a scene)."""
         wanted, frames = self.job.distill.num_sweeps, self.stages.train_frames
         clouds = [num_clouds(frame, self.job.distill) for frame in frames]
         short = sum(count < wanted for count in clouds)
         run.log_metrics({"keyframes_with_fewer_sweeps": short, "sweeps_mean": sum(clouds) / len(clouds)})
         if short:
-            console().print(f"distill: {short} of {len(frames)} keyframes have fewer than {wanted} sweeps")
+            log.say(f"distill: {short} of {len(frames)} keyframes have fewer than {wanted} sweeps")
 
     def _evaluate(self, log: RunLog, student: Trained) -> None:
         with log.stage("evaluate") as run:

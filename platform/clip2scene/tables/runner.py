@@ -125,7 +125,8 @@ def _run_all(table: Table, jobs: Sequence[TableJob], tracker: Tracker, parent: R
 def _prepare(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> dict[str, str]:
     """World, index, features and superpixels, once for all jobs that read the same.
 
-    ``parent`` keeps how many images all attempts at the table encoded, and how many this one found.
+    What the indexes have left out is said here: the jobs themselves are brief. ``parent`` keeps how many images all
+    attempts at the table encoded, and how many this one found.
 
     Returns:
         Why it failed, by the digests of the jobs that cannot run.
@@ -139,6 +140,8 @@ def _prepare(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> dict[st
         if key not in reasons:
             reasons[key] = None
             try:
+                for sentence in stages.omissions:
+                    console().print(f"index: {sentence}", markup=False, soft_wrap=True)
                 done = stages.make_inputs()
             except Clip2sceneError as error:
                 reasons[key] = str(error)
