@@ -15,7 +15,7 @@ from typing import Any
 from clip2scene.config import Clip2sceneError, Job, one_line
 from clip2scene.machine import description, jobs_on, ray_nodes, use_threads
 from clip2scene.pipeline import Pipeline
-from clip2scene.progress import console, duration, progress, silent
+from clip2scene.progress import duration, progress, say, silent
 from clip2scene.stages import Stages
 from clip2scene.storage import Storage, locked
 from clip2scene.tables.spec import Cell, Table, expand
@@ -81,7 +81,7 @@ def run_table(table: Table, tracker: Tracker, source: str, command: str, pages_a
         with tracker.reachable("look for finished jobs"):
             finished = finished_jobs(tracker, table.table)
         missing = [job for job in jobs if job.digest not in finished]
-        console().print(
+        say(
             f"{table.table}: {len(jobs)} jobs for {len(cells)} cells, "
             f"{len(jobs) - len(missing)} of them finished before"
         )
@@ -141,7 +141,7 @@ def _prepare(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> dict[st
             reasons[key] = None
             try:
                 for sentence in stages.omissions:
-                    console().print(f"index: {sentence}", markup=False, soft_wrap=True)
+                    say(f"index: {sentence}")
                 done = stages.make_inputs()
             except Clip2sceneError as error:
                 reasons[key] = str(error)
@@ -152,7 +152,7 @@ def _prepare(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> dict[st
         if (reason := reasons[key]) is not None:
             failed[job.digest] = reason
     for reason, count in Counter(failed.values()).items():
-        console().print(f"cannot run, {count} of the jobs: {reason}", markup=False, soft_wrap=True)
+        say(f"cannot run, {count} of the jobs: {reason}")
     return failed
 
 
@@ -222,10 +222,10 @@ def _print_end(table: Table, done: Done) -> None:
     column = "" if tags["column"] == "mIoU" else f", {tags['column']}"
     where = f"{table.table}: {tags['row']}{column}, seed {tags['seed']}"
     if done.error is not None:
-        console().print(f"{where}: failed: {done.error}", markup=False, soft_wrap=True)
+        say(f"{where}: failed: {done.error}")
         return
     scores = ", ".join(f"{name.removeprefix('miou/')} {100 * value:.1f}" for name, value in done.scores.items())
-    console().print(f"{where}: {scores or 'no score'}, {duration(done.seconds)}", markup=False, soft_wrap=True)
+    say(f"{where}: {scores or 'no score'}, {duration(done.seconds)}")
 
 
 def _tags(table: Table, cells: Sequence[Cell]) -> dict[str, str]:

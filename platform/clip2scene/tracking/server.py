@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip2scene.config import Clip2sceneError, ConfigError
+from clip2scene.progress import console
 from clip2scene.storage import locked
 from clip2scene.tracking.watchdog import watched
 
@@ -111,8 +112,6 @@ def serve_ui(folder: str | Path, port: int = UI_PORT) -> None:
         ConfigError: no runs are kept there, or as in :func:`embedded_server`.
         TrackingError: the server did not come up, or ended by itself.
     """
-    from clip2scene.progress import console
-
     folder = Path(folder).resolve()
     if not (folder / "mlflow.db").is_file():
         raise ConfigError(f"{folder}: no runs are kept there (no mlflow.db)")
