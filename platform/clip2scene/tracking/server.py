@@ -77,14 +77,8 @@ def embedded_server(folder: str | Path, port: int | None = None, login: Login | 
 @contextlib.contextmanager
 def starting_server(folder: str | Path) -> Iterator[Callable[[], str]]:
     """Start an :func:`embedded_server` in the background; yields a function that waits for it and returns its URI."""
-    with ThreadPoolExecutor(1) as starter:
-        server = embedded_server(folder)
-        starting = starter.submit(server.__enter__)
-        try:
-            yield starting.result
-        finally:
-            if starting.exception() is None:
-                server.__exit__(None, None, None)
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as starter:
+        yield starter.submit(stack.enter_context, embedded_server(folder)).result
 
 
 @contextlib.contextmanager
