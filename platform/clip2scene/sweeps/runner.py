@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clip2scene.config import ConfigError
+from clip2scene.errors import ConfigError
 from clip2scene.jobfile import put
 from clip2scene.machine import description
 from clip2scene.paths import relative_paths

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from clip2scene.config import TEXT_FREE, ConfigError, Job, WorkerSettings, digest_of
+from clip2scene.config import TEXT_FREE, Job, WorkerSettings, digest_of
+from clip2scene.errors import ConfigError
 from clip2scene.jobfile import kind_of, parse, put, read_values
-from clip2scene.storage import is_remote
+from clip2scene.remote import is_remote
 from clip2scene.sweeps.space import TRAIN_SPLIT, VERIFY_SPLIT, Space, TrialResources
 from clip2scene.sweeps.unread import why_unread
 
