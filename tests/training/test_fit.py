@@ -7,10 +7,11 @@ import multiprocessing
 import pytest
 import torch
 
-from clip2scene.config import ConfigError, DistillSettings, OptimiserSettings, ScrSettings
+from clip2scene.config import DistillSettings, OptimiserSettings, ScrSettings
+from clip2scene.errors import ConfigError, DivergedError
 from clip2scene.training.finetune import choose_labelled
 from clip2scene.training.fit import _data_parallel, fit
-from clip2scene.training.launch import DivergedError, launch
+from clip2scene.training.launch import launch
 
 
 def run(training, folder, **callbacks):

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clip2scene.artifacts import make_index, world_path
-from clip2scene.config import ConfigError, DatasetSettings, Job
-from clip2scene.data.index import DataError, Frame, Index
+from clip2scene.config import DatasetSettings, Job
+from clip2scene.data.index import Frame, Index
 from clip2scene.data.splits import SEMANTICKITTI_SCANS, scenes_of_split, split_frames, split_scenes
+from clip2scene.errors import ConfigError, DataError
+from clip2scene.remote import is_remote
 from clip2scene.stages import Stages
-from clip2scene.storage import folder_of, is_remote
+from clip2scene.storage import folder_of
 from clip2scene.streetworld.tables import scene_names
 from clip2scene.training.finetune import choose_labelled
 
@@ -117,7 +119,8 @@ def _images(frames: tuple[Frame, ...]) -> int:
 
 
 def _points_of(job: Job, index: Index, frame: Frame) -> int | None:
-    from clip2scene.data.clouds import read_cloud, resolve
+    from clip2scene.data.clouds import read_cloud
+    from clip2scene.data.dataroot import resolve
 
     try:
         return len(read_cloud(resolve(index.root, frame.cloud_path)))

@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from clip2scene.config import ConfigError, Job, Settings
+from clip2scene.config import Job, Settings
+from clip2scene.errors import ConfigError
 from clip2scene.jobfile import parse
 
 PACKAGED = Path(__file__).with_name("rates.json")
 Device = Literal["cpu", "gpu"]
 RatedStage = Literal[
     "start", "streetworld", "index", "extract", "superpixels", "distill", "evaluate", "finetune", "verify",
-    "streetworld_clip",
 ]  # fmt: skip
 """``start``: of a command, before its first stage; ``verify``: scores of a sweep's trials on held-out keyframes."""
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 from clip2scene.cluster.auth import AUTH_TOKEN_PATH, token_for_this_process, token_wanted, use_token
 from clip2scene.cluster.nodes import NO_METRICS_PORTS, ONLY_THIS_MACHINE
-from clip2scene.config import ConfigError, Job, one_line
+from clip2scene.config import Job
+from clip2scene.errors import ConfigError, one_line
 from clip2scene.machine import CPUS_PER_WORKER, check_room, num_cpus, ray_nodes
 
 TRAIN_POLLING = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -69,11 +70,6 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
         ray.shutdown()
 
 
-def trains(job: Job) -> bool:
-    """Whether a job has training workers."""
-    return job.stage not in ("index", "extract", "streetworld_clip")
-
-
 def check_workers(job: Job, nodes: Sequence[Mapping[str, float]], place: str = "Ray") -> None:
     """Refuse training workers that could never be scheduled: Ray would wait for ever.
 
@@ -85,7 +81,7 @@ def check_workers(job: Job, nodes: Sequence[Mapping[str, float]], place: str = "
     Raises:
         ConfigError: not all workers of the job fit.
     """
-    if trains(job):
+    if job.reaches("distill"):
         workers, gpus = job.resources.num_workers, job.resources.gpus_per_worker
         asked = f"resources.num_workers={workers} with resources.gpus_per_worker={gpus:g}"
         check_room(nodes, workers, cpus=CPUS_PER_WORKER, gpus=gpus, settings=asked, place=place)

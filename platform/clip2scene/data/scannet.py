@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from clip2scene.data.clouds import image_size, resolve
-from clip2scene.data.dataroot import DatasetFiles
-from clip2scene.data.index import Camera, DataError, Frame, Index
+from clip2scene.data.clouds import image_size
+from clip2scene.data.dataroot import DatasetFiles, resolve
+from clip2scene.data.index import Camera, Frame, Index
 from clip2scene.data.poses import check_pinhole, is_rotation
+from clip2scene.errors import DataError
 
 FOLDER = "scans"
 _RATE_HZ = 30

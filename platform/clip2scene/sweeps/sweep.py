@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from clip2scene.config import TEXT_FREE, ConfigError, Job, WorkerSettings, digest_of
+from clip2scene.config import TEXT_FREE, Job, WorkerSettings, digest_of
+from clip2scene.errors import ConfigError
 from clip2scene.jobfile import kind_of, parse, put, read_values
-from clip2scene.storage import is_remote
+from clip2scene.remote import is_remote
 from clip2scene.sweeps.space import TRAIN_SPLIT, VERIFY_SPLIT, Space, TrialResources
 from clip2scene.sweeps.unread import why_unread
 
@@ -150,8 +151,6 @@ def combine(space: dict[str, Any], job: dict[str, Any], space_source: str, job_s
     if "sweep" not in space:
         raise ConfigError(f"{space_source}: no search space (it has no key 'sweep')")
     sweep = Sweep(_with_gpus_of(base, parse(Space, space, space_source)), job)
-    if base.stage == "streetworld_clip":
-        raise ConfigError(f"{job_source}: stage=streetworld_clip has nothing to sweep; give a job that distils")
     if is_remote(base.storage):
         raise ConfigError(f"{job_source}: storage={base.storage}: a sweep needs a folder that all its nodes see")
     where = f"{space_source} on {job_source}"

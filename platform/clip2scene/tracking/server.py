@@ -23,7 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip2scene.config import Clip2sceneError, ConfigError
+from clip2scene.errors import ConfigError, TrackingError
+from clip2scene.progress import console
 from clip2scene.storage import locked
 from clip2scene.tracking.watchdog import watched
 
@@ -33,10 +34,6 @@ UI_PAGES = f"http://{HOST}:{UI_PORT}"
 """Where ``clip2scene ui`` shows runs after the embedded server that kept them has ended."""
 START_TIMEOUT_S = 300.0
 _LOG = "server.log"
-
-
-class TrackingError(Clip2sceneError, RuntimeError):
-    """A tracking server that does not start, does not answer or refuses a request."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +73,8 @@ def embedded_server(folder: str | Path, port: int | None = None, login: Login | 
 @contextlib.contextmanager
 def starting_server(folder: str | Path) -> Iterator[Callable[[], str]]:
     """Start an :func:`embedded_server` in the background; yields a function that waits for it and returns its URI."""
-    with ThreadPoolExecutor(1) as starter:
-        server = embedded_server(folder)
-        starting = starter.submit(server.__enter__)
-        try:
-            yield starting.result
-        finally:
-            if starting.exception() is None:
-                server.__exit__(None, None, None)
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as starter:
+        yield starter.submit(stack.enter_context, embedded_server(folder)).result
 
 
 @contextlib.contextmanager
@@ -111,8 +102,6 @@ def serve_ui(folder: str | Path, port: int = UI_PORT) -> None:
         ConfigError: no runs are kept there, or as in :func:`embedded_server`.
         TrackingError: the server did not come up, or ended by itself.
     """
-    from clip2scene.progress import console
-
     folder = Path(folder).resolve()
     if not (folder / "mlflow.db").is_file():
         raise ConfigError(f"{folder}: no runs are kept there (no mlflow.db)")

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from clip2scene.config import ConfigError, FinetuneSettings
+from clip2scene.config import FinetuneSettings
 from clip2scene.data.index import Frame
+from clip2scene.errors import ConfigError
 from clip2scene.losses.lovasz import lovasz_softmax
 from clip2scene.student.network import Forward, Student
 from clip2scene.training.fit import Training
