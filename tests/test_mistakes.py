@@ -79,7 +79,7 @@ def test_a_mistake_is_one_sentence(words, sentence, tmp_path):
 
 def test_more_gpus_than_ray_has_are_one_sentence(tmp_path, uri):
     words = ["extract.num_actors=64", "extract.gpus_per_actor=1", f"storage={tmp_path}", "--tracking-uri", uri]
-    assert "extract.gpus_per_actor=1: with 1 GPUs each there is room for" in fail("run", "jobs/demo.yaml", *words)
+    assert "extract.gpus_per_actor=1: with 1 GPU each there is room for" in fail("run", "jobs/demo.yaml", *words)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,11 @@ def ray_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def counted(count: float, unit: str) -> str:
+    """A number and its unit, as ``1 GPU`` and ``0.5 GPUs``."""
+    return f"{count:g} {unit}{'' if count == 1 else 's'}"
+
+
 def workers_on(node: Mapping[str, float], *, cpus: float = 0.0, gpus: float = 0.0) -> float:
     """How many workers fit on a node, each with that many of its CPUs and GPUs; infinite where neither is wanted.
 
@@ -117,10 +122,13 @@ def check_room(
     """
     room = sum(workers_on(node, cpus=cpus, gpus=gpus) for node in nodes)
     if room < count:
-        each = " and ".join([*([f"{cpus:g} CPU"] if cpus else []), *([f"{gpus:g} GPUs"] if gpus else [])])
-        there = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes) or "none"
+        each = " and ".join([*([counted(cpus, "CPU")] if cpus else []), *([counted(gpus, "GPU")] if gpus else [])])
+        there = ", ".join(
+            f"{counted(node.get('CPU', 0), 'CPU')} and {counted(node.get('GPU', 0), 'GPU')}" for node in nodes
+        )
         raise ConfigError(
-            f"{settings}: with {each} each there is room for {room:g}; lower one of them (nodes of {place}: {there})"
+            f"{settings}: with {each} each there is room for {room:g}; lower one of them (nodes of {place}: "
+            f"{there or 'none'})"
         )
 
 

@@ -229,6 +229,25 @@ def test_the_memory_is_that_of_the_job_that_needs_the_most(tmp_path):
         assert memory(small) < memory(large) == memory(large, small) == memory(small, large)
 
 
+def test_memory_on_a_gpu_is_not_the_machines():
+    def made(gpu_bytes, *words):
+        there = Machine("a machine", ({"CPU": 8, "GPU": 2},), True, memory_bytes=10**12, gpu_memory_bytes=gpu_bytes)
+        return planned(NUSCENES, *OFFICIAL, *SMALL_TEACHER, "stage=distill", *words, there=there)
+
+    plan = made(80 * 10**9)
+    assert plan.gpu_memory == plan.memory["network"] + plan.memory["step"]
+    assert not any("memory" in note for note in plan.notes)
+    on_gpu = plan_text(plan).partition(", and on its GPU ")[2]
+    assert re.match(r"[\d.]+ GB \(network [\d.]+ MB, step [\d.]+ GB\)\n", on_gpu)
+    (note,) = (note for note in made(4 * 10**9).notes if "memory" in note)
+    assert note.startswith(f"memory: a GPU's training workers may want {plan.gpu_memory / 1e9:.1f} GB and a GPU of a")
+    half = made(4 * 10**9, "resources.gpus_per_worker=0.5")
+    assert any(f"may want {2 * plan.gpu_memory / 1e9:.1f} GB" in note for note in half.notes)
+    without = made(4 * 10**9, "resources.gpus_per_worker=0")
+    assert without.gpu_memory == 0
+    assert "on its GPU" not in plan_text(without)
+
+
 def test_settings_that_nothing_was_measured_with(tmp_path):
     words = (f"storage={tmp_path}/new", "student.voxel_size_m=0.2")
     made = planned(DEMO, *words)

@@ -89,7 +89,7 @@ def test_the_file_in_the_package_does_not_need_its_bases(name):
         (
             ["resources.gpus_per_worker=0.6"],
             [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 0.0, "GPU": 1.0}],
-            r"with 1 CPU and 0.6 GPUs each there is room for 1; .*here: 4 CPUs and 1 GPUs, 0 CPUs and 1 GPUs",
+            r"with 1 CPU and 0.6 GPUs each there is room for 1; .*here: 4 CPUs and 1 GPU, 0 CPUs and 1 GPU",
         ),
         (["resources.num_workers=4", "resources.gpus_per_worker=0.6"], [{"CPU": 8.0, "GPU": 3.0}], r"is room for 3; "),
         (["extract.gpus_per_actor=1"], [{"CPU": 8.0, "GPU": 1.0}], r"extract.num_actors=2 .*room for 1; "),

@@ -138,7 +138,7 @@ def test_more_gpus_than_there_are(run: Run, tmp_path: Path) -> None:
     # As many batches as actors, and far more of both than any machine's GPUs.
     settings = ExtractSettings(num_actors=64, gpus_per_actor=1, frames_per_batch=1)
     frames = tuple(replace(run.index.frames[0], frame_id=f"frame-{number}") for number in range(64))
-    with pytest.raises(ConfigError, match=r"extract.gpus_per_actor=1: with 1 GPUs each there is room for"):
+    with pytest.raises(ConfigError, match=r"extract.gpus_per_actor=1: with 1 GPU each there is room for"):
         extract(run.index, frames, run.teacher, settings, tmp_path, storage=Storage(tmp_path))
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from clip2scene.cluster.plan_machine import Machine, free_bytes
+from clip2scene.cluster.plan_memory import ON_GPU
 from clip2scene.cluster.plan_stages import Planner
 from clip2scene.cluster.plan_work import Plan, Work, seconds_of, source_of
 from clip2scene.cluster.rates import RatedStage, Rates
@@ -15,7 +16,7 @@ from clip2scene.cluster.submit import check_fits
 from clip2scene.config import Job
 from clip2scene.errors import ConfigError
 from clip2scene.jobfile import kind_with_job, load_job, read_values
-from clip2scene.machine import jobs_on
+from clip2scene.machine import counted, jobs_on, workers_on
 from clip2scene.remote import is_remote
 from clip2scene.storage import folder_of
 from clip2scene.sweeps.slots import trial_slots
@@ -31,7 +32,7 @@ _ORDER = (
 )  # fmt: skip
 _OF_A_JOB = ("distill", "evaluate", "finetune")
 _MEMORY_SHARE = 0.9
-"""Share of a machine's memory above which a plan warns."""
+"""Share of the memory of a machine or of a GPU above which a plan warns."""
 
 
 def plan(
@@ -190,6 +191,7 @@ def _complete(
         machine=machine,
         wanted=tuple(_wanted(first)),
         memory=largest if len(known) == len(memories) else None,
+        on_gpu=ON_GPU if first.resources.gpus_per_worker else (),
         actor_memory=planner.actor_memory(first),
         facts=facts,
     )
@@ -222,24 +224,32 @@ def _warn(planner: Planner, job: Job, result: Plan, at_a_time: int) -> None:
             f"{machine.gpus - result.gpus:g} of {machine.gpus:g} GPUs stay idle; more resources.num_workers (at most "
             f"distill.batch_size={job.distill.batch_size} of them find work) and extract.num_actors would use them"
         )
-    node = machine.memory_bytes
-    if result.memory is not None and node is not None:
-        together = at_a_time * workers * sum(result.memory.values())
-        if together > _MEMORY_SHARE * node:
-            planner.note(
-                f"memory: the training workers may want {together / 1e9:.1f} GB together and {machine.name} has "
-                f"{node / 1e9:.1f}; resources.cached_frames={resources.cached_frames} or fewer workers take less"
-            )
+    if result.memory is None:
+        return
+    together = at_a_time * workers * (sum(result.memory.values()) - result.gpu_memory)
+    if machine.memory_bytes is not None and together > _MEMORY_SHARE * machine.memory_bytes:
+        planner.note(
+            f"memory: the training workers may want {together / 1e9:.1f} GB together and {machine.name} has "
+            f"{machine.memory_bytes / 1e9:.1f}; fewer of them, or less than resources.cached_frames="
+            f"{resources.cached_frames}, take less"
+        )
+    on_one_gpu = int(workers_on({"GPU": 1}, gpus=resources.gpus_per_worker)) if resources.gpus_per_worker else 0
+    wanted = result.gpu_memory * min(on_one_gpu, at_a_time * workers)
+    if machine.gpu_memory_bytes is not None and wanted > _MEMORY_SHARE * machine.gpu_memory_bytes:
+        planner.note(
+            f"memory: a GPU's training workers may want {wanted / 1e9:.1f} GB and a GPU of {machine.name} has "
+            f"{machine.gpu_memory_bytes / 1e9:.1f}; a smaller batch_size or precision=fp16 takes less"
+        )
 
 
 def _wanted(job: Job) -> Iterable[str]:
     extract, resources = job.extract, job.resources
     if job.needs_teacher:
-        gpus = f", {extract.gpus_per_actor:g} GPUs" if extract.gpus_per_actor else ""
-        yield f"extract: {extract.num_actors} actors, each {extract.threads_per_actor} CPU{gpus}"
+        gpus = f", {counted(extract.gpus_per_actor, 'GPU')}" if extract.gpus_per_actor else ""
+        yield f"extract: {counted(extract.num_actors, 'actor')}, each {counted(extract.threads_per_actor, 'CPU')}{gpus}"
     if job.reaches("distill"):
-        gpus = f", {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
-        who = f"{resources.num_workers} workers, each 1 CPU" if resources.num_workers else "1 process"
+        gpus = f", {counted(resources.gpus_per_worker, 'GPU')}" if resources.gpus_per_worker else ""
+        who = f"{counted(resources.num_workers, 'worker')}, each 1 CPU" if resources.num_workers else "1 process"
         yield f"trainings: {who}{gpus}"
 
 

@@ -22,6 +22,8 @@ class Machine:
     """Whether it runs an embedded Ray, which is told that it has as many CPUs as the workers want."""
     memory_bytes: int | None = None
     """Of a node; None if unknown."""
+    gpu_memory_bytes: int | None = None
+    """Of its smallest GPU; None if unknown, or without one."""
     is_here: bool = False
     """Whether its disk is this machine's."""
 
@@ -54,8 +56,17 @@ def this_machine() -> Machine:
     import psutil
     import torch
 
-    node = {"CPU": float(num_cpus()), "GPU": float(torch.cuda.device_count())}
-    return Machine("this machine", (node,), grows=True, memory_bytes=psutil.virtual_memory().total, is_here=True)
+    num_gpus = torch.cuda.device_count()
+    return Machine(
+        "this machine",
+        ({"CPU": float(num_cpus()), "GPU": float(num_gpus)},),
+        grows=True,
+        memory_bytes=psutil.virtual_memory().total,
+        gpu_memory_bytes=min(
+            (torch.cuda.get_device_properties(gpu).total_memory for gpu in range(num_gpus)), default=None
+        ),
+        is_here=True,
+    )
 
 
 def machine_of(cpus: int | None, gpus: int | None) -> Machine:

@@ -27,6 +27,8 @@ from clip2scene.cluster.rates import Rates
 from clip2scene.config import Job, StudentSettings, TeacherSettings, TrainingSettings
 
 WITHIN = 2.0
+ON_GPU = ("network", "step")
+"""What lies on the GPU of a worker that has one."""
 STATES = {"sgd": 1, "adamw": 2}
 """Values that an optimiser keeps per parameter."""
 _FLOAT, _INDEX = 4, 4

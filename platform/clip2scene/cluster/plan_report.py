@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from clip2scene.cluster.plan_work import Plan, Work
+from clip2scene.machine import counted
 from clip2scene.progress import duration
 
 
@@ -26,14 +28,13 @@ def plan_text(plan: Plan, price_per_gpu_hour: float | None = None) -> str:
     lines.append("")
     lines += [f"requests: {sentence}" for sentence in plan.wanted]
     machine = plan.machine
-    lines.append(
-        f"available: {machine.cpus:g} CPUs and {machine.gpus:g} GPUs, nodes: {len(machine.nodes)} ({machine.name})"
-    )
+    there = " and ".join((counted(machine.cpus, "CPU"), counted(machine.gpus, "GPU")))
+    lines.append(f"available: {there}, {counted(len(machine.nodes), 'node')} ({machine.name})")
     if plan.memory is not None:
-        parts = ", ".join(f"{name} {_bytes(count)}" for name, count in plan.memory.items())
-        lines.append(
-            f"memory of a training worker: {_bytes(sum(plan.memory.values()))} at its peak, estimated ({parts})"
-        )
+        on_gpu = {name: count for name, count in plan.memory.items() if name in plan.on_gpu}
+        parts = _sum({name: count for name, count in plan.memory.items() if name not in plan.on_gpu})
+        parts += f", and on its GPU {_sum(on_gpu)}" if on_gpu else ""
+        lines.append(f"memory of a training worker at its peak, estimated: {parts}")
     if plan.actor_memory is not None:
         lines.append(f"memory of an extraction actor: {_bytes(plan.actor_memory)}, estimated")
     if price_per_gpu_hour is not None:
@@ -54,6 +55,7 @@ def plan_json(plan: Plan, price_per_gpu_hour: float | None = None) -> dict[str, 
         "seconds": plan.seconds,
         "stored_bytes": plan.stored_bytes,
         "memory": None if plan.memory is None else dict(plan.memory),
+        "memory_on_gpu": list(plan.on_gpu),
         "actor_memory": plan.actor_memory,
         "wanted": list(plan.wanted),
         "machine": {"name": machine.name, "nodes": list(machine.nodes)},
@@ -90,6 +92,11 @@ def _money(plan: Plan, price: float) -> str:
         f"price: {plan.gpu_hours:,.1f} GPU-hours ({plan.gpus:g} GPUs held from beginning to end), "
         f"{plan.gpu_hours * price:,.2f} at {price:g} an hour"
     )
+
+
+def _sum(memory: Mapping[str, int]) -> str:
+    parts = ", ".join(f"{name} {_bytes(count)}" for name, count in memory.items())
+    return f"{_bytes(sum(memory.values()))} ({parts})"
 
 
 def _bytes(count: float) -> str:

@@ -75,6 +75,8 @@ class Plan:
     """One sentence per kind of resource."""
     memory: Mapping[str, int] | None
     """Of the training worker that needs the most, by purpose; None if unknown."""
+    on_gpu: tuple[str, ...]
+    """Purposes of ``memory`` that lie on the worker's GPU."""
     actor_memory: int | None
     """Of an extraction actor; None if nothing is encoded."""
     unschedulable: tuple[str, ...] = ()
@@ -111,6 +113,11 @@ class Plan:
     def gpu_hours(self) -> float | None:
         """GPU-hours, if the most GPUs are held from beginning to end."""
         return None if self.seconds is None else self.gpus * self.seconds / 3600
+
+    @property
+    def gpu_memory(self) -> int:
+        """Bytes on the GPU of the training worker that needs the most; 0 where that is unknown too."""
+        return sum(self.memory[purpose] for purpose in self.on_gpu) if self.memory is not None else 0
 
     @property
     def stored_bytes(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from clip2scene.errors import ConfigError
-from clip2scene.machine import jobs_on
+from clip2scene.machine import counted, jobs_on
 from clip2scene.sweeps.space import TrialResources
 
 
@@ -25,13 +25,14 @@ def trial_slots(nodes: Iterable[Mapping[str, float]], resources: TrialResources)
     nodes = [dict(node) for node in nodes]
     fit = jobs_on(nodes, resources)
     if fit < 1:
-        gpus = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
+        gpus = f" and {counted(resources.gpus_per_worker, 'GPU')}" if resources.gpus_per_worker else ""
         wanted = f"{resources.num_workers} workers with 1 CPU{gpus} each"
         if resources.num_workers == 0:
             wanted = f"{resources.threads_per_worker} CPUs on one node"
         cpus, gpus_there = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
         raise ConfigError(
-            f"resources: a trial needs {wanted}, and Ray has {cpus:g} CPUs and {gpus_there:g} GPUs on "
-            f"{len(nodes)} nodes; lower resources.num_workers, threads_per_worker or gpus_per_worker"
+            f"resources: a trial needs {wanted}, and Ray has {counted(cpus, 'CPU')} and "
+            f"{counted(gpus_there, 'GPU')} on {counted(len(nodes), 'node')}; lower "
+            "resources.num_workers, threads_per_worker or gpus_per_worker"
         )
     return fit
