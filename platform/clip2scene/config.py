@@ -362,9 +362,14 @@ class FinetuneSettings(TrainingSettings):
     head_learning_rate_scale: float = Field(1.0, gt=0)
     """Learning rate of the new classifier relative to that of the backbone."""
 
+    @property
+    def every(self) -> int:
+        """n: every n-th keyframe (or scene) is labelled."""
+        return max(round(1 / self.label_fraction), 1)
+
     @model_validator(mode="after")
     def _every_nth(self) -> FinetuneSettings:
-        every = max(round(1 / self.label_fraction), 1)
+        every = self.every
         if abs(every * self.label_fraction - 1) > _ROUNDED_WITHIN:
             raise ValueError(
                 f"finetune.label_fraction={self.label_fraction:g}: every n-th is used, so only 1/n is allowed, such as "

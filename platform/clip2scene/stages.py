@@ -177,7 +177,7 @@ class Stages(Artifacts):
     @functools.cached_property
     def labelled_frames(self) -> tuple[Frame, ...]:
         """Training keyframes with labels that fine-tuning may read."""
-        return choose_labelled(self.train_frames, self.job.finetune.protocol, self.job.finetune.label_fraction)
+        return choose_labelled(self.train_frames, self.job.finetune)
 
     def finetune(self, initialisation: str, on_epoch: OnEpoch) -> Trained:
         """Train a ``pretrained`` or ``scratch`` student on :attr:`labelled_frames`, unless it is there already."""

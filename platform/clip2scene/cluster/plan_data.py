@@ -106,7 +106,7 @@ def _of_index(job: Job, index: Index, source: str) -> Data:
         frames=len(index.frames),
         train_frames=len(train),
         eval_frames=len(held_out),
-        labelled_frames=len(choose_labelled(train, job.finetune.protocol, job.finetune.label_fraction)),
+        labelled_frames=len(choose_labelled(train, job.finetune)),
         images=_images(tuple(both.values())),
         train_images=_images(train),
         points=_points_of(job, index, train[0]),
@@ -201,7 +201,7 @@ def _in_both(job: Job, train: int, held_out: int) -> int:
 
 def _labelled(job: Job, frames: int, scenes: int) -> int:
     """Size of :func:`clip2scene.training.finetune.choose_labelled`, for scenes of equal length."""
-    every = max(round(1 / job.finetune.label_fraction), 1)
+    every = job.finetune.every
     if job.finetune.protocol == "clip2scene_frame":
         return math.ceil(frames / every)
     return round(scenes // every * frames / scenes)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clip2scene.errors import DataError
+from clip2scene.errors import DataError, one_line
 
 FORMAT = "clip2scene-index-2"
 
@@ -223,7 +223,7 @@ def read_index(path: str | Path, root: str | Path | None = None) -> Index:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such index file") from error
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error
+        raise DataError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
     if about.get("format") != FORMAT:
         raise DataError(f"{path}: not an index of this version (format {about.get('format')!r}, expected {FORMAT!r})")
     # Arrow would keep the memory that it decoded the file in, which is more than the table's own.

@@ -16,7 +16,7 @@ from typing import get_args
 
 from clip2scene.config import Split
 from clip2scene.data.index import Frame, Index
-from clip2scene.errors import ConfigError, DataError
+from clip2scene.errors import ConfigError, DataError, one_line
 
 _VERIFYING_EVERY = 7
 
@@ -112,7 +112,7 @@ def _scannet_scenes(root: Path, part: str) -> frozenset[str]:
     try:
         names = path.read_text(encoding="ascii").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as a list of scenes ({' '.join(str(error).split())})") from error
+        raise DataError(f"{path}: cannot be read as a list of scenes ({one_line(error)})") from error
     strange = next((name for name in names if not re.fullmatch(r"scene\d{4}_\d{2}", name)), None)
     if strange is not None or not names:
         raise DataError(

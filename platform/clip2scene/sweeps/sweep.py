@@ -36,36 +36,36 @@ class Sweep:
     """A search space combined with a job."""
 
     space: Space
-    job: Mapping[str, Any]
+    job_values: Mapping[str, Any]
     """The job file's values, with the user's changes."""
 
     @property
     def digest(self) -> str:
         """Hash of everything that decides the trials, so neither the title nor the hours."""
         space = self.space.model_dump(mode="json", by_alias=True, exclude={"title": True, "budget": {"hours"}})
-        return digest_of(space, self.base.model_dump(mode="json", by_alias=True, exclude={"name", "storage"}))
+        return digest_of(space, self.job.model_dump(mode="json", by_alias=True, exclude={"name", "storage"}))
 
     @functools.cached_property
-    def base(self) -> Job:
+    def job(self) -> Job:
         """The user's job."""
-        return Job.model_validate(self.job)
+        return Job.model_validate(self.job_values)
 
     @property
     def epochs(self) -> int:
         """Epochs of a trial that is not stopped."""
-        return self.space.budget.epochs or self.base.distill.epochs
+        return self.space.budget.epochs or self.job.distill.epochs
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """Seeds that every configuration is trained with."""
-        return self.space.seeds or (self.base.seed,)
+        return self.space.seeds or (self.job.seed,)
 
     @property
     def extremes(self) -> tuple[Trial, ...]:
         """Per variant, trials that move one parameter at a time to each extreme: if these are valid, all are."""
         space = self.space
-        first = {key: values.extremes[0] for key, values in space.parameters.items()}
-        others = [{key: value} for key, values in space.parameters.items() for value in values.extremes[1:]]
+        first = {key: distribution.extremes[0] for key, distribution in space.parameters.items()}
+        others = [{key: value} for key, distribution in space.parameters.items() for value in distribution.extremes[1:]]
         return tuple(
             Trial(0, self.seeds[0], first | change, variant)
             for variant in space.variants or (None,)
@@ -76,15 +76,15 @@ class Sweep:
     def trials(self) -> tuple[Trial, ...]:
         """All trials, in order; with ``searcher=tpe`` only their number and seed are known before they run."""
         space = self.space
-        grids = {key: values for key, values in space.parameters.items() if values.grid is not None}
-        drawn = {key: values for key, values in space.parameters.items() if values.grid is None}
+        grids = {key: distribution for key, distribution in space.parameters.items() if distribution.grid is not None}
+        drawn = {key: distribution for key, distribution in space.parameters.items() if distribution.grid is None}
         rng = np.random.default_rng(space.seed)
-        draws = [{key: values.draw(rng) for key, values in drawn.items()} for _ in range(space.num_trials)]
+        draws = [{key: distribution.draw(rng) for key, distribution in drawn.items()} for _ in range(space.num_trials)]
         if space.searcher == "tpe":
             draws = [{} for _ in draws]
         corners = [
             dict(zip(grids, corner, strict=True))
-            for corner in itertools.product(*(values.values for values in grids.values()))
+            for corner in itertools.product(*(distribution.values for distribution in grids.values()))
         ]
         configurations = itertools.product(space.variants or (None,), corners, draws, self.seeds)
         return tuple(
@@ -100,7 +100,7 @@ class Sweep:
         Raises:
             ConfigError: the values do not make a valid job.
         """
-        space, values = self.space, copy.deepcopy(dict(self.job))
+        space, values = self.space, copy.deepcopy(dict(self.job_values))
         changes: dict[str, Any] = {
             "stage": "distill",
             "seed": trial.seed,
@@ -109,8 +109,8 @@ class Sweep:
             "distill.epochs": self.epochs,
             **{f"resources.{name}": value for name, value in space.resources.model_dump().items()},
         }
-        if self.base.dataset.kind == "streetworld":
-            changes["dataset.streetworld.seed"] = self.base.world_seed
+        if self.job.dataset.kind == "streetworld":
+            changes["dataset.streetworld.seed"] = self.job.world_seed
         changes |= {**space.set_, **(space.variants[trial.variant] if trial.variant else {}), **trial.values}
         for key, value in changes.items():
             put(values, key, value, source)
