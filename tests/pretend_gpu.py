@@ -10,7 +10,6 @@ torch must know of the device before it first computes a gradient: :func:`regist
 
 from __future__ import annotations
 
-import inspect
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from spconv.core import ConvAlgo
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -66,31 +66,45 @@ def device() -> torch.device:
 def pretended() -> Iterator[list[str]]:
     """Operators may use the device; the list fills with the places of ours that made the host wait for it, in order.
 
-    A place is ``file: line of code``. spconv's own operators, which read a tensor's memory, are given that of the CPU;
-    the place of their waits is ``spconv``. Its native algorithm fetches the number of pairs in every convolution,
-    forward and backward, and counts the output's voxels where a convolution has a stride.
+    A place is ``file: line of code``. spconv's operators on a GPU (MaskImplicitGemm) are done by those for CPUs (its
+    native algorithm); the place of their waits is ``spconv``. They wait at least once for each table of neighbours, as
+    sorting by thrust does; convolutions do not.
     """
     import spconv.pytorch.ops as ops
 
-    def on_cpu(operator: Callable[..., Any], waits: Callable[[inspect.BoundArguments], bool]) -> Any:
-        signature = inspect.signature(operator)
-
+    def on_cpu(operator: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            if not _on_device((args, kwargs)):
-                return operator(*args, **kwargs)
-            if waits(signature.bind(*args, **kwargs)):
-                _waits.append("spconv")
             with _disable_current_modes():
                 return tree_map(_there, operator(*tree_map(_here, args), **tree_map(_here, kwargs)))
 
-        return patch.object(ops, operator.__name__, run)
+        return run
+
+    native = ConvAlgo.Native
+    pairs_of, convolve, differentiate = map(on_cpu, (ops.get_indice_pairs, ops.indice_conv, ops.indice_conv_backward))
+
+    def tables(indices_V4: Any, clouds: int, shape: Any, algorithm: Any, **given: Any) -> Any:
+        _waits.append("spconv")
+        names = ("ksize", "stride", "padding", "dilation", "out_padding", "subm", "transpose")
+        indices, pairs, counts = pairs_of(indices_V4, clouds, shape, native, *(given[name] for name in names))
+        # Where the others have masks of the neighbours of each voxel, these have numbers of pairs.
+        return indices, counts, pairs, pairs.flip(0), [counts], [counts], [], [], []
+
+    def forward(
+        features: Any, weights: Any, pairs: Any, counts: Any, order: Any, size: int, *given: Any, **_: Any
+    ) -> Any:
+        _, is_training, is_submanifold = given[:3]
+        out = convolve(features, weights, pairs, counts[0], size, False, is_submanifold, native)
+        return out, out if is_training else None, 0
+
+    def backward(features: Any, weights: Any, gradient: Any, pairs: Any, *given: Any, is_subm: bool, **_: Any) -> Any:
+        return differentiate(features, weights, gradient, pairs, given[1][0], False, is_subm, native)
 
     _waits.clear()
     with (
         _Factories(),
-        on_cpu(ops.get_indice_pairs, lambda given: not given.arguments["subm"]),
-        on_cpu(ops.indice_conv, lambda given: True),
-        on_cpu(ops.indice_conv_backward, lambda given: True),
+        patch.multiple(
+            ops, get_indice_pairs_implicit_gemm=tables, implicit_gemm=forward, implicit_gemm_backward=backward
+        ),
         # In inference mode an operator that is made of others would come here whole.
         patch.multiple(torch.inference_mode, __enter__=_no_grad_begins, __exit__=_no_grad_ends),
     ):

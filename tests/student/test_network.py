@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from clip2scene.config import StudentSettings
 from clip2scene.errors import ConfigError, DataError
 from clip2scene.student.checkpoint import load_checkpoint, save_checkpoint
-from clip2scene.student.network import Student
+from clip2scene.student.network import SparseConvolution, Student
 from clip2scene.student.voxels import rows_of_points, voxelise
 
 SMALL = StudentSettings(voxel_size_m=0.3, channels=(8, 12, 16))
@@ -176,6 +178,34 @@ def test_gpu_equals_cpu(settings):
         here = student(points, zeros)["classifier"]
         there = student.cuda()(points.cuda(), zeros.cuda())["classifier"].cpu()
     torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-4)
+
+
+def test_spconvs_algorithm_follows_the_device():
+    def algorithms(student):
+        kernels = {math.prod(module.kernel_size): module.algo for module in student.modules() if is_sparse(module)}
+        return {places: algorithm.name for places, algorithm in kernels.items()}
+
+    def is_sparse(module):
+        return isinstance(module, SparseConvolution)
+
+    student = Student(StudentSettings(architecture="minkunet14"), num_classes=3)
+    assert algorithms(student) == {125: "Native", 27: "Native", 8: "Native"}
+    moved = student.to("meta")  # any device that is not the CPU
+    assert algorithms(moved) == {125: "Native", 27: "MaskImplicitGemm", 8: "MaskImplicitGemm"}
+    assert algorithms(moved.to_empty(device="cpu")) == {125: "Native", 27: "Native", 8: "Native"}
+
+
+def test_a_frozen_backbone_is_exact_under_autocast():
+    student = Student(SMALL, num_classes=3)
+    student.freeze_backbone()
+    features = []
+    student.backbone.register_forward_hook(lambda module, given, out: features.append(out))
+    points, zeros = cloud(5), torch.zeros(2000, dtype=torch.long)
+    student(points, zeros)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = student(points, zeros)["classifier"]
+    assert logits.dtype == torch.bfloat16
+    assert torch.equal(*features)
 
 
 def test_more_cells_than_spconvs_hash_tells_apart_are_refused():

@@ -15,6 +15,7 @@ Legend: N points, I values per point, V voxels, F backbone width, D width of the
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import math
@@ -44,6 +45,7 @@ with warnings.catch_warnings():
     gc.disable()
     try:
         import spconv.pytorch as spconv
+        from spconv.pytorch.conv import SparseConvolution
     finally:
         gc.enable()
 
@@ -52,8 +54,10 @@ logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 _CELLS_ON_CPU = 2**32
 """spconv 2.3's CPU hash has 32-bit keys: a cell beyond this has the key of another cloud's cell."""
-# The other algorithms need CUDA; weights have the same layout for all, so one checkpoint works on both.
-_ALGORITHM = spconv_core.ConvAlgo.Native
+# Weights have the same layout for both, so that one checkpoint works everywhere.
+_ON_CPU, _ON_GPU = spconv_core.ConvAlgo.Native, spconv_core.ConvAlgo.MaskImplicitGemm
+_MOST_PLACES_ON_GPU = 32
+"""Of a kernel; spconv itself takes its native algorithm for larger ones on a GPU too."""
 
 Forward = Callable[..., dict[str, torch.Tensor]]
 """What a loss calls: :meth:`Student.forward`, possibly wrapped."""
@@ -113,7 +117,10 @@ class Student(nn.Module):
         Returns:
             ``{head: (N or P, D or C)}``.
         """
-        features_NF = self.backbone(points_NI, cloud_N)
+        # In inference spconv does not convert its weights to autocast's type.
+        exact = torch.autocast(points_NI.device.type, enabled=False)
+        with exact if self._backbone_is_frozen else contextlib.nullcontext():
+            features_NF = self.backbone(points_NI, cloud_N)
         if rows_P is not None:
             features_NF = _rows(features_NF, rows_P)
         return {name: head(features_NF) for name, head in self.heads.items()}
@@ -147,6 +154,15 @@ class SparseUNet(nn.Module):
                 width = decoder_inputs[level] if level < layout.levels else self.width
                 self.add_module(self._point_layer(level), _PointLayer(point_width, width))
                 point_width = width
+
+    def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> SparseUNet:
+        """Move the network, as :meth:`to` does, and choose the algorithms for the device that it is on now."""
+        super()._apply(function, recurse)
+        for module in self.modules():
+            if isinstance(module, SparseConvolution):
+                on_cpu = module.weight.device.type == "cpu" or math.prod(module.kernel_size) > _MOST_PLACES_ON_GPU
+                module.algo = _ON_CPU if on_cpu else _ON_GPU
+        return self
 
     def forward(self, points_NI: torch.Tensor, cloud_N: torch.Tensor) -> torch.Tensor:
         """Features of every point, (N, F); see :class:`Student`."""
@@ -212,7 +228,7 @@ class _Submanifold(nn.Module):
     def __init__(self, inputs: int, outputs: int, key: str, kernel: int = 3):
         super().__init__()
         self.convolution = spconv.SubMConv3d(
-            inputs, outputs, kernel, padding=kernel // 2, bias=False, indice_key=key, algo=_ALGORITHM
+            inputs, outputs, kernel, padding=kernel // 2, bias=False, indice_key=key, algo=_ON_CPU
         )
         self.norm = nn.BatchNorm1d(outputs)
 
@@ -227,7 +243,7 @@ class _Residual(nn.Module):
     def __init__(self, inputs: int, outputs: int, key: str, norm_on_skip: bool):
         super().__init__()
         self.first = _Submanifold(inputs, outputs, key)
-        self.second = spconv.SubMConv3d(outputs, outputs, 3, padding=1, bias=False, indice_key=key, algo=_ALGORITHM)
+        self.second = spconv.SubMConv3d(outputs, outputs, 3, padding=1, bias=False, indice_key=key, algo=_ON_CPU)
         self.norm = nn.BatchNorm1d(outputs)
         self.skip: nn.Module = nn.Identity()
         if inputs != outputs:
@@ -247,7 +263,7 @@ class _Encoder(nn.Module):
         outputs = layout.encoder[index]
         strided = outputs if layout.widen_with_stride else inputs
         self.down = spconv.SparseConv3d(
-            inputs, strided, 2, stride=2, bias=False, indice_key=f"down{index}", algo=_ALGORITHM
+            inputs, strided, 2, stride=2, bias=False, indice_key=f"down{index}", algo=_ON_CPU
         )
         self.norm = nn.BatchNorm1d(strided)
         self.blocks = _blocks(strided, outputs, layout.encoder_blocks[index], f"level{index + 1}", layout)
@@ -266,7 +282,7 @@ class _Decoder(nn.Module):
     def __init__(self, inputs: int, skip: int, index: int, layout: Layout):
         super().__init__()
         outputs, level = layout.decoder[index], layout.levels - 1 - index
-        self.up = spconv.SparseInverseConv3d(inputs, outputs, 2, bias=False, indice_key=f"down{level}", algo=_ALGORITHM)
+        self.up = spconv.SparseInverseConv3d(inputs, outputs, 2, bias=False, indice_key=f"down{level}", algo=_ON_CPU)
         self.norm = nn.BatchNorm1d(outputs)
         self.blocks = _blocks(outputs + skip, outputs, layout.decoder_blocks[index], f"level{level}", layout)
 
