@@ -44,4 +44,4 @@ format: $(READY)  ## rewrite the code in the project's style
 	$(VENV)/bin/ruff format platform tests cluster
 
 clean:  ## remove what demo and the tools wrote (not .venv)
-	rm -rf demo-output streetworld-output tables-output cluster-output smoke-test clip2scene-storage streetworld-clip .pytest_cache .mypy_cache .ruff_cache build
+	rm -rf demo-output streetworld-output tables-output cluster-output smoke-test clip2scene-storage .pytest_cache .mypy_cache .ruff_cache build

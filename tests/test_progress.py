@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from clip2scene import progress as module
-from clip2scene.progress import duration, progress
+from clip2scene.progress import duration, progress, say
 
 ON_A_TERMINAL = """
 from clip2scene.progress import progress
@@ -44,6 +44,12 @@ def test_intermediate_lines_are_limited_and_show_the_time_left(capsys, monkeypat
         "extract: 10/12 images, 1 images/s, 2.0 s left",
         "extract: 12/12 images, 1 images/s, 12 s",
     ]
+
+
+def test_a_sentence_is_one_line_with_its_brackets(capsys):
+    sentence = f"seeds=[red]: {'/a/long/path' * 20}"
+    say(sentence)
+    assert capsys.readouterr().err == f"{sentence}\n"
 
 
 def test_an_unknown_total(capsys):

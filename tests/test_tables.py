@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from clip2scene.config import ConfigError
+from clip2scene.data.index import DataError
 from clip2scene.jobfile import kind_of, load_job
 from clip2scene.stages import Stages
 from clip2scene.tables import runner
@@ -266,11 +267,34 @@ def test_images_are_counted_over_all_attempts(tmp_path, uri, monkeypatch):
             assert runner._prepare(jobs, tracker, parent) == {}
         return parent
 
+    monkeypatch.setattr(Stages, "omissions", ())
     monkeypatch.setattr(Stages, "make_inputs", make_inputs)
     with pytest.raises(KeyboardInterrupt):
         attempt()
     metrics = MlflowClient(uri).get_run(attempt().run_id).data.metrics
     assert metrics == {"images_encoded": 10, "images_cached": 8}
+
+
+def test_what_an_index_leaves_out_is_said_once_and_a_bad_data_set_ends_only_its_jobs(tmp_path, monkeypatch, capsys):
+    values = with_row(set={"distill.num_sweeps": 1})
+    table = load_table(written(tmp_path, values), ["seeds=[0, 1]", f"storage={tmp_path}"])
+    jobs = runner._jobs(table, expand(table, "tiny"))
+
+    def omissions(stages):
+        if stages.job.seed == 1:
+            raise DataError("a damaged world")
+        return ("2 frames have no pose",)
+
+    monkeypatch.setattr(Stages, "omissions", property(omissions))
+    monkeypatch.setattr(Stages, "make_inputs", lambda stages: ExtractReport(6, 0, broken=()))
+    monkeypatch.setattr(runner, "metrics_of", lambda tracker, parent: {})
+    failed = runner._prepare(jobs, None, SimpleNamespace(log_metrics=lambda values: None))
+    assert failed == {job.digest: "a damaged world" for job in jobs if job.settings.seed == 1}
+    assert len(failed) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "index: 2 frames have no pose",
+        "cannot run, 2 of the jobs: a damaged world",
+    ]
 
 
 def on_world(world, storage, values, num_workers):

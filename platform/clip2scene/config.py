@@ -13,9 +13,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 _ROUNDED_WITHIN = 0.06
 """How far, relatively, a given fraction may be from the 1/n that is used."""
-Stage = Literal["index", "extract", "distill", "evaluate", "finetune", "streetworld_clip"]
-STAGES: tuple[str, ...] = tuple(stage for stage in get_args(Stage) if stage != "streetworld_clip")
-"""In the order in which they run; ``streetworld_clip`` runs alone."""
+Stage = Literal["index", "extract", "distill", "evaluate", "finetune"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""In the order in which they run."""
 TEXT_FREE = ("pointcontrast",)
 """Methods with features outside CLIP's space: nothing can be scored before they are fine-tuned."""
 DatasetKind = Literal["streetworld", "nuscenes", "semantickitti", "scannet"]
@@ -419,25 +419,6 @@ class ResourceSettings(WorkerSettings):
     """A fault costs at most this many epochs. The last epoch is always saved."""
 
 
-class StreetworldClipSettings(Settings):
-    """Training of the small CLIP that ships with streetworld, from crops and captions only."""
-
-    output: str = "streetworld-clip"
-    """Folder that open_clip_config.json and open_clip_model.safetensors are written to."""
-    world_seeds: tuple[int, ...] = Field((1001, 1002, 1003, 1004), min_length=1)
-    """Worlds that crops are cut from; no world that scores are computed on should be among them."""
-    scenes_per_world: int = Field(28, ge=1)
-    """Scenes per world, with six images each."""
-    tiles_per_image: int = Field(3, ge=1)
-    """Tiles per image, with eight crops each."""
-    steps: int = Field(3000, ge=1)
-    """Training steps."""
-    batch_size: int = Field(128, ge=8)
-    """Crops per step."""
-    learning_rate: float = Field(1.2e-3, gt=0)
-    """Peak learning rate of AdamW: it rises for 100 steps, then falls to 0 along half a cosine."""
-
-
 class Job(Settings):
     """One runnable experiment: its last stage, data, method and resources."""
 
@@ -446,7 +427,7 @@ class Job(Settings):
     variant: Literal["paper", "released"] = "paper"
     """``released`` sets all switches in which the authors' code differs from the paper; a switch set here wins."""
     stage: Stage = "finetune"
-    """Last stage to run; earlier ones that are missing run first. ``streetworld_clip`` runs alone."""
+    """Last stage to run; earlier ones that are missing run first."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of initial weights, keyframe order and all other draws; also of a street world without its own."""
     storage: str = "clip2scene-storage"
@@ -462,13 +443,23 @@ class Job(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     resources: ResourceSettings = ResourceSettings()
-    streetworld_clip: StreetworldClipSettings = StreetworldClipSettings()
 
     @property
     def world_seed(self) -> int:
         """Seed of the street world."""
         given = self.dataset.streetworld.seed
         return self.seed if given is None else given
+
+    def reaches(self, stage: Stage) -> bool:
+        """Whether a stage is the job's last or an earlier one."""
+        return self.stage in STAGES[STAGES.index(stage) :]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it encodes images: fine-tuning from a given student, or from random weights alone, does not."""
+        if self.stage == "finetune":
+            return self.finetune.checkpoint is None and "pretrained" in self.finetune.initialisations
+        return self.reaches("extract")
 
     @model_validator(mode="before")
     @classmethod

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from clip2scene.data.clouds import read_cloud, read_depths, read_labels, resolve
+from clip2scene.data.clouds import read_cloud, read_depths, read_labels
+from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import Frame, Index
 from clip2scene.data.vocabulary import IGNORE, Vocabulary
 from clip2scene.geometry.pairing import pair

@@ -49,7 +49,4 @@ def relative_paths(job: Job) -> dict[str, tuple[str, str]]:
     given = {"storage": job.storage, "dataset.root": job.dataset.root, "finetune.checkpoint": job.finetune.checkpoint}
     pairs = {key: (path, absolute(path)) for key, path in given.items() if path is not None}
     pairs |= {f"teacher.{key}": (getattr(job.teacher, key), getattr(teacher, key)) for key in ("model", "pretrained")}
-    if job.stage == "streetworld_clip":  # it reads and writes nothing else
-        output = job.streetworld_clip.output
-        pairs = {"streetworld_clip.output": (output, absolute(output))}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

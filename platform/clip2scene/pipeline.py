@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from clip2scene.config import STAGES, TEXT_FREE, Job
-from clip2scene.progress import console
+from clip2scene.config import TEXT_FREE, Job
 from clip2scene.run_log import BriefRunLog, RunLog, comparable
-from clip2scene.stages import Stages, Trained, needs_teacher
+from clip2scene.stages import Stages, Trained
 from clip2scene.tracking.run import Run
 from clip2scene.tracking.table.record import ALL_POINTS
 from clip2scene.tracking.tracker import Tracker
@@ -63,28 +62,28 @@ class Pipeline:
         return log.report
 
     def _run_stages(self, log: RunLog) -> None:
-        job, last = self.job, STAGES.index(self.job.stage)
+        job = self.job
         if job.dataset.kind == "streetworld":
             with log.stage("streetworld") as run:
                 run.set_tags({"root": str(self.stages.root)})
         self._index(log)
-        teaches, scored = needs_teacher(job), last >= STAGES.index("evaluate")
+        distils, scored = job.needs_teacher and job.reaches("distill"), job.reaches("evaluate")
         # What is missing is reported before hours of extraction.
         if scored:
             self.stages.check_labels()
-        if teaches:
-            if last >= STAGES.index("distill"):
-                self.stages.check_sweeps()
-                self.stages.check_images(scored=scored)
+        if distils:
+            self.stages.check_sweeps()
+            self.stages.check_images(scored=scored)
+        if job.needs_teacher:
             self._extract(log)
         with worker_group(job.resources):
-            if teaches and last >= STAGES.index("distill"):
+            if distils:
                 student = self._distill(log)
                 if scored and job.distill.method not in TEXT_FREE:
                     self._evaluate(log, student)
                 elif scored:
                     log.say(f"evaluate: left out, as distill.method={job.distill.method} has no classes yet")
-            if last >= STAGES.index("finetune"):
+            if job.reaches("finetune"):
                 self._finetune(log)
 
     def _index(self, log: RunLog) -> None:
@@ -92,7 +91,7 @@ class Pipeline:
             index = self.stages.index
             splits = {"train": self.stages.train_frames, "eval": self.stages.eval_frames}
             for sentence in self.stages.omissions:
-                console().print(f"index: {sentence}", markup=False, soft_wrap=True)
+                log.say(f"index: {sentence}")
             log.indexed(run)
             run.log_metrics(
                 {"frames": len(index.frames), "left_out": len(index.left_out)}
@@ -119,21 +118,21 @@ class Pipeline:
     def _distill(self, log: RunLog) -> Trained:
         with log.stage("distill") as run:
             history = log.history(run, "distill")
-            self._log_short(run)
+            self._log_short(log, run)
             student = self.stages.distill(history)
             log.student(run, history, student, "distillation")
             run.log_dataset("features", self.stages.store_digest, str(self.stages.store_path), "training")
         log.report["student_path"] = str(student.path)
         return student
 
-    def _log_short(self, run: Run) -> None:
+    def _log_short(self, log: RunLog, run: Run) -> None:
         """Log how many keyframes have fewer than K sweeps (at the start of a scene)."""
         wanted, frames = self.job.distill.num_sweeps, self.stages.train_frames
         clouds = [num_clouds(frame, self.job.distill) for frame in frames]
         short = sum(count < wanted for count in clouds)
         run.log_metrics({"keyframes_with_fewer_sweeps": short, "sweeps_mean": sum(clouds) / len(clouds)})
         if short:
-            console().print(f"distill: {short} of {len(frames)} keyframes have fewer than {wanted} sweeps")
+            log.say(f"distill: {short} of {len(frames)} keyframes have fewer than {wanted} sweeps")
 
     def _evaluate(self, log: RunLog, student: Trained) -> None:
         with log.stage("evaluate") as run:
@@ -175,6 +174,6 @@ class Pipeline:
 
     def _digests(self) -> dict[str, str]:
         digests = {"job": self.job.digest(), "index": self.stages.index.digest}
-        if needs_teacher(self.job):
+        if self.job.needs_teacher:
             digests |= {"teacher": self.stages.teacher.digest, "features": self.stages.store_digest}
         return digests

@@ -35,6 +35,11 @@ def console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def say(sentence: str) -> None:
+    """Print a sentence on one line of stderr as it is: brackets in it are no markup, and long paths stay whole."""
+    console().print(sentence, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def progress(description: str, total: int | None, unit: str = "steps") -> Iterator[Advance]:
     """Show the progress of a block.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clip2scene.config import Job
-from clip2scene.progress import console
+from clip2scene.progress import say
 from clip2scene.stages import Stages, Trained
 from clip2scene.tracking.figures import charts, labels
 from clip2scene.tracking.figures.keyframe import frame_figure, readable_images
@@ -70,7 +70,7 @@ class RunLog:
 
     def say(self, sentence: str) -> None:
         """Print what the user of a single job wants to know."""
-        console().print(sentence)
+        say(sentence)
 
     def history(self, run: Run, stage: str) -> History:
         """A callback that logs the metrics of each epoch of a training."""

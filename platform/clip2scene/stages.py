@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from clip2scene.artifacts import Artifacts
-from clip2scene.config import TEXT_FREE, Job, digest_of
+from clip2scene.config import TEXT_FREE, digest_of
 from clip2scene.data.datasets import ego_half_edge_m
 from clip2scene.data.index import DataError, Frame
 from clip2scene.paths import absolute
@@ -52,13 +52,6 @@ class Trained:
     checkpoint: Checkpoint
     cached: bool
     """Whether it was there already."""
-
-
-def needs_teacher(job: Job) -> bool:
-    """Whether a job encodes images: fine-tuning from a given student, or from random weights alone, does not."""
-    if job.stage == "finetune":
-        return job.finetune.checkpoint is None and "pretrained" in job.finetune.initialisations
-    return job.stage not in ("index", "streetworld_clip")
 
 
 class Stages(Artifacts):

@@ -12,7 +12,8 @@ from bench import Bench, median_ms
 from harness import Measured, at_least, at_most, paired, row, seconds
 from threadpoolctl import threadpool_info
 
-from clip2scene.data.clouds import read_cloud, resolve
+from clip2scene.data.clouds import read_cloud
+from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import Frame, Index
 from clip2scene.geometry.pairing import Pairs, pair
 from clip2scene.geometry.registration import choose_sweeps, register

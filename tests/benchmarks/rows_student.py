@@ -253,7 +253,8 @@ def profile(bench: Bench) -> list[tuple[str, float, float]]:
 
 def _profiled(training: Distillation, model: Student, optimiser: torch.optim.Optimizer, step: int) -> dict[str, float]:
     """Seconds by part of a step that is put together here from the same calls."""
-    from clip2scene.data.clouds import read_cloud, resolve
+    from clip2scene.data.clouds import read_cloud
+    from clip2scene.data.dataroot import resolve
 
     frames = [training.frames[(step * BATCH + i) % len(training.frames)] for i in range(BATCH)]
     source, took = training.source, dict[str, float]()

@@ -13,7 +13,8 @@ from bench import Bench, ray_here
 from harness import Measured, Skipped, at_least, paired, row
 
 from clip2scene.config import ExtractSettings, TeacherSettings
-from clip2scene.data.clouds import read_image, resolve
+from clip2scene.data.clouds import read_image
+from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import Frame
 from clip2scene.storage import Storage
 from clip2scene.teacher import store

@@ -17,13 +17,12 @@ from clip2scene.jobfile import load_job
 from clip2scene.tracking.provenance import git_revision
 from commands import REPOSITORY
 
-DEMO, NUSCENES, TABLE, CLIP, SPACE = (
+DEMO, NUSCENES, TABLE, SPACE = (
     str(REPOSITORY / path)
     for path in (
         "jobs/demo.yaml",
         "jobs/nuscenes.yaml",
         "jobs/table3_ablation.yaml",
-        "jobs/streetworld_clip.yaml",
         "search_spaces/temperatures.yaml",
     )
 )
@@ -121,7 +120,6 @@ def test_a_job_that_encodes_nothing_needs_no_gpu_for_extraction():
     words = ["dataset.root=/data/nuscenes", "resources.gpus_per_worker=0"]
     for others in (["stage=index"], ["finetune.checkpoint=/students/1.safetensors"]):
         submit.check_fits(load_job(NUSCENES, [*words, *others]), nodes, "here")
-    submit.check_fits(load_job(CLIP, ["extract.gpus_per_actor=1"]), [{"CPU": 0.5}], "here")
     with pytest.raises(ConfigError, match=r"^extract\.num_actors=2 with extract\.gpus_per_actor=1: .* room for 0; "):
         submit.check_fits(load_job(NUSCENES, words), nodes, "here")
 
@@ -153,12 +151,6 @@ def test_relative_paths_and_homes_are_of_this_machine(tmp_path, monkeypatch):
     assert submit.with_absolute_paths(anywhere, here=False) == anywhere
     table = submit.with_absolute_paths(submit.read_submission(TABLE), here=True)
     assert table.overrides == (f"storage={tmp_path}/tables-output",)
-    clip = submit.read_submission(CLIP)
-    assert submit.with_absolute_paths(clip, here=True).overrides == (
-        f"streetworld_clip.output={tmp_path}/streetworld-clip",
-    )
-    with pytest.raises(ConfigError, match=r"^streetworld_clip\.output=streetworld-clip: not absolute, and"):
-        submit.with_absolute_paths(clip, here=False)
     sweep = submit.with_absolute_paths(submit.read_submission(SPACE, (), DEMO), here=True)
     assert sweep.overrides == (f"job.storage={tmp_path}/demo-output",)
     assert {job.storage for job in sweep.jobs} == {f"{tmp_path}/demo-output"}

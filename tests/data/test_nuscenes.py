@@ -13,7 +13,8 @@ import pytest
 from refusals import refused
 
 from clip2scene.config import digest_of
-from clip2scene.data.clouds import read_cloud, read_image, read_labels, resolve
+from clip2scene.data.clouds import read_cloud, read_image, read_labels
+from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import FORMAT, DataError, Frame, Index, _row, read_index, write_index
 from clip2scene.data.nuscenes import CAMERAS, build_index
 from clip2scene.data.vocabulary import vocabulary

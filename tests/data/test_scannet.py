@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from refusals import refused
 
-from clip2scene.data.clouds import read_cloud, read_depth, read_depths, read_labels, resolve
+from clip2scene.data.clouds import read_cloud, read_depth, read_depths, read_labels
+from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import read_index, write_index
 from clip2scene.data.scannet import build_index
 from clip2scene.data.vocabulary import vocabulary

@@ -13,7 +13,8 @@ from refusals import refused
 from scipy.spatial import cKDTree
 
 from clip2scene.config import ConfigError
-from clip2scene.data.clouds import read_cloud, read_image, read_labels, resolve
+from clip2scene.data.clouds import read_cloud, read_image, read_labels
+from clip2scene.data.dataroot import resolve
 from clip2scene.data.datasets import build_index as build_any
 from clip2scene.data.datasets import fingerprint
 from clip2scene.data.index import Index, read_index, write_index

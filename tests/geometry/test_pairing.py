@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from one_image import points_at, small_camera
 
-from clip2scene.data.clouds import read_cloud, resolve
+from clip2scene.data.clouds import read_cloud
+from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import Camera, Index
 from clip2scene.geometry import pairing, registration
 from clip2scene.geometry.pairing import pair

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from one_image import points_at, project, small_camera
 
-from clip2scene.data.clouds import read_cloud, resolve
+from clip2scene.data.clouds import read_cloud
+from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import Camera, Index
 from clip2scene.data.poses import inverse
 

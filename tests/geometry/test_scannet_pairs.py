@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from one_image import project
 
-from clip2scene.data.clouds import read_cloud, read_depths, read_image, resolve
+from clip2scene.data.clouds import read_cloud, read_depths, read_image
+from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import Camera, Frame, Index
 from clip2scene.data.scannet import build_index
 from clip2scene.data.vocabulary import vocabulary

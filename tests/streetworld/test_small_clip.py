@@ -12,17 +12,24 @@ import torch
 from torch.nn import functional
 
 import clip2scene.streetworld
-from clip2scene.config import StreetworldClipSettings, TeacherSettings
+from clip2scene.config import TeacherSettings
 from clip2scene.data.vocabulary import vocabulary
-from clip2scene.jobfile import load_job
+from clip2scene.streetworld import clip_training
 from clip2scene.streetworld.captions import CROPS_PER_TILE, MAX_THINGS, PATCH_PX, SKY, TILE_PX, tiles_of_scene
-from clip2scene.streetworld.clip_training import CROP_PX, Tokens, contrastive_loss, cut, in_context, normalise, train
+from clip2scene.streetworld.clip_training import (
+    CROP_PX,
+    ClipSettings,
+    Tokens,
+    contrastive_loss,
+    cut,
+    in_context,
+    normalise,
+    train,
+)
 from clip2scene.teacher.clip import load_teacher
 from clip2scene.teacher.prompts import TEMPLATES
-from commands import REPOSITORY
 
 SHIPPED = Path(clip2scene.streetworld.__file__).parent / "clip"
-JOBS = REPOSITORY / "jobs"
 
 
 def test_the_shipped_model_is_small_and_says_what_it_sees() -> None:
@@ -94,12 +101,10 @@ def test_equal_captions_do_not_repel() -> None:
 
 
 def test_training_writes_a_loadable_model_and_repeats_itself(tmp_path: Path) -> None:
-    settings = StreetworldClipSettings(
-        world_seeds=(1001,), scenes_per_world=1, tiles_per_image=1, steps=3, batch_size=16
-    )
+    settings = ClipSettings(seed=5, world_seeds=(1001,), scenes_per_world=1, tiles_per_image=1, steps=3, batch_size=16)
     steps: list[int] = []
     for name in ("a", "b"):
-        train(settings, 5, tmp_path / name, lambda n, **fields: steps.append(n))
+        train(settings, tmp_path / name, lambda n, **fields: steps.append(n))
     assert sum(steps) == 2 * 4
     weights = [(tmp_path / name / "open_clip_model.safetensors").read_bytes() for name in ("a", "b")]
     assert weights[0] == weights[1]
@@ -108,7 +113,42 @@ def test_training_writes_a_loadable_model_and_repeats_itself(tmp_path: Path) -> 
         assert model.encode_image(torch.zeros(1, 3, CROP_PX, CROP_PX)).shape == (1, 64)
 
 
-def test_the_job_rebuilds_it_from_worlds_that_no_demo_uses() -> None:
-    job = load_job(JOBS / "streetworld_clip.yaml")
-    assert job.stage == "streetworld_clip"
-    assert min(job.streetworld_clip.world_seeds) >= 100
+def test_the_defaults_rebuild_it_from_worlds_that_no_demo_uses() -> None:
+    settings = ClipSettings()
+    assert settings.seed == 0
+    assert min(settings.world_seeds) >= 100
+
+
+def test_the_command_prints_the_new_folder(tmp_path: Path, monkeypatch, capsys) -> None:
+    defaults = {"world_seeds": (1001,), "scenes_per_world": 1, "tiles_per_image": 1, "steps": 2, "batch_size": 8}
+    monkeypatch.setattr(clip_training, "parse", lambda model, values, source: model(**defaults | values))
+    assert clip_training.main(["--output", str(tmp_path / "made"), "--seed", "3"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path / 'made'}\n"
+    assert "3/3 steps" in printed.err
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+@pytest.mark.parametrize(
+    ("output", "seed", "sentence"),
+    [
+        ("there", "0", "clip_training: {folder}/there: exists; give a new folder, or remove this one"),
+        ("file/below", "0", "clip_training: {folder}/file/below: cannot be written (File exists)"),
+        ("new", "-1", "clip_training: command line: seed=-1: input should be greater than or equal to 0"),
+    ],
+)
+def test_the_command_refuses_before_it_trains(output, seed, sentence, tmp_path: Path, capsys) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
+    assert clip_training.main(["--output", str(tmp_path / output), "--seed", seed]) == 1
+    assert sentence.format(folder=tmp_path) in capsys.readouterr().err.splitlines()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "there"]
+
+
+def test_an_interrupted_training_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(n: int = 1, **fields: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(ClipSettings(scenes_per_world=1), tmp_path / "made", interrupt)
+    assert not list(tmp_path.iterdir())

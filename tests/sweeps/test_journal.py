@@ -13,7 +13,8 @@ from ray.train._internal.storage import StorageContext
 from ray.tune.experiment import Trial
 from rich.console import Console
 
-from clip2scene.sweeps import journal, progress
+from clip2scene import progress
+from clip2scene.sweeps import journal
 from clip2scene.sweeps.journal import HoursOverError, Journal, JournalCallback
 from clip2scene.sweeps.progress import SweepProgress
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -11,7 +12,8 @@ import psutil
 import pytest
 
 from clip2scene.config import ConfigError
-from clip2scene.tracking.server import TrackingError, embedded_server, healthy, serve_ui
+from clip2scene.tracking import server
+from clip2scene.tracking.server import TrackingError, embedded_server, healthy, serve_ui, starting_server
 from clip2scene.tracking.tracker import connect
 
 OWNER = """
@@ -108,3 +110,32 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_ui_of_a_folder_without_runs(tmp_path):
     with pytest.raises(ConfigError, match="no runs are kept there"):
         serve_ui(tmp_path)
+
+
+@pytest.mark.parametrize("starts", [True, False])
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("block_fails", [True, False])
+def test_a_server_that_starts_in_the_background_ends_with_the_block(starts, asked, block_fails, tmp_path, monkeypatch):
+    ended = []
+
+    @contextlib.contextmanager
+    def embedded(folder):
+        if not starts:
+            raise TrackingError("did not come up")
+        try:
+            yield "http://127.0.0.1:1"
+        finally:
+            ended.append(folder)
+
+    def use():
+        with starting_server(tmp_path) as uri:
+            if asked:
+                assert uri() == "http://127.0.0.1:1"
+            if block_fails:
+                raise ValueError("of the block")
+
+    monkeypatch.setattr(server, "embedded_server", embedded)
+    error = TrackingError if asked and not starts else ValueError if block_fails else None
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        use()
+    assert ended == [tmp_path] * starts

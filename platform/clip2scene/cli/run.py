@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from pathlib import Path
 
 from clip2scene.cli.options import Commands, add_overrides
 from clip2scene.cli.session import add_session, report_command, session
-from clip2scene.config import ConfigError, Job
+from clip2scene.config import ConfigError
 from clip2scene.jobfile import kind_of, load_job
 
 
@@ -37,8 +36,6 @@ def _run(options: argparse.Namespace) -> int:
     if kind == "table":
         return _run_table(options)
     job = load_job(options.file, options.overrides)
-    if job.stage == "streetworld_clip":
-        return _train_streetworld_clip(job)
     from clip2scene.storage import Storage
     from clip2scene.tracking.report import summary_text
 
@@ -73,16 +70,4 @@ def _run_table(options: argparse.Namespace) -> int:
     if failures(record):
         print("clip2scene: some jobs failed; the same command tries those again", file=sys.stderr)
         return 1
-    return 0
-
-
-def _train_streetworld_clip(job: Job) -> int:
-    from clip2scene.paths import absolute
-    from clip2scene.progress import progress
-    from clip2scene.streetworld.clip_training import train
-
-    settings = job.streetworld_clip
-    total = len(settings.world_seeds) * settings.scenes_per_world + settings.steps
-    with progress("streetworld_clip", total) as advance:
-        train(settings, job.seed, Path(absolute(settings.output)), advance)
     return 0

@@ -55,7 +55,7 @@ def session(
             "URL` sends a job to a dashboard"
         )
     from clip2scene.cluster.session import ray_session
-    from clip2scene.progress import console
+    from clip2scene.progress import say
     from clip2scene.storage import is_remote
     from clip2scene.tracking.server import starting_server
     from clip2scene.tracking.tracker import connect
@@ -68,7 +68,7 @@ def session(
     with contextlib.ExitStack() as stack:
         if options.tracking_uri is None and is_remote(job.storage):
             sentence = f"storage={job.storage}: MLflow's runs stay on this machine, in {storage / 'mlflow'}"
-            console().print(f"{sentence}; --tracking-uri URL keeps them on a server", markup=False, soft_wrap=True)
+            say(f"{sentence}; --tracking-uri URL keeps them on a server")
         if options.tracking_uri is not None:
             tracker = connected(options.tracking_uri)
             stack.enter_context(ray_session(job, options.address, dashboard=dashboard))

@@ -11,12 +11,10 @@ from clip2scene.cluster.plan_machine import Machine, free_bytes
 from clip2scene.cluster.plan_stages import Planner
 from clip2scene.cluster.plan_work import Plan, Work, seconds_of, source_of
 from clip2scene.cluster.rates import RatedStage, Rates
-from clip2scene.cluster.session import trains
 from clip2scene.cluster.submit import check_fits
-from clip2scene.config import STAGES, ConfigError, Job
+from clip2scene.config import ConfigError, Job
 from clip2scene.jobfile import kind_with_job, load_job, read_values
 from clip2scene.machine import jobs_on
-from clip2scene.stages import needs_teacher
 from clip2scene.storage import folder_of, is_remote
 from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.space import Scheduler
@@ -27,8 +25,7 @@ from clip2scene.training.validation import COMPARED_SWEEPS
 NO_ROOT = "not-given"
 """Stands for the data set's folder if a job names none."""
 _ORDER = (
-    "start", "streetworld_clip", "streetworld", "index", "extract", "superpixels", "distill", "verify", "evaluate",
-    "finetune",
+    "start", "streetworld", "index", "extract", "superpixels", "distill", "verify", "evaluate", "finetune",
 )  # fmt: skip
 _OF_A_JOB = ("distill", "evaluate", "finetune")
 _MEMORY_SHARE = 0.9
@@ -76,8 +73,6 @@ def plan(
 def plan_jobs(jobs: Sequence[Job], name: str, planner: Planner) -> Plan:
     """Plan one job, or the jobs of a table, which share artifacts."""
     machine = planner.machine
-    if jobs[0].stage == "streetworld_clip":
-        return _plan_clip(jobs[0], planner)
     works: dict[str, Work] = {}
     trainings = 0
     for job in jobs:
@@ -217,7 +212,8 @@ def _warn(planner: Planner, job: Job, result: Plan, at_a_time: int) -> None:
     workers = max(resources.num_workers, 1)
     if is_remote(job.storage):
         planner.note(f"storage={job.storage}: the object store is not checked; everything in it counts as still to do")
-    if trains(job) and not resources.gpus_per_worker and workers * resources.threads_per_worker > machine.cpus:
+    threads = 0 if resources.gpus_per_worker else workers * resources.threads_per_worker
+    if job.reaches("distill") and threads > machine.cpus:
         planner.note(f"{workers} training workers share {machine.cpus:g} CPUs")
     if machine.gpus > result.gpus and result.gpus:
         planner.note(
@@ -234,20 +230,12 @@ def _warn(planner: Planner, job: Job, result: Plan, at_a_time: int) -> None:
             )
 
 
-def _plan_clip(job: Job, planner: Planner) -> Plan:
-    """The job that trains the small CLIP; it has no data set."""
-    steps = job.streetworld_clip.steps
-    rate = planner.rates.find("streetworld_clip", "cpu", job)
-    work = Work("streetworld_clip", steps, "steps", seconds=seconds_of(rate, steps, 1), sources=source_of(rate, 0, 1))
-    return Plan(job.name, (work,), None, planner.machine, ("1 process",), None, None)
-
-
 def _wanted(job: Job) -> Iterable[str]:
     extract, resources = job.extract, job.resources
-    if needs_teacher(job):
+    if job.needs_teacher:
         gpus = f", {extract.gpus_per_actor:g} GPUs" if extract.gpus_per_actor else ""
         yield f"extract: {extract.num_actors} actors, each {extract.threads_per_actor} CPU{gpus}"
-    if STAGES.index(job.stage) > STAGES.index("extract"):
+    if job.reaches("distill"):
         gpus = f", {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
         who = f"{resources.num_workers} workers, each 1 CPU" if resources.num_workers else "1 process"
         yield f"trainings: {who}{gpus}"

@@ -117,7 +117,8 @@ def _images(frames: tuple[Frame, ...]) -> int:
 
 
 def _points_of(job: Job, index: Index, frame: Frame) -> int | None:
-    from clip2scene.data.clouds import read_cloud, resolve
+    from clip2scene.data.clouds import read_cloud
+    from clip2scene.data.dataroot import resolve
 
     try:
         return len(read_cloud(resolve(index.root, frame.cloud_path)))

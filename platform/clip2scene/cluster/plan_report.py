@@ -11,13 +11,12 @@ from clip2scene.progress import duration
 
 def plan_text(plan: Plan, price_per_gpu_hour: float | None = None) -> str:
     """The plan in several lines; problems and notes come last."""
-    lines = [f"plan of {plan.name}: nothing was run"]
-    if plan.data is not None:
-        data = plan.data
-        lines.append(
-            f"data: {data.frames:,} keyframes, {data.train_frames:,} to train on, {data.eval_frames:,} to score on, "
-            f"{data.images:,} images of both, from {data.source}"
-        )
+    data = plan.data
+    lines = [
+        f"plan of {plan.name}: nothing was run",
+        f"data: {data.frames:,} keyframes, {data.train_frames:,} to train on, {data.eval_frames:,} to score on, "
+        f"{data.images:,} images of both, from {data.source}",
+    ]
     lines += [f"{name}: {count:,g}" for name, count in plan.facts.items()]
     lines += ["", f"{'stage':17}{'work':>26}{'done':>13}{'steps':>9}{'to store':>11}{'time':>14}"]
     lines += [_row(work) for work in plan.works]
@@ -49,7 +48,7 @@ def plan_json(plan: Plan, price_per_gpu_hour: float | None = None) -> dict[str, 
     hours = plan.gpu_hours
     return {
         "name": plan.name,
-        "data": None if data is None else {key: value for key, value in vars(data).items() if key != "stages"},
+        "data": {key: value for key, value in vars(data).items() if key != "stages"},
         "facts": dict(plan.facts),
         "stages": [asdict(work) for work in plan.works],
         "seconds": plan.seconds,

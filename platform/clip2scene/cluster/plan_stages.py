@@ -16,8 +16,8 @@ from clip2scene.cluster.plan_machine import Machine
 from clip2scene.cluster.plan_memory import STATES, actor_bytes, parameters, training_bytes
 from clip2scene.cluster.plan_work import UNITS, Work, asks, seconds_of, source_of
 from clip2scene.cluster.rates import RatedStage, Rates
-from clip2scene.config import STAGES, TEXT_FREE, ConfigError, Job, TeacherSettings, TrainingSettings, digest_of
-from clip2scene.stages import Stages, needs_teacher
+from clip2scene.config import TEXT_FREE, ConfigError, Job, TeacherSettings, TrainingSettings, digest_of
+from clip2scene.stages import Stages
 from clip2scene.streetworld.sensors import CAMERA_NAMES
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip, load_teacher
@@ -51,19 +51,18 @@ class Planner:
     def works(self, job: Job) -> Iterator[Work]:
         """The stages of a job that no earlier job of this plan had."""
         data, key = self.data(job), self._key(job)
-        dataset, last = job.dataset, STAGES.index(job.stage)
-        if dataset.kind == "streetworld" and self._is_new("streetworld", key):
+        if job.dataset.kind == "streetworld" and self._is_new("streetworld", key):
             yield self._world(job, data)
         if self._is_new("index", key):
             size = data.frames * self.rates.bytes_of("keyframe in an index")
             done = data.frames if data.index_is_there else 0
             yield self._work("index", job, data.frames, done, stored_bytes=0 if done else size)
-        if not needs_teacher(job):
+        if not job.needs_teacher:
             yield from self._finetune(job, data, key)
             return
         if self._is_new("extract", key, job.teacher.digest()):
             yield self._extract(job, data)
-        if last < STAGES.index("distill"):
+        if not job.reaches("distill"):
             return
         contrast = job.distill.contrast.digest()
         if job.distill.method == "slidr" and self._is_new("superpixels", key, contrast):
@@ -72,7 +71,7 @@ class Planner:
         student = digest_of(key, self._student_key(job))
         if self._is_new("distill", student):
             yield self.training("distill", job, job.distill, data.train_frames, job.distill.num_sweeps)
-        scored = last >= STAGES.index("evaluate") and job.distill.method not in TEXT_FREE
+        scored = job.reaches("evaluate") and job.distill.method not in TEXT_FREE
         if scored and self._is_new("evaluate", student, list(job.evaluate.methods)):
             yield self._work("evaluate", job, data.eval_frames)
         yield from self._finetune(job, data, student)
@@ -110,9 +109,8 @@ class Planner:
     def memory(self, job: Job) -> list[Mapping[str, int] | None]:
         """Memory of a worker in each of the job's trainings."""
         shape, data = self.shape(job), self.data(job)
-        last = STAGES.index(job.stage)
         trainings: list[TrainingSettings] = []
-        if last >= STAGES.index("distill") and needs_teacher(job):
+        if job.reaches("distill") and job.needs_teacher:
             trainings.append(job.distill)
         if job.stage == "finetune":
             trainings.append(job.finetune)
@@ -120,7 +118,7 @@ class Planner:
 
     def actor_memory(self, job: Job) -> int | None:
         """Memory of an extraction actor; None if nothing is encoded."""
-        if not needs_teacher(job):
+        if not job.needs_teacher:
             return None
         count = sum(parameter.numel() for parameter in self.shape(job).parameters())
         data = self.data(job)

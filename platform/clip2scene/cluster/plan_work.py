@@ -24,7 +24,6 @@ UNITS = {
     "finetune": "clouds",
     "verify": "clouds",
     "start": "commands",
-    "streetworld_clip": "steps",
 }
 """Units of a stage's work, where there is no rate to name one."""
 
@@ -69,8 +68,8 @@ class Plan:
 
     name: str
     works: tuple[Work, ...]
-    data: Data | None
-    """Of the first job; None if it has none."""
+    data: Data
+    """Of the first job."""
     machine: Machine
     wanted: tuple[str, ...]
     """One sentence per kind of resource."""
@@ -121,7 +120,7 @@ class Plan:
 
 def asks(stage: str, job: Job) -> tuple[int, int, float]:
     """Number of workers of a stage, and threads and GPUs of each."""
-    if stage in ("index", "start", "streetworld_clip"):
+    if stage in ("index", "start"):
         return 1, 1, 0
     if stage in ("streetworld", "superpixels"):
         return job.extract.num_actors, 1, 0

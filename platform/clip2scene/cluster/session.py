@@ -69,11 +69,6 @@ def ray_session(job: Job, address: str | None = None, *, dashboard: bool = False
         ray.shutdown()
 
 
-def trains(job: Job) -> bool:
-    """Whether a job has training workers."""
-    return job.stage not in ("index", "extract", "streetworld_clip")
-
-
 def check_workers(job: Job, nodes: Sequence[Mapping[str, float]], place: str = "Ray") -> None:
     """Refuse training workers that could never be scheduled: Ray would wait for ever.
 
@@ -85,7 +80,7 @@ def check_workers(job: Job, nodes: Sequence[Mapping[str, float]], place: str = "
     Raises:
         ConfigError: not all workers of the job fit.
     """
-    if trains(job):
+    if job.reaches("distill"):
         workers, gpus = job.resources.num_workers, job.resources.gpus_per_worker
         asked = f"resources.num_workers={workers} with resources.gpus_per_worker={gpus:g}"
         check_room(nodes, workers, cpus=CPUS_PER_WORKER, gpus=gpus, settings=asked, place=place)

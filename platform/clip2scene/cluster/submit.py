@@ -27,7 +27,6 @@ from clip2scene.config import ConfigError, Job, digest_of
 from clip2scene.jobfile import kind_of, kind_with_job, load_job, read_values
 from clip2scene.machine import check_actors
 from clip2scene.paths import relative_paths
-from clip2scene.stages import needs_teacher
 from clip2scene.storage import folder_of
 from clip2scene.tracking.provenance import REVISION, git_revision, user_name
 from clip2scene.tracking.server import check_uri
@@ -204,7 +203,7 @@ def check_fits(job: Job, nodes: Sequence[dict[str, float]], address: str) -> Non
     Raises:
         ConfigError: the workers of a training, or the extraction actors, do not fit.
     """
-    if needs_teacher(job):
+    if job.needs_teacher:
         check_actors(nodes, job.extract, job.extract.num_actors, place=address)
     check_workers(job, nodes, address)
 

@@ -7,7 +7,6 @@ Legend: N points, I values per point, H x W pixels.
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from PIL import Image
 
 from clip2scene.config import one_line
 from clip2scene.data import ply
+from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import DataError, Frame
 from clip2scene.data.vocabulary import Vocabulary
 
@@ -25,49 +25,6 @@ _COLUMNS = {".pcd.bin": 5, ".bin": 4}
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for a file that is damaged or not an image."""
-
-
-def resolve(root: Path, relative: str) -> Path:
-    """The path of a file that an index names; refused if it is outside the dataset's root (also through a link).
-
-    Args:
-        root: the dataset's folder.
-        relative: POSIX path below it, from the dataset's tables.
-
-    Raises:
-        DataError: the path is empty, absolute, climbs with ``..`` or follows a link out of the root.
-    """
-    check_relative(relative, "the index")
-    path = inside(root, relative)
-    if path is None:
-        raise DataError(
-            f"the index: path {relative!r} leaves the dataset's root through a link; allowed: files in {root}"
-        )
-    return path
-
-
-def inside(root: Path, relative: str) -> Path | None:
-    """The path with all links resolved, or None if it is then not below the root."""
-    # os.path.realpath, as Path.resolve raises on a loop of links.
-    path = Path(os.path.realpath(root / relative))
-    return path if path.is_relative_to(os.path.realpath(root)) else None
-
-
-def check_relative(path: object, source: str) -> str:
-    """The path, if it stays below the root that it is relative to (links aside).
-
-    Args:
-        path: a path as a table gives it.
-        source: the table, for the message.
-
-    Raises:
-        DataError: it is not a string, empty, absolute, or contains ``..``.
-    """
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise DataError(f"{source}: {path!r} is not a path of a file; allowed: a relative path with forward slashes")
-    if path.startswith("/") or (".." in path and ".." in path.split("/")):
-        raise DataError(f"{source}: path {path!r} leaves the dataset's root; allowed: paths below it, relative to it")
-    return path
 
 
 def read_cloud(path: Path) -> np.ndarray:

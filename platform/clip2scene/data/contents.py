@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 
 from clip2scene.config import one_line
-from clip2scene.data.clouds import resolve
+from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import Contents, DataError, Frame, Index, sampled
 
 

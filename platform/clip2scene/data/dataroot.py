@@ -1,4 +1,4 @@
-"""Checks that the files of tables exist below the dataset's root: one listing per folder, not one call per file."""
+"""Paths below the dataset's root, which no path of a table or an index may leave."""
 
 from __future__ import annotations
 
@@ -6,12 +6,44 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
-from clip2scene.data.clouds import check_relative, inside
 from clip2scene.data.index import DataError
 
 
+def resolve(root: Path, relative: str) -> Path:
+    """The path of a file that an index names; refused if it is outside the dataset's root (also through a link).
+
+    Args:
+        root: the dataset's folder.
+        relative: POSIX path below it, from the dataset's tables.
+
+    Raises:
+        DataError: the path is empty, absolute, climbs with ``..`` or follows a link out of the root.
+    """
+    return _inside(root, check_relative(relative, "the index"), "the index")
+
+
+def check_relative(path: object, source: str) -> str:
+    """The path, if it stays below the root that it is relative to (links aside).
+
+    Args:
+        path: a path as a table gives it.
+        source: the table, for the message.
+
+    Raises:
+        DataError: it is not a string, empty, absolute, or contains ``..``.
+    """
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise DataError(f"{source}: {path!r} is not a path of a file; allowed: a relative path with forward slashes")
+    if path.startswith("/") or (".." in path and ".." in path.split("/")):
+        raise DataError(f"{source}: path {path!r} leaves the dataset's root; allowed: paths below it, relative to it")
+    return path
+
+
 class DatasetFiles:
-    """The files below a dataset's root: nuScenes has half a million in some thirty folders, often on a network disk."""
+    """The files below a dataset's root, known from one listing per folder instead of one call per file.
+
+    nuScenes has half a million in some thirty folders, often on a network disk.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
@@ -32,7 +64,7 @@ class DatasetFiles:
         if path.name not in files:
             raise DataError(f"{source}: file {path.as_posix()} is missing below {self._root}")
         if files[path.name]:
-            self._refuse_escape(path.as_posix(), source)
+            _inside(self._root, path.as_posix(), source)
         return path.as_posix()
 
     def names(self, folder: str, pattern: str) -> list[str]:
@@ -50,7 +82,7 @@ class DatasetFiles:
     def _listing(self, folder: str, source: str) -> dict[str, bool]:
         """Names of the folder's files, and whether each is a link."""
         if folder not in self._folders:
-            self._refuse_escape(folder, source)
+            _inside(self._root, folder, source)
             try:
                 with os.scandir(self._root / folder) as entries:
                     self._folders[folder] = {entry.name: entry.is_symlink() for entry in entries if entry.is_file()}
@@ -60,8 +92,13 @@ class DatasetFiles:
                 raise DataError(f"{self._root / folder}: cannot list the folder ({error.strerror})") from error
         return self._folders[folder]
 
-    def _refuse_escape(self, relative: str, source: str) -> None:
-        if inside(self._root, relative) is None:
-            raise DataError(
-                f"{source}: path {relative!r} leaves the dataset's root through a link; allowed: files in {self._root}"
-            )
+
+def _inside(root: Path, relative: str, source: str) -> Path:
+    """The path with all links resolved; refused if it is then not below the root."""
+    # os.path.realpath, as Path.resolve raises on a loop of links.
+    path = Path(os.path.realpath(root / relative))
+    if not path.is_relative_to(os.path.realpath(root)):
+        raise DataError(
+            f"{source}: path {relative!r} leaves the dataset's root through a link; allowed: files in {root}"
+        )
+    return path

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from clip2scene.data.clouds import check_relative
-from clip2scene.data.dataroot import DatasetFiles
+from clip2scene.data.dataroot import DatasetFiles, check_relative
 from clip2scene.data.index import Camera, DataError, Frame, Index, Sweep
 from clip2scene.data.nuscenes_tables import check_tables, explain
 from clip2scene.data.poses import check_pinhole, inverse

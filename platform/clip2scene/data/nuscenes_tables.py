@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clip2scene.data.clouds import check_relative
 from clip2scene.data.dataroot import DatasetFiles
 from clip2scene.data.index import DataError
 
@@ -122,8 +121,7 @@ def _explain_maps(root: Path, tables: Tables) -> None:
         raise DataError("map.json: no record; nuscenes-devkit needs at least one map")
     files = DatasetFiles(root)
     for record in tables["map"]:
-        check_relative(record.get("filename"), f"map.json: record {record['token']!r}")
-        files.existing(record["filename"], f"map.json: record {record['token']!r}")
+        files.existing(record.get("filename"), f"map.json: record {record['token']!r}")
     mapped = {token for record in tables["map"] for token in record.get("log_tokens") or []}
     for log in tables["log"]:
         if log["token"] not in mapped:

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clip2scene.data.clouds import image_size, resolve
-from clip2scene.data.dataroot import DatasetFiles
+from clip2scene.data.clouds import image_size
+from clip2scene.data.dataroot import DatasetFiles, resolve
 from clip2scene.data.index import Camera, DataError, Frame, Index, Sweep
 from clip2scene.data.poses import check_pinhole, is_rotation
 

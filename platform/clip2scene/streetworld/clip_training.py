@@ -5,26 +5,34 @@ Symmetric InfoNCE between crops and captions; captions of equal content are all 
 caption: by itself, as in CLIP, and as the average of its patches in the surrounding tile, read as MaskCLIP reads them
 (the last block's value path), which is how the model will be used on whole images.
 
+``python -m clip2scene.streetworld.clip_training --output FOLDER`` rebuilds the shipped model.
+
 Legend: B crops of a batch, T tiles, H x W pixels, D size of the joint embedding.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from clip2scene.config import StreetworldClipSettings
+from clip2scene.config import Clip2sceneError, ConfigError, Settings
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.jobfile import parse
+from clip2scene.paths import from_home
+from clip2scene.progress import progress
 from clip2scene.storage import write_json, writing
 from clip2scene.streetworld.captions import CROPS_PER_TILE, PATCH_PX, TILE_PX, Tile, tiles_of_scene
 from clip2scene.teacher.clip import value_path
@@ -52,31 +60,78 @@ WARMUP_STEPS = 100
 WEIGHT_DECAY = 0.05
 
 
-def train(
-    settings: StreetworldClipSettings, seed: int, output: Path, advance: Callable[..., None] | None = None
-) -> None:
-    """Render crops, train, and write the model to ``output`` in half precision.
+class ClipSettings(Settings):
+    """Training of the small CLIP, from crops and captions only."""
 
-    The files are ``open_clip_config.json`` and ``open_clip_model.safetensors``. ``advance`` is called with 1 after
-    each rendered scene and each step, with the loss as a field.
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of initial weights and of all draws."""
+    world_seeds: tuple[int, ...] = Field((1001, 1002, 1003, 1004), min_length=1)
+    """Worlds that crops are cut from; no world that scores are computed on should be among them."""
+    scenes_per_world: int = Field(28, ge=1)
+    """Scenes per world, with six images each."""
+    tiles_per_image: int = Field(3, ge=1)
+    """Tiles per image, with eight crops each."""
+    steps: int = Field(3000, ge=1)
+    """Training steps."""
+    batch_size: int = Field(128, ge=8)
+    """Crops per step."""
+    learning_rate: float = Field(1.2e-3, gt=0)
+    """Peak learning rate of AdamW: it rises for 100 steps, then falls to 0 along half a cosine."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train the model into a new folder; a user's mistake is one sentence on stderr and exit status 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m clip2scene.streetworld.clip_training",
+        description="Train the small CLIP that ships with streetworld again, from crops and captions only.",
+    )
+    parser.add_argument("--output", metavar="FOLDER", required=True, help="new folder for the model")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and draws; the shipped model has 0 (default)")
+    options = parser.parse_args(arguments)
+    try:
+        settings, output = parse(ClipSettings, {"seed": options.seed}, "command line"), from_home(options.output)
+        total = len(settings.world_seeds) * settings.scenes_per_world + settings.steps
+        with progress("streetworld clip", total) as advance:
+            train(settings, output, advance)
+    except Clip2sceneError as error:
+        print(f"clip_training: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("clip_training: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    print(output.resolve())
+    return 0
+
+
+def train(settings: ClipSettings, output: Path, advance: Callable[..., None] | None = None) -> None:
+    """Render crops, train, and write the model to the new folder ``output`` in half precision.
+
+    The files are ``open_clip_config.json`` and ``open_clip_model.safetensors``; the folder appears complete or not at
+    all. ``advance`` is called with 1 after each rendered scene and each step, with the loss as a field.
+
+    Raises:
+        ConfigError: the folder exists.
+        StorageError: it cannot be written.
     """
-    tiles: list[Tile] = []
-    cut_before: Counter[str] = Counter()
-    words = vocabulary("nuscenes")
-    for world in settings.world_seeds:
-        for number in range(settings.scenes_per_world):
-            tiles += tiles_of_scene(world, number, words, settings.tiles_per_image, cut_before)
-            if advance is not None:
-                advance(1)
-    save(fit(tiles, settings, seed, advance), output)
+    if output.exists():
+        raise ConfigError(f"{output}: exists; give a new folder, or remove this one")
+    with writing(output) as aside:
+        aside.mkdir()  # a folder that cannot be written is refused before minutes of training
+        tiles: list[Tile] = []
+        cut_before: Counter[str] = Counter()
+        words = vocabulary("nuscenes")
+        for world in settings.world_seeds:
+            for number in range(settings.scenes_per_world):
+                tiles += tiles_of_scene(world, number, words, settings.tiles_per_image, cut_before)
+                if advance is not None:
+                    advance(1)
+        _save(fit(tiles, settings, advance), aside)
 
 
-def fit(
-    tiles: list[Tile], settings: StreetworldClipSettings, seed: int, advance: Callable[..., None] | None = None
-) -> open_clip.CLIP:
+def fit(tiles: list[Tile], settings: ClipSettings, advance: Callable[..., None] | None = None) -> open_clip.CLIP:
     """A model trained on crops of the tiles."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng([seed, 4])
+    torch.manual_seed(settings.seed)
+    rng = np.random.default_rng([settings.seed, 4])
     model = open_clip.CLIP(**MODEL_CFG)
     # No positions: a crop does not tell where it was cut, and the dense grid is not the crop's.
     model.visual.positional_embedding.requires_grad_(False).zero_()
@@ -192,11 +247,12 @@ def _augment(rng: np.random.Generator, images: np.ndarray, mirrored: np.ndarray)
     return normalise((images * gain.astype(np.float32) + shift.astype(np.float32)).clip(0, 255).astype(np.uint8))
 
 
-def save(model: open_clip.CLIP, output: Path) -> None:
-    """Write the two files of open_clip's ``local-dir:`` format into ``output``, each atomically."""
+def _save(model: open_clip.CLIP, folder: Path) -> None:
+    """Write the two files of open_clip's ``local-dir:`` format."""
     weights = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
-    with writing(output / "open_clip_model.safetensors") as aside:
-        save_file(weights, aside)
-    config = {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG}
-    with writing(output / "open_clip_config.json") as aside:
-        write_json(aside, config)
+    save_file(weights, folder / "open_clip_model.safetensors")
+    write_json(folder / "open_clip_config.json", {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG})
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

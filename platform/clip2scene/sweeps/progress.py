@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clip2scene.progress import console, duration
+from clip2scene.progress import console, duration, say
 from clip2scene.tracking.text import new_table
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class SweepProgress:
 
     def _say(self, number: int, words: str) -> None:
         if self._live is None:
-            console().print(f"{self._name}: trial {number:02d}: {words}", markup=False, soft_wrap=True)
+            say(f"{self._name}: trial {number:02d}: {words}")
 
     def _left(self) -> str:
         """Upper bound of the time left; which trials the scheduler will stop is not known."""

@@ -20,7 +20,7 @@ from clip2scene.config import ConfigError
 from clip2scene.jobfile import put
 from clip2scene.machine import description
 from clip2scene.paths import relative_paths
-from clip2scene.progress import console
+from clip2scene.progress import say
 from clip2scene.stages import Stages
 from clip2scene.storage import Storage, locked, writing
 from clip2scene.sweeps.counts import Counts
@@ -177,7 +177,7 @@ def _prepare(sweep: Sweep, folder: Path) -> bool:
             prepared[stages.inputs_digest] = stages
             stages.check_images()
             for sentence in stages.omissions:
-                console().print(f"index: {sentence}", markup=False, soft_wrap=True)
+                say(f"index: {sentence}")
             done = stages.make_inputs()
             encoded, wanted = encoded + done.images_encoded, wanted + done.images_encoded + done.images_cached
             stages.text(stages.vocabulary, stages.job.prompts.templates)

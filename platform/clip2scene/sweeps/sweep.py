@@ -150,8 +150,6 @@ def combine(space: dict[str, Any], job: dict[str, Any], space_source: str, job_s
     if "sweep" not in space:
         raise ConfigError(f"{space_source}: no search space (it has no key 'sweep')")
     sweep = Sweep(_with_gpus_of(base, parse(Space, space, space_source)), job)
-    if base.stage == "streetworld_clip":
-        raise ConfigError(f"{job_source}: stage=streetworld_clip has nothing to sweep; give a job that distils")
     if is_remote(base.storage):
         raise ConfigError(f"{job_source}: storage={base.storage}: a sweep needs a folder that all its nodes see")
     where = f"{space_source} on {job_source}"

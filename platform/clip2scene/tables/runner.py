@@ -15,7 +15,7 @@ from typing import Any
 from clip2scene.config import Clip2sceneError, Job, one_line
 from clip2scene.machine import description, jobs_on, ray_nodes, use_threads
 from clip2scene.pipeline import Pipeline
-from clip2scene.progress import console, duration, progress, silent
+from clip2scene.progress import duration, progress, say, silent
 from clip2scene.stages import Stages
 from clip2scene.storage import Storage, locked
 from clip2scene.tables.spec import Cell, Table, expand
@@ -81,7 +81,7 @@ def run_table(table: Table, tracker: Tracker, source: str, command: str, pages_a
         with tracker.reachable("look for finished jobs"):
             finished = finished_jobs(tracker, table.table)
         missing = [job for job in jobs if job.digest not in finished]
-        console().print(
+        say(
             f"{table.table}: {len(jobs)} jobs for {len(cells)} cells, "
             f"{len(jobs) - len(missing)} of them finished before"
         )
@@ -125,7 +125,8 @@ def _run_all(table: Table, jobs: Sequence[TableJob], tracker: Tracker, parent: R
 def _prepare(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> dict[str, str]:
     """World, index, features and superpixels, once for all jobs that read the same.
 
-    ``parent`` keeps how many images all attempts at the table encoded, and how many this one found.
+    What the indexes have left out is said here: the jobs themselves are brief. ``parent`` keeps how many images all
+    attempts at the table encoded, and how many this one found.
 
     Returns:
         Why it failed, by the digests of the jobs that cannot run.
@@ -139,6 +140,8 @@ def _prepare(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> dict[st
         if key not in reasons:
             reasons[key] = None
             try:
+                for sentence in stages.omissions:
+                    say(f"index: {sentence}")
                 done = stages.make_inputs()
             except Clip2sceneError as error:
                 reasons[key] = str(error)
@@ -149,7 +152,7 @@ def _prepare(jobs: Sequence[TableJob], tracker: Tracker, parent: Run) -> dict[st
         if (reason := reasons[key]) is not None:
             failed[job.digest] = reason
     for reason, count in Counter(failed.values()).items():
-        console().print(f"cannot run, {count} of the jobs: {reason}", markup=False, soft_wrap=True)
+        say(f"cannot run, {count} of the jobs: {reason}")
     return failed
 
 
@@ -219,10 +222,10 @@ def _print_end(table: Table, done: Done) -> None:
     column = "" if tags["column"] == "mIoU" else f", {tags['column']}"
     where = f"{table.table}: {tags['row']}{column}, seed {tags['seed']}"
     if done.error is not None:
-        console().print(f"{where}: failed: {done.error}", markup=False, soft_wrap=True)
+        say(f"{where}: failed: {done.error}")
         return
     scores = ", ".join(f"{name.removeprefix('miou/')} {100 * value:.1f}" for name, value in done.scores.items())
-    console().print(f"{where}: {scores or 'no score'}, {duration(done.seconds)}", markup=False, soft_wrap=True)
+    say(f"{where}: {scores or 'no score'}, {duration(done.seconds)}")
 
 
 def _tags(table: Table, cells: Sequence[Cell]) -> dict[str, str]:

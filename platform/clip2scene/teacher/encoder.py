@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
-from clip2scene.data.clouds import read_image, resolve
+from clip2scene.data.clouds import read_image
+from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import DataError, Frame
 from clip2scene.machine import use_threads
 from clip2scene.storage import LOCK, Storage, StorageError, appears

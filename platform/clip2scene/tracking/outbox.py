@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clip2scene.config import one_line
-from clip2scene.progress import console
+from clip2scene.progress import say
 from clip2scene.storage import locked
 from clip2scene.tracking.server import TrackingError, healthy
 
@@ -86,10 +86,10 @@ class Outbox:
             except Exception as error:
                 left[run_id] = one_line(error, 200)
         if delivered := len(run_ids) - len(left):
-            _say(f"sent the pending writes of {delivered} run{'s' * (delivered > 1)} to MLflow at {uri}")
+            say(f"sent the pending writes of {delivered} run{'s' * (delivered > 1)} to MLflow at {uri}")
         for run_id, reason in left.items():
             rejected = f"MLflow at {uri} rejected these writes ({reason})"
-            _say(f"{self.folder / run_id}: {rejected}; they stay here and the next command retries")
+            say(f"{self.folder / run_id}: {rejected}; they stay here and the next command retries")
 
 
 def send(uri: str, client: Any, run_id: str, call: Call, outbox: Path | None, patience_s: float) -> None:
@@ -113,7 +113,7 @@ def send(uri: str, client: Any, run_id: str, call: Call, outbox: Path | None, pa
                 ) from error
         if box is None:
             raise TrackingError(f"MLflow at {uri} did not take {call['do']} of run {run_id}: it does not answer")
-        _say(f"MLflow at {uri} does not answer; buffering run {run_id} in {box.folder}")
+        say(f"MLflow at {uri} does not answer; buffering run {run_id} in {box.folder}")
         _tried_at_s[run_id] = time.monotonic()
     box.append(run_id, call)
     if call["do"] == "end" or time.monotonic() >= _tried_at_s.get(run_id, -math.inf) + patience_s:
@@ -128,10 +128,10 @@ def _deliver(box: Outbox, uri: str, client: Any, run_id: str) -> None:
         except Exception as error:
             reason = one_line(error, 200)
         else:
-            _say(f"MLflow at {uri} answers again and has what run {run_id} wrote meanwhile")
+            say(f"MLflow at {uri} answers again and has what run {run_id} wrote meanwhile")
             return
     _tried_at_s[run_id] = time.monotonic()
-    _say(f"MLflow at {uri} did not accept what run {run_id} wrote ({reason}); it is kept in {box.folder}")
+    say(f"MLflow at {uri} did not accept what run {run_id} wrote ({reason}); it is kept in {box.folder}")
 
 
 def answers(uri: str, patience_s: float) -> bool:
@@ -139,7 +139,7 @@ def answers(uri: str, patience_s: float) -> bool:
     if healthy(uri):
         return True
     if patience_s:
-        _say(f"MLflow at {uri} does not answer; trying again for {patience_s:.0f} s")
+        say(f"MLflow at {uri} does not answer; trying again for {patience_s:.0f} s")
     deadline_s = time.monotonic() + patience_s
     while time.monotonic() < deadline_s:
         time.sleep(_SECONDS_BETWEEN_TRIES)
@@ -218,7 +218,3 @@ def _read(path: Path) -> Iterator[Call]:
             yield json.loads(line)
         except ValueError:  # half a line of a writer that was killed
             continue
-
-
-def _say(sentence: str) -> None:
-    console().print(sentence, markup=False, soft_wrap=True)

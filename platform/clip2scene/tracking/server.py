@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip2scene.config import Clip2sceneError, ConfigError
+from clip2scene.progress import console
 from clip2scene.storage import locked
 from clip2scene.tracking.watchdog import watched
 
@@ -76,14 +77,8 @@ def embedded_server(folder: str | Path, port: int | None = None, login: Login | 
 @contextlib.contextmanager
 def starting_server(folder: str | Path) -> Iterator[Callable[[], str]]:
     """Start an :func:`embedded_server` in the background; yields a function that waits for it and returns its URI."""
-    with ThreadPoolExecutor(1) as starter:
-        server = embedded_server(folder)
-        starting = starter.submit(server.__enter__)
-        try:
-            yield starting.result
-        finally:
-            if starting.exception() is None:
-                server.__exit__(None, None, None)
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as starter:
+        yield starter.submit(stack.enter_context, embedded_server(folder)).result
 
 
 @contextlib.contextmanager
@@ -111,8 +106,6 @@ def serve_ui(folder: str | Path, port: int = UI_PORT) -> None:
         ConfigError: no runs are kept there, or as in :func:`embedded_server`.
         TrackingError: the server did not come up, or ended by itself.
     """
-    from clip2scene.progress import console
-
     folder = Path(folder).resolve()
     if not (folder / "mlflow.db").is_file():
         raise ConfigError(f"{folder}: no runs are kept there (no mlflow.db)")

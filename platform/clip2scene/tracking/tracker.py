@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from clip2scene.config import ConfigError, one_line
-from clip2scene.progress import console
+from clip2scene.progress import say
 from clip2scene.tracking.outbox import Outbox, answers, is_away
 from clip2scene.tracking.provenance import HOST_TAG, is_gone, origin_tags, process_tags
 from clip2scene.tracking.run import PATIENCE_S, Run, client_of
@@ -108,7 +108,7 @@ class Tracker:
                 at_once.end(status)
         if self._holds(run):
             what = f"what MLflow did not accept is kept in {self.outbox}; the next command delivers it"
-            console().print(f"run {run.name!r}: {what}", markup=False, soft_wrap=True)
+            say(f"run {run.name!r}: {what}")
 
     def find_run(self, tags: Mapping[str, str]) -> str | None:
         """Id of the latest run that has all these tags, or None; how a stage finds the run that it continues.

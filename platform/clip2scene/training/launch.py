@@ -20,7 +20,7 @@ import torch
 
 from clip2scene.config import Clip2sceneError, ResourceSettings, last_line
 from clip2scene.machine import CPUS_PER_WORKER, use_threads
-from clip2scene.progress import console
+from clip2scene.progress import say
 from clip2scene.storage import CACHE, appears
 from clip2scene.training.checkpoints import CHECKPOINTS_KEPT, newest_intact, numbered, seal
 from clip2scene.training.work_queue import WorkQueue
@@ -166,7 +166,7 @@ def launch(
 
     def receive(kind: str, value: Any) -> None:
         if kind == "note":
-            console().print(value, markup=False, soft_wrap=True)
+            say(value)
         else:
             on_message(kind, value)
 

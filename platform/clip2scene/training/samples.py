@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from clip2scene.config import AugmentSettings, ConfigError, DistillSettings
-from clip2scene.data.clouds import read_cloud, read_depths, read_labels, resolve
+from clip2scene.data.clouds import read_cloud, read_depths, read_labels
+from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import DataError, Frame, Sweep, sampled
 from clip2scene.data.vocabulary import Vocabulary
 from clip2scene.geometry.pairing import Pairs, pair

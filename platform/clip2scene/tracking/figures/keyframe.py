@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clip2scene.data.clouds import read_cloud, read_depths, read_image, read_labels, resolve
+from clip2scene.data.clouds import read_cloud, read_depths, read_image, read_labels
+from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import DataError, Frame, Index
 from clip2scene.data.vocabulary import Vocabulary
 from clip2scene.geometry.pairing import pair
