@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from clip2scene.cluster.plan_data import count_data
 from clip2scene.config import ConfigError
 from clip2scene.data.index import DataError
 from clip2scene.jobfile import load_job
@@ -146,6 +147,32 @@ def test_a_partial_split_is_named_in_the_protocol(stages, capsys):
     whole = job.job.dataset.model_copy(update={"kind": "streetworld"})
     job.job = job.job.model_copy(update={"dataset": whole})
     assert job.missing == {}
+
+
+def test_scenes_that_are_downloaded_later_are_indexed_and_planned(stages, streetworld_root, tmp_path):
+    root = shutil.copytree(streetworld_root[0], tmp_path / "world")
+    word = f"dataset.root={root}"
+    whole = stages(word).index
+    gone = {frame.scene for frame in stages(word).train_frames[:1]}
+    (tmp_path / "aside").mkdir()
+    files = [
+        root / path
+        for frame in whole.select(frozenset(gone))
+        for path in (frame.cloud_path, *(camera.image_path for camera in frame.cameras))
+    ]
+    for number, path in enumerate(files):
+        path.rename(tmp_path / "aside" / str(number))
+    part = stages(word)
+    assert len(part.index.frames) == len(whole.frames) - 2
+    assert part.omissions[0].startswith("v1.0-trainval: 1 of 4 scenes left out, as no cloud and no image ")
+    assert part.missing == {"train": "1 of 700 scenes", "val": "2 of 150 scenes"}
+    source = count_data(part.job).source
+    assert source.startswith("the index in storage=")
+    assert source.endswith(", split train: 1 of 700 scenes are there, split val: 2 of 150 scenes are there")
+    for number, path in enumerate(files):
+        (tmp_path / "aside" / str(number)).rename(path)
+    assert stages(word).index.digest == whole.digest
+    assert stages(word).index.left_out == ()
 
 
 def test_a_window_beyond_the_indexed_sweeps_is_refused_before_the_teacher_is_loaded(stages):

@@ -52,6 +52,15 @@ def make_index(job: Job) -> Index:
     )
 
 
+def missing_of_splits(job: Job, index: Index) -> dict[str, str]:
+    """Splits of a job that are on disk only in part, and how much of each is; a streetworld is always whole."""
+    settings = job.dataset
+    if settings.kind == "streetworld":
+        return {}
+    parts = {name: missing_of_split(index, name) for name in (settings.train_split, settings.eval_split)}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
 class Artifacts:
     """What a job's trainings read, made on first use: world, index, frames, texts, features, superpixels."""
 
@@ -123,12 +132,8 @@ class Artifacts:
 
     @functools.cached_property
     def missing(self) -> dict[str, str]:
-        """Splits that are on disk only in part, and how much of each is; a streetworld is always whole."""
-        settings = self.job.dataset
-        if settings.kind == "streetworld":
-            return {}
-        parts = {name: missing_of_split(self.index, name) for name in (settings.train_split, settings.eval_split)}
-        return {name: part for name, part in parts.items() if part is not None}
+        """Splits that are on disk only in part, and how much of each is."""
+        return missing_of_splits(self.job, self.index)
 
     @property
     def omissions(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from refusals import refused
 from clip2scene.config import digest_of
 from clip2scene.data.clouds import read_cloud, read_image, read_labels
 from clip2scene.data.dataroot import resolve
+from clip2scene.data.datasets import fingerprint
 from clip2scene.data.index import FORMAT, DataError, Frame, Index, _row, read_index, write_index
 from clip2scene.data.nuscenes import CAMERAS, build_index
 from clip2scene.data.vocabulary import vocabulary
@@ -157,6 +158,36 @@ def test_lidarseg_is_optional(broken: Path, street_index: Index) -> None:
     assert [frame.label_path for frame in without.frames] == [None] * len(street_index.frames)
 
 
+def test_scenes_that_were_not_downloaded_are_left_out_and_counted(broken: Path, street_index: Index) -> None:
+    first, second, third, fourth = _scenes(street_index)
+    version, whole = street_index.version, fingerprint("nuscenes", broken, street_index.version)
+    removed = [_unlink_keyframes(broken, street_index, scene) for scene in (first, third)]
+    index = build_index(broken, version)
+    assert list(map(_row, index.frames)) == list(map(_row, street_index.select(frozenset([second, fourth]))))
+    assert index.left_out == (
+        f"{version}: 2 of 4 scenes left out, as no cloud and no image of their keyframes is on disk (of {first}, file "
+        f"{removed[0][0]} is missing below {broken})",
+    )
+    assert index.digest != street_index.digest
+    # The tables are the same, and yet a stored index must not be taken once the other scenes have come.
+    part = fingerprint("nuscenes", broken, version)
+    assert part != whole
+    (broken / removed[0][1]).touch()
+    assert fingerprint("nuscenes", broken, version) != part
+
+
+def test_folder_that_is_a_link_to_nowhere_has_a_fingerprint(broken: Path, street_index: Index) -> None:
+    (broken / "samples" / "LIDAR_TOP").rename(broken / "aside")
+    (broken / "samples" / "LIDAR_TOP").symlink_to(broken / "unmounted")
+    fingerprint("nuscenes", broken, street_index.version)
+
+
+def test_keyframes_alone_are_indexed_without_sweeps(broken: Path, street_index: Index) -> None:
+    shutil.rmtree(broken / "sweeps")
+    index = build_index(broken, street_index.version, max_sweeps=0)
+    assert [frame.frame_id for frame in index.frames] == [frame.frame_id for frame in street_index.frames]
+
+
 def _edit(table: str, change: Callable[[Records], object]) -> Callable[[Path, Index], object]:
     """A breaker that changes one table."""
 
@@ -196,6 +227,19 @@ def _remove(path_of: Callable[[Index], str | None]) -> Callable[[Path, Index], o
 
 def _swept(index: Index) -> Frame:
     return next(frame for frame in index.frames if frame.sweeps)
+
+
+def _scenes(index: Index) -> list[str]:
+    return list(dict.fromkeys(frame.scene for frame in index.frames))
+
+
+def _unlink_keyframes(root: Path, index: Index, scene: str) -> list[str]:
+    """Remove a scene's clouds and images, and return their paths."""
+    frames = index.select(frozenset([scene]))
+    paths = [path for f in frames for path in (f.cloud_path, *(camera.image_path for camera in f.cameras))]
+    for path in paths:
+        (root / path).unlink()
+    return paths
 
 
 def _link_outside(tables: Path, index: Index) -> None:
@@ -284,13 +328,26 @@ BROKEN: dict[str, tuple[Callable[[Path, Index], object], str]] = {
     "no width": (_edit("sample_data", lambda r: [x.update(width=0) for x in r]), r"width 0 is not a positive number"),
     "no time": (_set_lidar("timestamp", None), r"timestamp None is not a whole number"),
     "no cloud": (_remove(lambda index: index.frames[0].cloud_path), r"file samples/LIDAR_TOP/\S+ is missing"),
-    "no sweep": (_remove(lambda index: _swept(index).sweeps[0].path), r"file sweeps/LIDAR_TOP/\S+ is missing"),
+    "no sweep": (
+        _remove(lambda index: _swept(index).sweeps[0].path),
+        r"file sweeps/LIDAR_TOP/\S+ is missing below .*; allowed: dataset\.max_sweeps=0 .* if only keyframes were",
+    ),
     "no image": (
         _remove(lambda index: index.frames[-1].cameras[3].image_path),
-        r"file samples/CAM_BACK/\S+ is missing",
+        r"file samples/CAM_BACK/\S+ is missing below .*; allowed: all files of a scene's keyframes or none",
+    ),
+    "no cloud in a scene with one image": (
+        lambda tables, index: (
+            [_unlink_keyframes(tables.parent, index, scene) for scene in _scenes(index)]
+            and (tables.parent / index.frames[0].cameras[5].image_path).touch()
+        ),
+        r"file samples/LIDAR_TOP/\S+ is missing below .*; allowed: all files of a scene's keyframes or none",
     ),
     "no label": (_remove(lambda index: index.frames[0].label_path), r"file lidarseg/\S+ is missing"),
-    "no folder": (lambda tables, _: shutil.rmtree(tables.parent / "samples"), r"file samples/\S+ is missing"),
+    "no folder": (
+        lambda tables, _: shutil.rmtree(tables.parent / "samples"),
+        r"none of its 4 scenes can be indexed, as no cloud and no image .* file samples/LIDAR_TOP/\S+ is missing",
+    ),
     "old categories": (_edit("category", lambda r: [x.pop("index") for x in r]), r"a category has no index"),
     "too many labels": (
         lambda tables, _: (tables.parent / "lidarseg" / tables.name / "more.bin").touch(),

@@ -19,7 +19,7 @@ from clip2scene.data.datasets import build_index as build_any
 from clip2scene.data.datasets import fingerprint
 from clip2scene.data.index import Index, read_index, write_index
 from clip2scene.data.semantickitti import build_index
-from clip2scene.data.splits import split_frames
+from clip2scene.data.splits import missing_of_split, split_frames
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.geometry.pairing import pair
 from clip2scene.geometry.projection import image_from_lidar
@@ -288,6 +288,16 @@ def test_sequence_without_its_folder_of_images_is_kept_without_cameras(tiny: Pat
     )
     report = inspect_frame(index, index.frames[1], WORDS)
     assert (report["points"], report["pairs"], report["seen_by_any"], report["sweeps"]) == (30, {}, 0, 1)
+
+
+@pytest.mark.parametrize("part", ["", "velodyne"])
+def test_sequence_that_was_not_downloaded_is_not_indexed(tiny: Path, part: str) -> None:
+    """Its labels, poses and times may be there: they come in archives of all sequences."""
+    whole = build_index(tiny)
+    shutil.rmtree(tiny / "sequences/00" / part)
+    index = build_index(tiny)
+    assert [f.frame_id for f in index.frames] == [f.frame_id for f in whole.frames if f.scene != "00"] != []
+    assert missing_of_split(index, "test") == "1 of 20351 scans"
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG", b"", "JPEG"])

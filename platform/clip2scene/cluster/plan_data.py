@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clip2scene.artifacts import make_index, world_path
+from clip2scene.artifacts import make_index, missing_of_splits, world_path
 from clip2scene.config import ConfigError, DatasetSettings, Job
 from clip2scene.data.index import DataError, Frame, Index
 from clip2scene.data.splits import SEMANTICKITTI_SCANS, scenes_of_split, split_frames, split_scenes
@@ -99,6 +99,7 @@ def _stages(job: Job) -> Stages | None:
 def _of_index(job: Job, index: Index, source: str) -> Data:
     train = split_frames(index, job.dataset.train_split)
     held_out = split_frames(index, job.dataset.eval_split)
+    parts = [f", split {name}: {part} are there" for name, part in missing_of_splits(job, index).items()]
     both = {frame.frame_id: frame for frame in (*train, *held_out)}
     return Data(
         frames=len(index.frames),
@@ -108,7 +109,7 @@ def _of_index(job: Job, index: Index, source: str) -> Data:
         images=_images(tuple(both.values())),
         train_images=_images(train),
         points=_points_of(job, index, train[0]),
-        source=source,
+        source=source + "".join(parts),
     )
 
 

@@ -49,12 +49,13 @@ class DatasetFiles:
         self._root = root.resolve()
         self._folders: dict[str, dict[str, bool]] = {}
 
-    def existing(self, relative: object, source: str) -> str:
+    def existing(self, relative: object, source: str, hint: str = "") -> str:
         """The normalised POSIX path of a file, which must exist below the root.
 
         Args:
             relative: the path as a table gives it.
             source: the record that names it, for the message.
+            hint: what the message adds if the file is missing.
 
         Raises:
             DataError: there is no such file, or it is outside the root (by ``..``, an absolute path or a link).
@@ -62,10 +63,20 @@ class DatasetFiles:
         path = PurePosixPath(check_relative(relative, source))
         files = self._listing(path.parent.as_posix(), source)
         if path.name not in files:
-            raise DataError(f"{source}: file {path.as_posix()} is missing below {self._root}")
+            missing = f"{source}: file {path.as_posix()} is missing below {self._root}"
+            raise DataError(f"{missing}; {hint}" if hint else missing)
         if files[path.name]:
             _inside(self._root, path.as_posix(), source)
         return path.as_posix()
+
+    def holds(self, relative: str) -> bool:
+        """Whether a file exists, by its POSIX path below the root.
+
+        Raises:
+            DataError: its folder cannot be listed, or is outside the root.
+        """
+        folder, _, name = relative.rpartition("/")
+        return name in self._listing(folder, relative)
 
     def names(self, folder: str, pattern: str) -> list[str]:
         """Sorted names of a folder's files that fully match a regular expression; none if there is no such folder.

@@ -11,8 +11,9 @@ from clip2scene.data.index import Index
 
 _BUILDERS = 3
 """Raised whenever a builder changes the index that it makes of the same files."""
-_WATCHED = {"semantickitti": "sequences/*/*", "scannet": "scans/*/*"}
-"""Paths that change with a dataset that has no tables: files by size and time, folders by the time of their listing."""
+_WATCHED = {"semantickitti": ("sequences/*/*",), "scannet": ("scans/*/*",)}
+"""Paths that change with a dataset: files by size and time, folders by the time of their listing. nuScenes' tables are
+those of all scenes, so that another downloaded part of it changes its folders only."""
 
 
 def ego_half_edge_m(kind: str) -> float:
@@ -64,7 +65,8 @@ def _index_of(kind: str, root: Path, version: str | None, max_sweeps: int, image
 
 def fingerprint(kind: str, root: Path, version: str) -> str:
     """A cheap hash of tables and listings. File contents are checked separately, once the index exists."""
-    pattern = _WATCHED.get(kind, f"{version}/*.json")
-    stats = [(path, path.stat()) for path in sorted((*root.glob(pattern), *root.glob(f"dataset/{pattern}")))]
+    patterns = _WATCHED.get(kind, (f"{version}/*.json", "samples/*"))
+    paths = sorted(path for below in patterns for pattern in (below, f"dataset/{below}") for path in root.glob(pattern))
+    stats = [(path, path.stat() if path.exists() else path.lstat()) for path in paths]  # a link may lead nowhere
     found = [(path.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns) for path, s in stats]
     return digest_of(_BUILDERS, str(root), version, found)
