@@ -12,6 +12,7 @@ from refusals import refused
 
 from clip2scene.data.clouds import read_cloud, read_depth, read_depths, read_labels
 from clip2scene.data.dataroot import resolve
+from clip2scene.data.datasets import fingerprint
 from clip2scene.data.index import read_index, write_index
 from clip2scene.data.scannet import build_index
 from clip2scene.data.vocabulary import vocabulary
@@ -132,6 +133,76 @@ def test_names_of_images_are_numbers_and_each_occurs_once(scene: Path, tmp_path:
         build_index(tmp_path)
 
 
+def _as_frames_25k(scene: Path) -> Path:
+    """Move the images of a scene to where the archive scannet_frames_25k has them, and return that folder."""
+    folder = scene.parents[1] / "scannet_frames_25k" / scene.name
+    folder.mkdir(parents=True)
+    for part, suffix in (("color", "jpg"), ("depth", "png"), ("pose", "txt")):
+        (scene / part).rename(folder / part)
+        for number in range(5):
+            (folder / part / f"{number}.{suffix}").rename(folder / part / f"{100 * number:06d}.{suffix}")
+    (scene / "intrinsic" / "intrinsic_color.txt").rename(folder / "intrinsics_color.txt")
+    (folder / "intrinsics_depth.txt").write_text("not read")
+    return folder
+
+
+def test_images_of_frames_25k_are_those_of_a_scene_without_exported_ones(scene: Path, tmp_path: Path) -> None:
+    exported = build_index(tmp_path)
+    before = fingerprint("scannet", tmp_path, "")
+    _as_frames_25k(scene)
+    index = build_index(tmp_path)
+    assert fingerprint("scannet", tmp_path, "") != before
+    assert (index.left_out, len(index.frames[0].cameras)) == ((), 5)
+    assert (index.frames[0].cloud_path, index.frames[0].label_path) == (
+        exported.frames[0].cloud_path,
+        exported.frames[0].label_path,
+    )
+    for number, (camera, plain) in enumerate(zip(index.frames[0].cameras, exported.frames[0].cameras, strict=True)):
+        assert camera.name == f"{100 * number:06d}"
+        assert camera.image_path == f"scannet_frames_25k/{SCENE}/color/{camera.name}.jpg"
+        assert camera.depth_path == f"scannet_frames_25k/{SCENE}/depth/{camera.name}.png"
+        np.testing.assert_array_equal(camera.camera_from_world, plain.camera_from_world)
+        np.testing.assert_array_equal(camera.intrinsics, plain.intrinsics)
+    depths = read_depths(tmp_path, index.frames[0])
+    assert depths is not None
+    assert [float(depth_hw[0, 0]) for depth_hw in depths if depth_hw is not None] == pytest.approx(
+        [2.0, 2.001, 2.002, 2.003, 2.004]
+    )
+    before = fingerprint("scannet", tmp_path, "")
+    (tmp_path / "scannet_frames_25k" / SCENE / "color" / "000500.jpg").touch()
+    assert fingerprint("scannet", tmp_path, "") != before
+
+
+def test_exported_images_come_before_those_of_frames_25k(scene: Path, tmp_path: Path) -> None:
+    exported = build_index(tmp_path)
+    shutil.copytree(scene, tmp_path / "aside" / SCENE)
+    _as_frames_25k(scene)
+    shutil.copytree(tmp_path / "aside" / SCENE, scene, dirs_exist_ok=True)
+    assert build_index(tmp_path).digest == exported.digest
+
+
+@pytest.mark.parametrize("frames_25k", [False, True])
+def test_scene_without_its_folder_of_depth_maps_is_paired_without_them(
+    scene: Path, tmp_path: Path, frames_25k: bool
+) -> None:
+    shutil.copytree(scene, tmp_path / "scans" / "scene0002_00")
+    for file in ("vh_clean_2.ply", "vh_clean_2.labels.ply"):
+        (tmp_path / "scans" / "scene0002_00" / f"{SCENE}_{file}").rename(
+            tmp_path / "scans" / "scene0002_00" / f"scene0002_00_{file}"
+        )
+    images = _as_frames_25k(scene) if frames_25k else scene
+    shutil.rmtree(images / "depth")
+    index = build_index(tmp_path)
+    one, other = index.frames
+    assert [camera.depth_path for camera in one.cameras] == [None] * 5
+    assert read_depths(tmp_path, one) is None
+    assert read_depths(tmp_path, other) is not None
+    assert index.left_out == (
+        f"1 of 2 scenes have no folder depth (the first is {images.relative_to(tmp_path)}), so their pairs are not "
+        "tested for occlusion",
+    )
+
+
 def test_scene_without_its_mesh_is_left_out_even_with_labels(scene: Path, tmp_path: Path) -> None:
     shutil.copytree(scene, tmp_path / "scans" / "scene0000_00")
     index = build_index(tmp_path)
@@ -159,7 +230,11 @@ def test_scene_without_images_or_labels_is_kept(scene: Path, tmp_path: Path) -> 
         ("pose/3.txt", "1 0 0", r"pose/3.txt: 3 numbers; a matrix of 4 x 4 is needed"),
         ("pose/3.txt", "one two", r"pose/3.txt: not a matrix"),
         ("pose/3.txt", "2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1", r"pose/3.txt: not a rigid pose"),
-        ("intrinsic/intrinsic_color.txt", None, r"intrinsic_color.txt is missing"),
+        (
+            "intrinsic/intrinsic_color.txt",
+            None,
+            r"have no intrinsics; allowed: scans/\S+/intrinsic/intrinsic_color.txt or scans/\S+/intrinsics_c",
+        ),
         ("intrinsic/intrinsic_color.txt", "0 " * 16, r"is not a pinhole camera"),
         (
             "intrinsic/intrinsic_color.txt",

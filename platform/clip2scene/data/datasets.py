@@ -9,9 +9,9 @@ from clip2scene.config import ConfigError, digest_of
 from clip2scene.data.contents import sample_contents
 from clip2scene.data.index import Index
 
-_BUILDERS = 3
+_BUILDERS = 4
 """Raised whenever a builder changes the index that it makes of the same files."""
-_WATCHED = {"semantickitti": ("sequences/*/*",), "scannet": ("scans/*/*",)}
+_WATCHED = {"semantickitti": ("sequences/*/*",), "scannet": ("scans/*/*", "scannet_frames_25k/*/*")}
 """Paths that change with a dataset: files by size and time, folders by the time of their listing. nuScenes' tables are
 those of all scenes, so that another downloaded part of it changes its folders only."""
 
