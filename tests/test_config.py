@@ -6,7 +6,8 @@ import pytest
 from pydantic import BaseModel
 
 from clip2scene.cli import main
-from clip2scene.config import ConfigError, Job, last_line, one_line
+from clip2scene.config import Job
+from clip2scene.errors import ConfigError, last_line, one_line
 from clip2scene.jobfile import load_job
 from clip2scene.sweeps.space import Space
 from clip2scene.tables.spec import Table, load_table

@@ -12,6 +12,7 @@ import clip2scene
 
 PACKAGE = Path(clip2scene.__file__).parent
 ROOMS = (
+    "errors",
     "config",
     "jobfile",
     "machine",

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from clip2scene import inspection
-from clip2scene.data.index import DataError, Index
+from clip2scene.data.index import Index
 from clip2scene.data.nuscenes import build_index
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.errors import DataError
 from clip2scene.inspection import format_table, inspect_frame
 
 REAL_PAIRS = {

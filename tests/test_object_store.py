@@ -18,11 +18,11 @@ import pytest
 
 from clip2scene import cli, remote
 from clip2scene.config import ContrastSettings
-from clip2scene.data.index import DataError
+from clip2scene.errors import DataError, StorageError
 from clip2scene.jobfile import load_job
 from clip2scene.remote import ObjectStore
 from clip2scene.stages import Stages
-from clip2scene.storage import CACHE, Storage, StorageError, folder_of
+from clip2scene.storage import CACHE, Storage, folder_of
 from clip2scene.teacher import superpixels
 from clip2scene.teacher.store import FeatureStore, frame_file, read_entry
 from clip2scene.training.distill import Distillation

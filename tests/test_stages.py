@@ -15,8 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from clip2scene.cluster.plan_data import count_data
-from clip2scene.config import ConfigError
-from clip2scene.data.index import DataError
+from clip2scene.errors import ConfigError, DataError
 from clip2scene.jobfile import load_job
 from clip2scene.pipeline import Pipeline
 from clip2scene.run_log import BriefRunLog

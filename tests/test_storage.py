@@ -12,7 +12,8 @@ import pytest
 
 from clip2scene import cli
 from clip2scene.data.index import read_index
-from clip2scene.storage import Storage, StorageError, locked, writing
+from clip2scene.errors import StorageError
+from clip2scene.storage import Storage, locked, writing
 
 
 def test_a_written_artifact_replaces_the_old_one(tmp_path):

@@ -12,8 +12,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from clip2scene.config import ConfigError
-from clip2scene.data.index import DataError
+from clip2scene.errors import ConfigError, DataError
 from clip2scene.jobfile import kind_of, load_job
 from clip2scene.stages import Stages
 from clip2scene.tables import runner

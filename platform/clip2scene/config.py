@@ -26,25 +26,6 @@ Score = Literal["miou", "agreement", "consistency", "label_free"]
 """On the verifying scenes; a sweep selects trials by one of them."""
 
 
-class Clip2sceneError(Exception):
-    """Base of errors with one sentence for the user: what was wrong, where, and what is allowed."""
-
-
-class ConfigError(Clip2sceneError, ValueError):
-    """A job file, an override or an argument is invalid."""
-
-
-def one_line(error: object, characters: int = 500) -> str:
-    """An error's text as part of a sentence: without line breaks, and cut where it is longer."""
-    return " ".join(str(error).split())[:characters]
-
-
-def last_line(error: object) -> str:
-    """An error's last line: usually the actual error of a remote traceback; the class name if there is no text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
 class Settings(BaseModel):
     """Base of all settings: immutable, and an unknown key is an error."""
 
@@ -378,9 +359,14 @@ class FinetuneSettings(TrainingSettings):
     head_learning_rate_scale: float = Field(1.0, gt=0)
     """Learning rate of the new classifier relative to that of the backbone."""
 
+    @property
+    def every(self) -> int:
+        """n: every n-th keyframe (or scene) is labelled."""
+        return max(round(1 / self.label_fraction), 1)
+
     @model_validator(mode="after")
     def _every_nth(self) -> FinetuneSettings:
-        every = max(round(1 / self.label_fraction), 1)
+        every = self.every
         if abs(every * self.label_fraction - 1) > _ROUNDED_WITHIN:
             raise ValueError(
                 f"finetune.label_fraction={self.label_fraction:g}: every n-th is used, so only 1/n is allowed, such as "

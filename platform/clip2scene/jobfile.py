@@ -16,7 +16,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from clip2scene.config import ConfigError, Job, merged, one_line
+from clip2scene.config import Job, merged
+from clip2scene.errors import ConfigError, one_line
 
 Model = TypeVar("Model", bound=BaseModel)
 Schema = dict[str, Any]

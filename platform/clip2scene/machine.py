@@ -9,7 +9,8 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from clip2scene.config import ConfigError, ExtractSettings, WorkerSettings
+from clip2scene.config import ExtractSettings, WorkerSettings
+from clip2scene.errors import ConfigError
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """torch's own switch, read when the first tensor of megabytes is made: Linux then gives it 2 MiB pages, not 4 KiB."""

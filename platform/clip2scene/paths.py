@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clip2scene.config import ConfigError, Job, TeacherSettings
+from clip2scene.config import Job, TeacherSettings
+from clip2scene.errors import ConfigError
 from clip2scene.remote import is_remote
 
 LOCAL_DIR = "local-dir:"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from clip2scene.config import Clip2sceneError, ConfigError
+from clip2scene.errors import ConfigError, StorageError
 
 _ALLOWED = "allowed: a folder, or s3://BUCKET/PREFIX[?endpoint_override=http://HOST:PORT&region=REGION]"
 _CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -29,10 +29,6 @@ _HEADER_BYTES = 2**16
 """Read per request when only the beginning of an object is wanted."""
 _CHUNK_BYTES = 2**23
 _REFUSALS = ("ACCESS_DENIED", "SIGNATURE_DOES_NOT_MATCH", "INVALID_ACCESS_KEY_ID", "INVALID_CLIENT_TOKEN_ID")
-
-
-class StorageError(Clip2sceneError, RuntimeError):
-    """The storage cannot be written or read."""
 
 
 def is_remote(storage: str | Path) -> bool:

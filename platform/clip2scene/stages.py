@@ -20,7 +20,8 @@ import numpy as np
 from clip2scene.artifacts import Artifacts
 from clip2scene.config import TEXT_FREE, digest_of
 from clip2scene.data.datasets import ego_half_edge_m
-from clip2scene.data.index import DataError, Frame
+from clip2scene.data.index import Frame
+from clip2scene.errors import DataError
 from clip2scene.paths import absolute
 from clip2scene.progress import progress
 from clip2scene.storage import locked
@@ -176,7 +177,7 @@ class Stages(Artifacts):
     @functools.cached_property
     def labelled_frames(self) -> tuple[Frame, ...]:
         """Training keyframes with labels that fine-tuning may read."""
-        return choose_labelled(self.train_frames, self.job.finetune.protocol, self.job.finetune.label_fraction)
+        return choose_labelled(self.train_frames, self.job.finetune)
 
     def finetune(self, initialisation: str, on_epoch: OnEpoch) -> Trained:
         """Train a ``pretrained`` or ``scratch`` student on :attr:`labelled_frames`, unless it is there already."""

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from clip2scene.config import digest_of
+from clip2scene.errors import StorageError
 from clip2scene.paths import from_home
-from clip2scene.remote import ObjectStore, StorageError, is_remote
-
-__all__ = ["Storage", "StorageError", "appears", "folder_of", "is_remote", "locked", "write_json", "writing"]
+from clip2scene.remote import ObjectStore, is_remote
 
 CACHE = "CLIP2SCENE_CACHE"
 """Environment variable: the folder that holds the caches of object stores, at the same path on every machine."""

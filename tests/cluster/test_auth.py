@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from clip2scene.cluster import auth
-from clip2scene.config import ConfigError
+from clip2scene.errors import ConfigError
 from commands import REPOSITORY
 
 

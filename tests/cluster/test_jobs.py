@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from clip2scene.cluster.jobs import ClusterError, Jobs
+from clip2scene.cluster.jobs import Jobs
+from clip2scene.errors import ClusterError
 
 
 def following(error: Exception | None = None) -> Jobs:

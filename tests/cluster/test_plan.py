@@ -18,7 +18,7 @@ from clip2scene.cluster.plan_memory import WITHIN
 from clip2scene.cluster.plan_report import plan_json, plan_text
 from clip2scene.cluster.plan_stages import Planner
 from clip2scene.cluster.rates import read_rates
-from clip2scene.config import ConfigError
+from clip2scene.errors import ConfigError
 from clip2scene.jobfile import load_job
 from clip2scene.stages import Stages
 from clip2scene.student.checkpoint import save_checkpoint

@@ -12,7 +12,7 @@ import yaml
 import clip2scene
 from clip2scene.cluster import session, submit
 from clip2scene.cluster.jobs import Jobs
-from clip2scene.config import ConfigError
+from clip2scene.errors import ConfigError
 from clip2scene.jobfile import load_job
 from clip2scene.tracking.provenance import git_revision
 from commands import REPOSITORY

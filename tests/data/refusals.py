@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clip2scene.data.index import DataError
+from clip2scene.errors import DataError
 
 
 def refused(message: str) -> pytest.RaisesExc[DataError]:

@@ -16,9 +16,10 @@ from clip2scene.config import digest_of
 from clip2scene.data.clouds import read_cloud, read_image, read_labels
 from clip2scene.data.dataroot import resolve
 from clip2scene.data.datasets import fingerprint
-from clip2scene.data.index import FORMAT, DataError, Frame, Index, _row, read_index, write_index
+from clip2scene.data.index import FORMAT, Frame, Index, _row, read_index, write_index
 from clip2scene.data.nuscenes import CAMERAS, build_index
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.errors import DataError
 
 Records = list[dict[str, Any]]
 

@@ -12,7 +12,6 @@ from PIL import Image
 from refusals import refused
 from scipy.spatial import cKDTree
 
-from clip2scene.config import ConfigError
 from clip2scene.data.clouds import read_cloud, read_image, read_labels
 from clip2scene.data.dataroot import resolve
 from clip2scene.data.datasets import build_index as build_any
@@ -21,6 +20,7 @@ from clip2scene.data.index import Index, read_index, write_index
 from clip2scene.data.semantickitti import build_index
 from clip2scene.data.splits import missing_of_split, split_frames
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.errors import ConfigError
 from clip2scene.geometry.pairing import pair
 from clip2scene.geometry.projection import image_from_lidar
 from clip2scene.geometry.registration import choose_sweeps, register

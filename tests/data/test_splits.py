@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from clip2scene.config import ConfigError
-from clip2scene.data.index import DataError, Frame, Index
+from clip2scene.data.index import Frame, Index
 from clip2scene.data.splits import missing_of_split, scenes_of_split, split_frames, split_scenes
+from clip2scene.errors import ConfigError, DataError
 
 
 @pytest.mark.parametrize(

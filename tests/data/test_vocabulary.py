@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from clip2scene.config import ConfigError, digest_of
-from clip2scene.data.index import DataError
+from clip2scene.config import digest_of
 from clip2scene.data.vocabulary import IGNORE, UNKNOWN, VOCABULARIES, Vocabulary, vocabulary, vocabulary_of
+from clip2scene.errors import ConfigError, DataError
 
 EVERY = [pytest.param(words, id=name) for name, words in VOCABULARIES.items()]
 SIZES = {"nuscenes": 16, "semantickitti": 19, "scannet": 20, "cityscapes": 19, "all": 28}

@@ -29,7 +29,7 @@ import ray
 sys.path.insert(0, sys.argv[1])
 from two_cameras import make_index, teacher_settings
 from clip2scene.config import ExtractSettings
-from clip2scene.data.index import DataError
+from clip2scene.errors import DataError
 from clip2scene.storage import Storage
 from clip2scene.teacher.clip import load_teacher
 from clip2scene.teacher import extract as module

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
+from clip2scene.errors import TrackingError
 from clip2scene.jobfile import load_job
 from clip2scene.pipeline import Pipeline
 from clip2scene.tracking.outbox import Outbox
 from clip2scene.tracking.run import client_of
-from clip2scene.tracking.server import TrackingError
 from clip2scene.tracking.sweep.record import read_sweep
 from clip2scene.tracking.sweep.runs import FORMAT, TrialRun, sweep_run
 from clip2scene.tracking.tracker import Tracker, connect

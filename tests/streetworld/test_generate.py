@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from clip2scene.config import StreetworldSettings
-from clip2scene.data.index import DataError
 from clip2scene.data.nuscenes import build_index
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.errors import DataError
 from clip2scene.streetworld.generate import MANIFEST, generate
 from clip2scene.streetworld.tables import scene_names
 

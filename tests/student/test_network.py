@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clip2scene.config import ConfigError, StudentSettings
-from clip2scene.data.index import DataError
+from clip2scene.config import StudentSettings
+from clip2scene.errors import ConfigError, DataError
 from clip2scene.student.checkpoint import load_checkpoint, save_checkpoint
 from clip2scene.student.network import Student
 from clip2scene.student.voxels import rows_of_points, voxelise

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from clip2scene.config import ConfigError
+from clip2scene.errors import ConfigError
 from clip2scene.stages import Stages
 from clip2scene.storage import locked
 from clip2scene.sweeps import runner

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from clip2scene.config import ConfigError
+from clip2scene.errors import ConfigError
 from clip2scene.sweeps.scheduler import scheduler_of
 from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.space import TrialResources

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from clip2scene.config import ConfigError
+from clip2scene.errors import ConfigError
 from clip2scene.sweeps.space import TrialResources
 from clip2scene.sweeps.sweep import load_sweep
 from commands import REPOSITORY

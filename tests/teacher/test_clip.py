@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from clip2scene.config import ConfigError, TeacherSettings
+from clip2scene.config import TeacherSettings
+from clip2scene.errors import ConfigError
 from clip2scene.teacher.clip import DenseClip, load_teacher
 from clip2scene.teacher.weights import load_model
 

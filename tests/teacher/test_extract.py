@@ -22,8 +22,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from clip2scene.config import ConfigError, ExtractSettings
-from clip2scene.data.index import DataError, Index
+from clip2scene.config import ExtractSettings
+from clip2scene.data.index import Index
+from clip2scene.errors import ConfigError, DataError
 from clip2scene.storage import Storage, locked
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import load_teacher

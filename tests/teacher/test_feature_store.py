@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip2scene.data.index import DataError
-from clip2scene.storage import Storage, StorageError
+from clip2scene.errors import DataError, StorageError
+from clip2scene.storage import Storage
 from clip2scene.teacher import store
 from clip2scene.teacher.store import FeatureStore
 

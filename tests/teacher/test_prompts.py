@@ -8,8 +8,9 @@ import open_clip
 import pytest
 import torch
 
-from clip2scene.config import ConfigError, TeacherSettings
+from clip2scene.config import TeacherSettings
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.errors import ConfigError
 from clip2scene.teacher.clip import load_teacher
 from clip2scene.teacher.prompts import TEMPLATES, sentences, text_embeddings
 

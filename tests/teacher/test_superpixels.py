@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from clip2scene.config import ContrastSettings
-from clip2scene.data.index import DataError, Index, read_index, write_index
+from clip2scene.data.index import Index, read_index, write_index
 from clip2scene.data.nuscenes import build_index
+from clip2scene.errors import DataError
 from clip2scene.storage import Storage
 from clip2scene.teacher import superpixels
 from clip2scene.teacher.superpixels import (

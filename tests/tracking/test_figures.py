@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip2scene.data.index import DataError
 from clip2scene.data.nuscenes import build_index
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.errors import DataError
 from clip2scene.jobfile import load_job
 from clip2scene.run_log import RunLog
 from clip2scene.stages import Stages

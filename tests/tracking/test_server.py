@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from clip2scene.config import ConfigError
+from clip2scene.errors import ConfigError, TrackingError
 from clip2scene.tracking import server
-from clip2scene.tracking.server import TrackingError, embedded_server, healthy, serve_ui, starting_server
+from clip2scene.tracking.server import embedded_server, healthy, serve_ui, starting_server
 from clip2scene.tracking.tracker import connect
 
 OWNER = """

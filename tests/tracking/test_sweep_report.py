@@ -12,10 +12,10 @@ import pytest
 import yaml
 from synthetic_sweeps import JOB, LAMBDA, TAU, interval, listed, write_sweep
 
-from clip2scene.config import ConfigError, Job
+from clip2scene.config import Job
+from clip2scene.errors import ConfigError, TrackingError
 from clip2scene.jobfile import load_job
 from clip2scene.tracking.run import Run, client_of
-from clip2scene.tracking.server import TrackingError
 from clip2scene.tracking.sweep.axes import axes_of
 from clip2scene.tracking.sweep.best import best_job, best_yaml
 from clip2scene.tracking.sweep.charts import Point, surface

@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from clip2scene.config import ConfigError
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.errors import ConfigError
 from clip2scene.tracking.records import mean_and_deviation
 from clip2scene.tracking.table.figures import class_panels, scene_row
 from clip2scene.tracking.table.page import table_figures, table_html

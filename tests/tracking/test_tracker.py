@@ -14,11 +14,11 @@ import numpy as np
 import psutil
 import pytest
 
-from clip2scene.config import ConfigError, DistillSettings
+from clip2scene.config import DistillSettings
+from clip2scene.errors import ConfigError, TrackingError
 from clip2scene.tracking import provenance
 from clip2scene.tracking.provenance import git_revision, is_gone, origin_tags, process_tags, user_name
 from clip2scene.tracking.run import Run, client_of, flatten
-from clip2scene.tracking.server import TrackingError
 from clip2scene.tracking.tracker import Tracker, connect
 from commands import wait_until
 

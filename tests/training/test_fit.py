@@ -7,10 +7,11 @@ import multiprocessing
 import pytest
 import torch
 
-from clip2scene.config import ConfigError, DistillSettings, OptimiserSettings, ScrSettings
+from clip2scene.config import DistillSettings, FinetuneSettings, OptimiserSettings, ScrSettings
+from clip2scene.errors import ConfigError, DivergedError
 from clip2scene.training.finetune import choose_labelled
 from clip2scene.training.fit import _data_parallel, fit
-from clip2scene.training.launch import DivergedError, launch
+from clip2scene.training.launch import launch
 
 
 def run(training, folder, **callbacks):
@@ -120,9 +121,9 @@ def test_finetuning_starts_from_the_backbone_it_is_given(tiny, tmp_path):
 
 def test_labelled_fractions(tiny):
     frames = tiny.index.frames
-    assert choose_labelled(frames, "clip2scene_frame", 1.0) == frames
-    assert choose_labelled(frames, "clip2scene_frame", 0.5) == frames[::2]
-    by_scene = choose_labelled(frames, "slidr_scene", 0.5)
+    assert choose_labelled(frames, FinetuneSettings(label_fraction=1.0)) == frames
+    assert choose_labelled(frames, FinetuneSettings(label_fraction=0.5)) == frames[::2]
+    by_scene = choose_labelled(frames, FinetuneSettings(protocol="slidr_scene", label_fraction=0.5))
     assert {frame.scene for frame in by_scene} == set(list(dict.fromkeys(f.scene for f in frames))[1::2])
     with pytest.raises(ConfigError, match=r"label_fraction=0.01: one scene in 100, and the training split has \d"):
-        choose_labelled(frames, "slidr_scene", 0.01)
+        choose_labelled(frames, FinetuneSettings(protocol="slidr_scene", label_fraction=0.01))

@@ -9,7 +9,8 @@ import pytest
 import ray
 import torch
 
-from clip2scene.config import ConfigError, FinetuneSettings, OptimiserSettings, ResourceSettings
+from clip2scene.config import FinetuneSettings, OptimiserSettings, ResourceSettings
+from clip2scene.errors import ConfigError
 from clip2scene.jobfile import load_job
 from clip2scene.training.finetune import Finetuning
 from clip2scene.training.fit import fit

@@ -13,8 +13,8 @@ import torch
 from clip2scene.config import AugmentSettings, DistillSettings
 from clip2scene.data.clouds import read_cloud
 from clip2scene.data.datasets import ego_half_edge_m
-from clip2scene.data.index import DataError
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.errors import DataError
 from clip2scene.geometry.interpolation import bilinear
 from clip2scene.geometry.registration import choose_sweeps
 from clip2scene.training.launch import Worker

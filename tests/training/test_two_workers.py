@@ -20,9 +20,10 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 
 from clip2scene.config import ResourceSettings
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.errors import TrainingError
 from clip2scene.training.evaluate import Scores, evaluate, label_counts
 from clip2scene.training.fit import Fitted, fit
-from clip2scene.training.launch import TrainingError, worker_group
+from clip2scene.training.launch import worker_group
 from clip2scene.training.methods import UNSEEN, ConstantMethod, EnsembleMethod, Method, StudentMethod, TeacherMethod
 from clip2scene.training.metrics import mean_iou
 from clip2scene.training.samples import SampleSource

@@ -14,7 +14,8 @@ from types import FrameType
 from clip2scene import __version__
 from clip2scene.cli import cluster, data, plan, results, run, settings, sweep
 from clip2scene.cli.options import Commands
-from clip2scene.config import Clip2sceneError, Job
+from clip2scene.config import Job
+from clip2scene.errors import Clip2sceneError
 
 _EXAMPLES = """\
 examples:

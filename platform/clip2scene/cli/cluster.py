@@ -9,7 +9,7 @@ from typing import Any
 
 from clip2scene.cli.options import Commands, add_dashboard, add_submission, folder_to_write
 from clip2scene.cli.session import TRACKING_URI
-from clip2scene.config import ConfigError
+from clip2scene.errors import ConfigError
 
 _DASHBOARD_PORT, _TRACKING_PORT = 8265, 5000
 _DASHBOARD = "Ray's dashboard (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, else http://127.0.0.1:8265)"

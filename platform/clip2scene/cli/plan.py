@@ -14,7 +14,7 @@ from clip2scene.cli.options import (
     positive_integer,
     positive_number,
 )
-from clip2scene.config import ConfigError
+from clip2scene.errors import ConfigError
 
 
 def register(commands: Commands) -> None:

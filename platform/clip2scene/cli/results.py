@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clip2scene.cli.options import Commands, file_to_write
 from clip2scene.cli.session import TRACKING_URI
-from clip2scene.config import ConfigError
+from clip2scene.errors import ConfigError
 from clip2scene.tracking.server import UI_PORT
 
 
@@ -67,7 +67,8 @@ def _report(options: argparse.Namespace) -> int:
         return _report_from_mlflow(options)
     if options.storage is None or options.html is not None or options.tracking_uri is not None:
         raise ConfigError("report: without a NAME, --storage is required, and --html and --tracking-uri do not apply")
-    from clip2scene.storage import Storage, folder_of, is_remote
+    from clip2scene.remote import is_remote
+    from clip2scene.storage import Storage, folder_of
     from clip2scene.tracking.report import summary_text
 
     path = folder_of(options.storage) / "report.json"

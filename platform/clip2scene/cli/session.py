@@ -9,7 +9,8 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from clip2scene.config import ConfigError, Job
+from clip2scene.config import Job
+from clip2scene.errors import ConfigError
 from clip2scene.tracking.tracker import Tracker
 
 TRACKING_URI = "MLFLOW_TRACKING_URI"
@@ -56,7 +57,7 @@ def session(
         )
     from clip2scene.cluster.session import ray_session
     from clip2scene.progress import say
-    from clip2scene.storage import is_remote
+    from clip2scene.remote import is_remote
     from clip2scene.tracking.server import starting_server
     from clip2scene.tracking.tracker import connect
 

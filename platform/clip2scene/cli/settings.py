@@ -9,7 +9,8 @@ import textwrap
 from pydantic import BaseModel
 
 from clip2scene.cli.options import Commands
-from clip2scene.config import ConfigError, Job
+from clip2scene.config import Job
+from clip2scene.errors import ConfigError
 from clip2scene.jobfile import Schema, did_you_mean, settings_of
 
 _INTRODUCTIONS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clip2scene.cli.options import Commands, add_overrides
 from clip2scene.cli.session import add_session, report_command, session
-from clip2scene.config import ConfigError
+from clip2scene.errors import ConfigError
 
 
 def register(commands: Commands) -> None:

@@ -7,7 +7,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from clip2scene.config import ConfigError
+from clip2scene.errors import ConfigError
 from clip2scene.paths import from_home
 from clip2scene.storage import writing
 

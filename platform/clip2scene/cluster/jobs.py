@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from clip2scene.cluster.auth import token_wanted, use_token
-from clip2scene.config import Clip2sceneError, ConfigError, one_line
+from clip2scene.errors import ClusterError, ConfigError, one_line
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 API_ADDRESS, RAY_ADDRESS = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
@@ -26,10 +26,6 @@ _CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray._private.runtime_env.packaging",
 )
-
-
-class ClusterError(Clip2sceneError, RuntimeError):
-    """The cluster does not answer, or refuses a request."""
 
 
 class Jobs:

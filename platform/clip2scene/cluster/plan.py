@@ -12,10 +12,12 @@ from clip2scene.cluster.plan_stages import Planner
 from clip2scene.cluster.plan_work import Plan, Work, seconds_of, source_of
 from clip2scene.cluster.rates import RatedStage, Rates
 from clip2scene.cluster.submit import check_fits
-from clip2scene.config import ConfigError, Job
+from clip2scene.config import Job
+from clip2scene.errors import ConfigError
 from clip2scene.jobfile import kind_with_job, load_job, read_values
 from clip2scene.machine import jobs_on
-from clip2scene.storage import folder_of, is_remote
+from clip2scene.remote import is_remote
+from clip2scene.storage import folder_of
 from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.space import Scheduler
 from clip2scene.sweeps.sweep import Sweep, load_sweep, split_overrides

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clip2scene.artifacts import make_index, missing_of_splits, world_path
-from clip2scene.config import ConfigError, DatasetSettings, Job
-from clip2scene.data.index import DataError, Frame, Index
+from clip2scene.config import DatasetSettings, Job
+from clip2scene.data.index import Frame, Index
 from clip2scene.data.splits import SEMANTICKITTI_SCANS, scenes_of_split, split_frames, split_scenes
+from clip2scene.errors import ConfigError, DataError
+from clip2scene.remote import is_remote
 from clip2scene.stages import Stages
-from clip2scene.storage import folder_of, is_remote
+from clip2scene.storage import folder_of
 from clip2scene.streetworld.tables import scene_names
 from clip2scene.training.finetune import choose_labelled
 
@@ -105,7 +107,7 @@ def _of_index(job: Job, index: Index, source: str) -> Data:
         frames=len(index.frames),
         train_frames=len(train),
         eval_frames=len(held_out),
-        labelled_frames=len(choose_labelled(train, job.finetune.protocol, job.finetune.label_fraction)),
+        labelled_frames=len(choose_labelled(train, job.finetune)),
         images=_images(tuple(both.values())),
         train_images=_images(train),
         points=_points_of(job, index, train[0]),
@@ -193,7 +195,7 @@ def _split(job: Job, name: str) -> tuple[int, int]:
 
 def _labelled(job: Job, frames: int, scenes: int) -> int:
     """Size of :func:`clip2scene.training.finetune.choose_labelled`, for scenes of equal length."""
-    every = max(round(1 / job.finetune.label_fraction), 1)
+    every = job.finetune.every
     if job.finetune.protocol == "clip2scene_frame":
         return math.ceil(frames / every)
     return round(scenes // every * frames / scenes)

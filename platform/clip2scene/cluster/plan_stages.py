@@ -16,7 +16,8 @@ from clip2scene.cluster.plan_machine import Machine
 from clip2scene.cluster.plan_memory import STATES, actor_bytes, parameters, training_bytes
 from clip2scene.cluster.plan_work import UNITS, Work, asks, seconds_of, source_of
 from clip2scene.cluster.rates import RatedStage, Rates
-from clip2scene.config import TEXT_FREE, ConfigError, Job, TeacherSettings, TrainingSettings, digest_of
+from clip2scene.config import TEXT_FREE, Job, TeacherSettings, TrainingSettings, digest_of
+from clip2scene.errors import ConfigError
 from clip2scene.stages import Stages
 from clip2scene.streetworld.sensors import CAMERA_NAMES
 from clip2scene.teacher import store

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from clip2scene.config import ConfigError, Job, Settings
+from clip2scene.config import Job, Settings
+from clip2scene.errors import ConfigError
 from clip2scene.jobfile import parse
 
 PACKAGED = Path(__file__).with_name("rates.json")

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 from clip2scene.cluster.auth import AUTH_TOKEN_PATH, token_for_this_process, token_wanted, use_token
 from clip2scene.cluster.nodes import NO_METRICS_PORTS, ONLY_THIS_MACHINE
-from clip2scene.config import ConfigError, Job, one_line
+from clip2scene.config import Job
+from clip2scene.errors import ConfigError, one_line
 from clip2scene.machine import CPUS_PER_WORKER, check_room, num_cpus, ray_nodes
 
 TRAIN_POLLING = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")

@@ -23,7 +23,8 @@ import yaml
 import clip2scene
 from clip2scene.cluster.jobs import Jobs
 from clip2scene.cluster.session import check_workers
-from clip2scene.config import ConfigError, Job, digest_of
+from clip2scene.config import Job, digest_of
+from clip2scene.errors import ConfigError
 from clip2scene.jobfile import kind_of, kind_with_job, load_job, read_values
 from clip2scene.machine import check_actors
 from clip2scene.paths import relative_paths

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from clip2scene.cluster.auth import AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH, secret_file, write_private
-from clip2scene.cluster.jobs import API_ADDRESS, RAY_ADDRESS, ClusterError
+from clip2scene.cluster.jobs import API_ADDRESS, RAY_ADDRESS
 from clip2scene.cluster.nodes import ONLY_THIS_MACHINE
-from clip2scene.config import ConfigError
+from clip2scene.errors import ClusterError, ConfigError
 from clip2scene.machine import num_cpus
 from clip2scene.paths import from_home
 from clip2scene.tracking.server import Login, check_port, embedded_server, last_line, until_interrupted

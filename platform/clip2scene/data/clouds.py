@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clip2scene.config import one_line
 from clip2scene.data import ply
 from clip2scene.data.dataroot import resolve
-from clip2scene.data.index import DataError, Frame
+from clip2scene.data.index import Frame
 from clip2scene.data.vocabulary import Vocabulary
+from clip2scene.errors import DataError, one_line
 
 _COLUMNS = {".pcd.bin": 5, ".bin": 4}
 """float32 values per point: nuScenes x, y, z, intensity (0 to 255) and ring; SemanticKITTI x, y, z and intensity (0 to

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from clip2scene.config import one_line
 from clip2scene.data.dataroot import resolve
-from clip2scene.data.index import Contents, DataError, Frame, Index, sampled
+from clip2scene.data.index import Contents, Frame, Index, sampled
+from clip2scene.errors import DataError, one_line
 
 
 def sample_contents(index: Index) -> Contents:

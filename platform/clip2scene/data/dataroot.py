@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
-from clip2scene.data.index import DataError
+from clip2scene.errors import DataError
 
 
 def resolve(root: Path, relative: str) -> Path:

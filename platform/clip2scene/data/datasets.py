@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from clip2scene.config import ConfigError, digest_of
+from clip2scene.config import digest_of
 from clip2scene.data.contents import sample_contents
 from clip2scene.data.index import Index
+from clip2scene.errors import ConfigError
 
 _BUILDERS = 4
 """Raised whenever a builder changes the index that it makes of the same files."""

@@ -17,13 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clip2scene.config import Clip2sceneError
+from clip2scene.errors import DataError
 
 FORMAT = "clip2scene-index-2"
-
-
-class DataError(Clip2sceneError, ValueError):
-    """A dataset file is missing, damaged, or contradicts the dataset's tables."""
 
 
 @dataclass(frozen=True)

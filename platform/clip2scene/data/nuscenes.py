@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from clip2scene.data.dataroot import DatasetFiles, check_relative
-from clip2scene.data.index import Camera, DataError, Frame, Index, Sweep
+from clip2scene.data.index import Camera, Frame, Index, Sweep
 from clip2scene.data.nuscenes_tables import check_tables, explain
 from clip2scene.data.poses import check_pinhole, inverse
+from clip2scene.errors import DataError
 
 LIDAR = "LIDAR_TOP"
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clip2scene.data.dataroot import DatasetFiles
-from clip2scene.data.index import DataError
+from clip2scene.errors import DataError
 
 TABLES = (
     "attribute",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clip2scene.data.index import DataError
+from clip2scene.errors import DataError
 
 _BYTE_ORDER = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
 _TYPES = {

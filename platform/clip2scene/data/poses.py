@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clip2scene.data.index import DataError
+from clip2scene.errors import DataError
 
 _RIGID_TOLERANCE = 1e-3
 """How far R^T R may be from the identity: files with six digits round a rotation, and more is a damaged pose."""

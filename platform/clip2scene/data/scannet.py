@@ -21,8 +21,9 @@ import numpy as np
 
 from clip2scene.data.clouds import image_size
 from clip2scene.data.dataroot import DatasetFiles, resolve
-from clip2scene.data.index import Camera, DataError, Frame, Index
+from clip2scene.data.index import Camera, Frame, Index
 from clip2scene.data.poses import check_pinhole, is_rotation
+from clip2scene.errors import DataError
 
 FOLDER = "scans"
 FRAMES_FOLDER = "scannet_frames_25k"

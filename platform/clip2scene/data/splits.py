@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
-from clip2scene.config import ConfigError, Split
-from clip2scene.data.index import DataError, Frame, Index
+from clip2scene.config import Split
+from clip2scene.data.index import Frame, Index
+from clip2scene.errors import ConfigError, DataError
 
 _VERIFYING_EVERY = 7
 

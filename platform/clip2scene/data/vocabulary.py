@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clip2scene.config import ClassNames, ConfigError, digest_of
+from clip2scene.config import ClassNames, digest_of
 from clip2scene.data import class_names
-from clip2scene.data.index import DataError
+from clip2scene.errors import ConfigError, DataError
 
 IGNORE = 0
 """Label of points that count nowhere; class ``c`` of a vocabulary has label ``c + 1``."""

@@ -28,8 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from clip2scene.config import Clip2sceneError, ConfigError, Settings
+from clip2scene.config import Settings
 from clip2scene.data.vocabulary import vocabulary
+from clip2scene.errors import Clip2sceneError, ConfigError
 from clip2scene.jobfile import parse
 from clip2scene.paths import from_home
 from clip2scene.progress import progress

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clip2scene.config import StreetworldSettings, digest_of
-from clip2scene.data.index import DataError
+from clip2scene.errors import DataError
 from clip2scene.storage import locked, writing
 from clip2scene.streetworld.tables import TABLES, VERSION, Row, scene_names, shared_rows
 

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from clip2scene.config import StudentSettings, one_line
-from clip2scene.data.index import DataError
+from clip2scene.config import StudentSettings
+from clip2scene.errors import DataError, one_line
 
 FORMAT = "clip2scene-student-1"
 

@@ -25,7 +25,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from clip2scene.config import ConfigError, StudentSettings
+from clip2scene.config import StudentSettings
+from clip2scene.errors import ConfigError
 from clip2scene.machine import has_nvidia_driver
 from clip2scene.segments import segment_mean
 from clip2scene.student.layouts import Layout, layout_of

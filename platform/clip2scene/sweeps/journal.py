@@ -10,7 +10,8 @@ from typing import Any
 
 from ray import tune
 
-from clip2scene.config import Job, last_line
+from clip2scene.config import Job
+from clip2scene.errors import last_line
 from clip2scene.sweeps.progress import SweepProgress
 from clip2scene.sweeps.sweep import Sweep
 from clip2scene.sweeps.trial import trial_from_config

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clip2scene.config import ConfigError
+from clip2scene.errors import ConfigError
 from clip2scene.jobfile import put
 from clip2scene.machine import description
 from clip2scene.paths import relative_paths
@@ -206,11 +206,13 @@ def _about(sweep: Sweep, command: str, labels: bool) -> dict[str, Any]:
     """Contents of the run's ``sweep.json``."""
     space = sweep.space
     parameters = []
-    for key, values in space.parameters.items():
+    for key, distribution in space.parameters.items():
         found = (
-            {"values": list(values.values)} if values.values else dict(zip(("low", "high"), values.bounds, strict=True))
+            {"values": list(distribution.values)}
+            if distribution.values
+            else dict(zip(("low", "high"), distribution.bounds, strict=True))
         )
-        parameters.append({"key": key, "kind": values.kind, **found})
+        parameters.append({"key": key, "kind": distribution.kind, **found})
     return {
         "format": FORMAT,
         "sweep": space.sweep,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from clip2scene.config import ConfigError
+from clip2scene.errors import ConfigError
 from clip2scene.machine import jobs_on
 from clip2scene.sweeps.space import TrialResources
 

@@ -101,7 +101,7 @@ class Space(Settings):
             raise ValueError(
                 "metric=miou reads labels, and labels=false; allowed then: agreement, consistency, label_free"
             )
-        drawn = [key for key, values in self.parameters.items() if values.grid is None]
+        drawn = [key for key, distribution in self.parameters.items() if distribution.grid is None]
         if self.num_trials > 1 and not drawn:
             raise ValueError(f"num_trials={self.num_trials}: nothing is random here; a grid is run once (num_trials=1)")
         if self.searcher == "tpe" and (len(drawn) < len(self.parameters) or self.variants or len(self.seeds) > 1):

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from clip2scene.config import TEXT_FREE, ConfigError, Job, WorkerSettings, digest_of
+from clip2scene.config import TEXT_FREE, Job, WorkerSettings, digest_of
+from clip2scene.errors import ConfigError
 from clip2scene.jobfile import kind_of, parse, put, read_values
-from clip2scene.storage import is_remote
+from clip2scene.remote import is_remote
 from clip2scene.sweeps.space import TRAIN_SPLIT, VERIFY_SPLIT, Space, TrialResources
 from clip2scene.sweeps.unread import why_unread
 
@@ -63,8 +64,8 @@ class Sweep:
     def extremes(self) -> tuple[Trial, ...]:
         """Per variant, trials that move one parameter at a time to each extreme: if these are valid, all are."""
         space = self.space
-        first = {key: values.extremes[0] for key, values in space.parameters.items()}
-        others = [{key: value} for key, values in space.parameters.items() for value in values.extremes[1:]]
+        first = {key: distribution.extremes[0] for key, distribution in space.parameters.items()}
+        others = [{key: value} for key, distribution in space.parameters.items() for value in distribution.extremes[1:]]
         return tuple(
             Trial(0, self.seeds[0], first | change, variant)
             for variant in space.variants or (None,)
@@ -75,15 +76,15 @@ class Sweep:
     def trials(self) -> tuple[Trial, ...]:
         """All trials, in order; with ``searcher=tpe`` only their number and seed are known before they run."""
         space = self.space
-        grids = {key: values for key, values in space.parameters.items() if values.grid is not None}
-        drawn = {key: values for key, values in space.parameters.items() if values.grid is None}
+        grids = {key: distribution for key, distribution in space.parameters.items() if distribution.grid is not None}
+        drawn = {key: distribution for key, distribution in space.parameters.items() if distribution.grid is None}
         rng = np.random.default_rng(space.seed)
-        draws = [{key: values.draw(rng) for key, values in drawn.items()} for _ in range(space.num_trials)]
+        draws = [{key: distribution.draw(rng) for key, distribution in drawn.items()} for _ in range(space.num_trials)]
         if space.searcher == "tpe":
             draws = [{} for _ in draws]
         corners = [
             dict(zip(grids, corner, strict=True))
-            for corner in itertools.product(*(values.values for values in grids.values()))
+            for corner in itertools.product(*(distribution.values for distribution in grids.values()))
         ]
         configurations = itertools.product(space.variants or (None,), corners, draws, self.seeds)
         return tuple(

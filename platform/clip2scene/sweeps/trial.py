@@ -11,10 +11,10 @@ from typing import Any
 from ray import tune
 
 from clip2scene.config import Job
+from clip2scene.errors import DivergedError
 from clip2scene.stages import Stages
 from clip2scene.sweeps.sweep import Sweep, Trial
 from clip2scene.training.fit import Metrics, Training, fit
-from clip2scene.training.launch import DivergedError
 from clip2scene.training.validation import SCORE_PREFIX
 
 

@@ -90,16 +90,16 @@ def _param_space(sweep: Sweep) -> dict[str, Any]:
     """What Tune varies: the trials' numbers if all draws were made beforehand, otherwise the searched settings."""
     if sweep.space.searcher == "random":
         return {"trial": tune.grid_search([trial.number for trial in sweep.trials])}
-    return {key: _domain(values) for key, values in sweep.space.parameters.items()}
+    return {key: _domain(distribution) for key, distribution in sweep.space.parameters.items()}
 
 
-def _domain(values: Distribution) -> Any:
-    if values.choice is not None:
-        return tune.choice(list(values.choice))
-    low, high = values.bounds
-    if values.randint is not None:
+def _domain(distribution: Distribution) -> Any:
+    if distribution.choice is not None:
+        return tune.choice(list(distribution.choice))
+    low, high = distribution.bounds
+    if distribution.randint is not None:
         return tune.randint(int(low), int(high) + 1)
-    return (tune.uniform if values.uniform is not None else tune.loguniform)(low, high)
+    return (tune.uniform if distribution.uniform is not None else tune.loguniform)(low, high)
 
 
 def _searcher(sweep: Sweep) -> Any:

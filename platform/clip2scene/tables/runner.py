@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clip2scene.config import Clip2sceneError, Job, one_line
+from clip2scene.config import Job
+from clip2scene.errors import Clip2sceneError, one_line
 from clip2scene.machine import description, jobs_on, ray_nodes, use_threads
 from clip2scene.pipeline import Pipeline
 from clip2scene.progress import duration, progress, say, silent

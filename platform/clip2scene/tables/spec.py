@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from clip2scene.config import ConfigError, DatasetKind, Job, Settings, digest_of
+from clip2scene.config import DatasetKind, Job, Settings, digest_of
+from clip2scene.errors import ConfigError
 from clip2scene.jobfile import TABLE_KEYS, parse, put, read_values
 
 PAPER_OF: dict[DatasetKind, DatasetKind] = {"streetworld": "nuscenes"}

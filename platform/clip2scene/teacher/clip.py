@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clip2scene.config import ConfigError, TeacherSettings, one_line
+from clip2scene.config import TeacherSettings
+from clip2scene.errors import ConfigError, one_line
 from clip2scene.paths import absolute_teacher
 from clip2scene.teacher.weights import Loaded, load_model
 

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clip2scene.config import ConfigError, ExtractSettings, TeacherSettings
+from clip2scene.config import ExtractSettings, TeacherSettings
 from clip2scene.data.clouds import read_image
 from clip2scene.data.dataroot import resolve
-from clip2scene.data.index import DataError, Frame
+from clip2scene.data.index import Frame
+from clip2scene.errors import ConfigError, DataError, StorageError
 from clip2scene.machine import use_threads
-from clip2scene.storage import LOCK, Storage, StorageError, appears
+from clip2scene.storage import LOCK, Storage, appears
 from clip2scene.teacher import store
 from clip2scene.teacher.clip import DenseClip, load_teacher
 

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import ray
 
-from clip2scene.config import ExtractSettings, last_line
-from clip2scene.data.index import DataError, Frame, Index
+from clip2scene.config import ExtractSettings
+from clip2scene.data.index import Frame, Index
+from clip2scene.errors import DataError, last_line
 from clip2scene.machine import check_actors, ray_nodes
 from clip2scene.progress import progress
 from clip2scene.storage import Storage, locked

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clip2scene.config import ConfigError, PromptTemplates
+from clip2scene.config import PromptTemplates
 from clip2scene.data.vocabulary import Vocabulary
+from clip2scene.errors import ConfigError
 from clip2scene.teacher.clip import DenseClip
 
 _SCENE_TEMPLATES = (

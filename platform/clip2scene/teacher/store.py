@@ -23,10 +23,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from safetensors.numpy import save
 
-from clip2scene.config import one_line
 from clip2scene.data.clouds import read_image
 from clip2scene.data.dataroot import resolve
-from clip2scene.data.index import DataError, Frame
+from clip2scene.data.index import Frame
+from clip2scene.errors import DataError, one_line
 from clip2scene.storage import Storage
 
 FORMAT = "clip2scene-features-2"

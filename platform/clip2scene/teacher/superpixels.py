@@ -26,12 +26,13 @@ import ray
 import torch
 from PIL import Image
 
-from clip2scene.config import ContrastSettings, digest_of, one_line
+from clip2scene.config import ContrastSettings, digest_of
 from clip2scene.data.clouds import read_image
 from clip2scene.data.dataroot import resolve
-from clip2scene.data.index import Camera, DataError, Frame, Index
+from clip2scene.data.index import Camera, Frame, Index
+from clip2scene.errors import DataError, StorageError, one_line
 from clip2scene.progress import progress
-from clip2scene.storage import Storage, StorageError, locked
+from clip2scene.storage import Storage, locked
 from clip2scene.teacher import store
 
 FORMAT = "clip2scene-superpixels-1"

@@ -25,7 +25,8 @@ import open_clip
 import torch
 from safetensors import SafetensorError
 
-from clip2scene.config import ConfigError, TeacherSettings
+from clip2scene.config import TeacherSettings
+from clip2scene.errors import ConfigError
 from clip2scene.paths import CHECKPOINTS, LOCAL_DIR
 
 CONFIG_FILE = "open_clip_config.json"

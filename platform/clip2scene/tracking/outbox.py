@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip2scene.config import one_line
+from clip2scene.errors import TrackingError, one_line
 from clip2scene.progress import say
 from clip2scene.storage import locked
-from clip2scene.tracking.server import TrackingError, healthy
+from clip2scene.tracking.server import healthy
 
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
 """The most that MLflow takes in one request."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip2scene.config import ConfigError, one_line
+from clip2scene.errors import ConfigError, TrackingError, one_line
 from clip2scene.jobfile import did_you_mean
 from clip2scene.tracking.run import Run, client_of
-from clip2scene.tracking.server import TrackingError, answering
+from clip2scene.tracking.server import answering
 from clip2scene.tracking.tracker import Tracker
 
 _LATEST_FIRST = "attributes.start_time DESC"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip2scene.config import ConfigError
+from clip2scene.errors import ConfigError
 from clip2scene.tracking.outbox import send
 
 if TYPE_CHECKING:

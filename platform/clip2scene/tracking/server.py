@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip2scene.config import Clip2sceneError, ConfigError
+from clip2scene.errors import ConfigError, TrackingError
 from clip2scene.progress import console
 from clip2scene.storage import locked
 from clip2scene.tracking.watchdog import watched
@@ -34,10 +34,6 @@ UI_PAGES = f"http://{HOST}:{UI_PORT}"
 """Where ``clip2scene ui`` shows runs after the embedded server that kept them has ended."""
 START_TIMEOUT_S = 300.0
 _LOG = "server.log"
-
-
-class TrackingError(Clip2sceneError, RuntimeError):
-    """A tracking server that does not start, does not answer or refuses a request."""
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip2scene.config import ConfigError, one_line
+from clip2scene.errors import ConfigError, TrackingError, one_line
 from clip2scene.progress import say
 from clip2scene.tracking.outbox import Outbox, answers, is_away
 from clip2scene.tracking.provenance import HOST_TAG, is_gone, origin_tags, process_tags
 from clip2scene.tracking.run import PATIENCE_S, Run, client_of
-from clip2scene.tracking.server import TrackingError, answering, healthy
+from clip2scene.tracking.server import answering, healthy
 
 SYSTEM_METRICS_INTERVAL_S = 5.0
 _OPENING_PATIENCES = 5

@@ -19,7 +19,8 @@ import torch
 
 from clip2scene.config import ResourceSettings
 from clip2scene.data.index import Frame
-from clip2scene.training.launch import TrainingError, Worker, launch
+from clip2scene.errors import TrainingError
+from clip2scene.training.launch import Worker, launch
 from clip2scene.training.methods import (
     UNSEEN,
     Method,

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from clip2scene.config import ConfigError, FinetuneSettings
+from clip2scene.config import FinetuneSettings
 from clip2scene.data.index import Frame
+from clip2scene.errors import ConfigError
 from clip2scene.losses.lovasz import lovasz_softmax
 from clip2scene.student.network import Forward, Student
 from clip2scene.training.fit import Training
@@ -56,27 +57,27 @@ class Finetuning(Training):
         return {"loss": loss + lovasz, "lovasz": lovasz, "accuracy": right}
 
 
-def choose_labelled(frames: tuple[Frame, ...], protocol: str, fraction: float) -> tuple[Frame, ...]:
-    """The keyframes with labels that may be used: every n-th keyframe or every n-th scene, n = 1 / fraction.
+def choose_labelled(frames: tuple[Frame, ...], settings: FinetuneSettings) -> tuple[Frame, ...]:
+    """The keyframes with labels that may be used: every n-th keyframe or every n-th scene.
 
     Keyframes begin with the first, as in CLIP2Scene's released code, and scenes with the n-th, as in SLidR's
     (``downstream/dataloader_nuscenes.py``). SLidR's scenes are in the order of nuScenes' table, ours of names.
 
     Args:
         frames: training keyframes in scene and time order.
-        protocol: ``clip2scene_frame`` or ``slidr_scene``; the two are not comparable.
-        fraction: in (0, 1].
+        settings: with n, and whether keyframes or scenes count.
 
     Raises:
         ConfigError: fewer than n scenes.
     """
-    every = max(round(1 / fraction), 1)
-    if protocol == "clip2scene_frame":
+    every = settings.every
+    if settings.protocol == "clip2scene_frame":
         return frames[::every]
     scenes = list(dict.fromkeys(frame.scene for frame in frames))
     if len(scenes) < every:
         raise ConfigError(
-            f"finetune.label_fraction={fraction:g}: one scene in {every}, and the training split has {len(scenes)}"
+            f"finetune.label_fraction={settings.label_fraction:g}: one scene in {every}, and the training split has "
+            f"{len(scenes)}"
         )
     scenes = scenes[every - 1 :: every]
     return tuple(frame for frame in frames if frame.scene in set(scenes))

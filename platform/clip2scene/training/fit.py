@@ -21,8 +21,9 @@ from torch import nn
 
 from clip2scene.config import ResourceSettings, StudentSettings, TrainingSettings
 from clip2scene.data.index import Frame
+from clip2scene.errors import DivergedError, TrainingError
 from clip2scene.student.network import Forward
-from clip2scene.training.launch import DivergedError, TrainingError, Worker, launch
+from clip2scene.training.launch import Worker, launch
 from clip2scene.training.samples import Reader, Sample, SampleSource, augment, cached_reader, join, prefetched
 from clip2scene.training.validation import Validation
 

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 import torch
 
-from clip2scene.config import Clip2sceneError, ResourceSettings, last_line
+from clip2scene.config import ResourceSettings
+from clip2scene.errors import Clip2sceneError, DivergedError, TrainingError, last_line
 from clip2scene.machine import CPUS_PER_WORKER, use_threads
 from clip2scene.progress import say
 from clip2scene.storage import CACHE, appears
@@ -27,14 +28,6 @@ from clip2scene.training.work_queue import WorkQueue
 
 _MARK = "mark"
 """A file of the driver that every worker must see."""
-
-
-class TrainingError(Clip2sceneError, RuntimeError):
-    """A run that ended without its result."""
-
-
-class DivergedError(TrainingError):
-    """The loss is not finite any more: the settings are at fault, not the machine."""
 
 
 class Worker:

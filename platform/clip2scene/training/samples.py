@@ -20,11 +20,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from clip2scene.config import AugmentSettings, ConfigError, DistillSettings
+from clip2scene.config import AugmentSettings, DistillSettings
 from clip2scene.data.clouds import read_cloud, read_depths, read_labels
 from clip2scene.data.dataroot import resolve
-from clip2scene.data.index import DataError, Frame, Sweep, sampled
+from clip2scene.data.index import Frame, Sweep, sampled
 from clip2scene.data.vocabulary import Vocabulary
+from clip2scene.errors import ConfigError, DataError
 from clip2scene.geometry.pairing import Pairs, pair
 from clip2scene.geometry.registration import HALF_SWEEP_US, choose_sweeps, register, without_ego_returns
 from clip2scene.teacher.store import FeatureStore

@@ -10,8 +10,9 @@ import numpy as np
 
 from clip2scene.data.clouds import read_cloud, read_depths, read_image, read_labels
 from clip2scene.data.dataroot import resolve
-from clip2scene.data.index import DataError, Frame, Index
+from clip2scene.data.index import Frame, Index
 from clip2scene.data.vocabulary import Vocabulary
+from clip2scene.errors import DataError
 from clip2scene.geometry.pairing import pair
 from clip2scene.tracking.figures.labels import frame_overview
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from clip2scene.config import ConfigError, Job
+from clip2scene.config import Job
+from clip2scene.errors import ConfigError
 from clip2scene.jobfile import parse, put
 from clip2scene.tracking.sweep.names import score_name
 from clip2scene.tracking.sweep.record import SweepRecord
