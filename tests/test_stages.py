@@ -148,6 +148,25 @@ def test_a_partial_split_is_named_in_the_protocol(stages, capsys):
     assert job.missing == {}
 
 
+def test_linked_folders_are_a_setting_that_changes_no_features_and_no_student(stages, streetworld_root, tmp_path):
+    plain = stages()
+    root = shutil.copytree(streetworld_root[0], tmp_path / "linked" / "world")
+    for part in ("samples", "lidarseg"):
+        (root / part).rename(tmp_path / "linked" / part)
+        (root / part).symlink_to(tmp_path / "linked" / part)
+    word, allowed = f"dataset.root={root}", f"dataset.linked_folders=[{tmp_path / 'linked'}]"
+    with pytest.raises(DataError, match=r"through a link, to .*; dataset\.linked_folders .* allows other folders"):
+        _ = stages(word).index
+    job = stages(word, allowed)
+    assert job.index.digests == plain.index.digests
+    assert (job.store_digest, job.superpixel_path) == (plain.store_digest, plain.superpixel_path)
+    assert job.distill_digest == plain.distill_digest
+    # The stored index is read with the setting of the job that reads it.
+    assert stages(word, allowed)._labelled_source().read(job.eval_frames[0]).labels_N.any()
+    with pytest.raises(DataError, match=r"leaves the dataset's root through a link"):
+        stages(word)._labelled_source().read(job.eval_frames[0])
+
+
 def test_scenes_that_are_downloaded_later_are_indexed_and_planned(stages, streetworld_root, tmp_path):
     root = shutil.copytree(streetworld_root[0], tmp_path / "world")
     word = f"dataset.root={root}"

@@ -40,6 +40,11 @@ def world_path(job: Job) -> Path:
     return folder_of(job.storage) / "streetworld" / world_digest(dataset.streetworld, job.world_seed)
 
 
+def linked_folders(job: Job) -> tuple[Path, ...]:
+    """Folders outside of the dataset's to which links in it may lead."""
+    return tuple(from_home(folder) for folder in job.dataset.linked_folders)
+
+
 def make_index(job: Job) -> Index:
     """Index the dataset's folder."""
     settings = job.dataset
@@ -49,6 +54,7 @@ def make_index(job: Job) -> Index:
         version=settings.version,
         max_sweeps=settings.max_sweeps,
         images_per_scene=settings.images_per_scene,
+        linked_folders=linked_folders(job),
     )
 
 
@@ -102,13 +108,13 @@ class Artifacts:
         root = self.root
         path = self.index_path
         if self.storage.fetch(path):
-            index = read_index(path, root)
+            index = read_index(path, root, linked_folders(self.job))
             if are_current(index):
                 return index
         built = make_index(self.job)
         with self.storage.writing(path) as aside:
             write_index(built, aside)
-        return read_index(path, root)
+        return read_index(path, root, linked_folders(self.job))
 
     @functools.cached_property
     def train_frames(self) -> tuple[Frame, ...]:

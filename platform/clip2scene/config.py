@@ -79,6 +79,9 @@ class DatasetSettings(Settings):
     """The data set's format; ``streetworld`` is the synthetic street world, in nuScenes' format."""
     root: str | None = None
     """Folder of the data set. Streetworld is generated in the storage when this is not given."""
+    linked_folders: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Folders outside of ``root`` to which links in it may lead, such as one on a faster disk. Other links out of it
+    are refused, so that a data set from elsewhere does not lead to other files of this machine."""
     version: str = "v1.0-trainval"
     """Name of the folder of tables in ``root`` (nuScenes' format only)."""
     max_sweeps: int = Field(10, ge=0)

@@ -97,7 +97,7 @@ class Pipeline:
                 {"frames": len(index.frames), "left_out": len(index.left_out)}
                 | {f"{name}_frames": len(frames) for name, frames in splits.items()}
             )
-            run.log_dataset(self.job.dataset.kind, index.digest, str(index.root), "index")
+            run.log_dataset(self.job.dataset.kind, index.digest, str(index.root.path), "index")
             ids = {name: [frame.frame_id for frame in frames] for name, frames in splits.items()}
             run.log_dict(ids, "splits.json")
 

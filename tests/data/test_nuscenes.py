@@ -14,7 +14,8 @@ from refusals import refused
 
 from clip2scene.config import digest_of
 from clip2scene.data.clouds import read_cloud, read_image, read_labels
-from clip2scene.data.dataroot import resolve
+from clip2scene.data.contents import are_current
+from clip2scene.data.datasets import build_index as build_any
 from clip2scene.data.datasets import fingerprint
 from clip2scene.data.index import FORMAT, Frame, Index, _row, read_index, write_index
 from clip2scene.data.nuscenes import CAMERAS, build_index
@@ -55,7 +56,7 @@ def _poses_by_devkit(root: Path, version: str) -> Callable[[str], np.ndarray]:
 
 
 def _check_poses(index: Index) -> None:
-    world_from_sensor = _poses_by_devkit(index.root, index.version)
+    world_from_sensor = _poses_by_devkit(index.root.path, index.version)
     for frame in index.frames:
         np.testing.assert_allclose(frame.world_from_lidar, world_from_sensor(frame.cloud_path), rtol=0, atol=1e-9)
         for sweep in frame.sweeps:
@@ -73,12 +74,12 @@ def test_real_keyframe(real_data: Path) -> None:
     assert frame.timestamp_us == 1532402927647951
     assert len({camera.timestamp_us for camera in frame.cameras}) == 6
     assert frame.world_from_lidar.dtype == np.float64
-    points = len(read_cloud(resolve(index.root, frame.cloud_path)))
+    points = len(read_cloud(index.root.path_of(frame.cloud_path)))
     assert points == 34_688
     assert frame.label_path is not None
-    assert len(read_labels(resolve(index.root, frame.label_path), points, vocabulary("nuscenes"))) == points
+    assert len(read_labels(index.root.path_of(frame.label_path), points, vocabulary("nuscenes"))) == points
     for camera in frame.cameras:
-        assert read_image(resolve(index.root, camera.image_path), camera.width, camera.height).shape == (900, 1600, 3)
+        assert read_image(index.root.path_of(camera.image_path), camera.width, camera.height).shape == (900, 1600, 3)
     _check_poses(index)
 
 
@@ -245,7 +246,7 @@ def _unlink_keyframes(root: Path, index: Index, scene: str) -> list[str]:
 
 def _link_outside(tables: Path, index: Index) -> None:
     cloud = tables.parent / index.frames[0].cloud_path
-    outside = tables.parent.parent / "outside.bin"
+    outside = tables.parent.parent / "outside"  # a name that does not tell the format
     cloud.rename(outside)
     cloud.symlink_to(outside)
 
@@ -359,8 +360,14 @@ BROKEN: dict[str, tuple[Callable[[Path, Index], object], str]] = {
     "climbing label": (_set("lidarseg", "filename", "../outside.bin"), r"leaves the dataset's root"),
     "climbing map": (_set("map", "filename", "../outside.png"), r"leaves the dataset's root"),
     "no path": (_set_lidar("filename", None), r"None is not a path"),
-    "linked cloud": (_link_outside, r"leaves the dataset's root through a link"),
-    "linked folder": (_link_folder_outside, r"leaves the dataset's root through a link"),
+    "linked cloud": (
+        _link_outside,
+        r"leaves the dataset's root through a link, to /\S+/outside; allowed: .*; dataset\.linked_folders",
+    ),
+    "linked folder": (
+        _link_folder_outside,
+        r"leaves the dataset's root through a link, to /\S+/outside; allowed: .*; dataset\.linked_folders",
+    ),
 }
 
 
@@ -370,6 +377,28 @@ def test_broken_dataset_is_refused_in_one_sentence(broken: Path, street_index: I
     breaker(broken / street_index.version, street_index)
     with refused(message):
         build_index(broken, street_index.version)
+
+
+@pytest.mark.parametrize("link", [_link_outside, _link_folder_outside])
+def test_links_into_an_allowed_folder_give_the_same_index(
+    broken: Path, street_index: Index, link: Callable[[Path, Index], None]
+) -> None:
+    plain = build_any("nuscenes", broken, version=street_index.version)
+    cloud_NI = read_cloud(plain.root.path_of(plain.frames[0].cloud_path))
+    link(broken / street_index.version, street_index)
+    index = build_any("nuscenes", broken, version=street_index.version, linked_folders=[broken.parent])
+    assert plain.contents is not None
+    assert index.contents is not None
+    assert (index.digests, index.contents.hashes) == (plain.digests, plain.contents.hashes)
+    assert are_current(index)
+    write_index(index, broken.parent / "index.parquet")
+    read = read_index(broken.parent / "index.parquet", linked_folders=[broken.parent])
+    assert read.root == index.root
+    np.testing.assert_array_equal(read_cloud(read.root.path_of(read.frames[0].cloud_path)), cloud_NI)
+    # An index is a file too that may come from elsewhere, and does not allow what it names itself.
+    stranger = read_index(broken.parent / "index.parquet")
+    with refused(r"leaves the dataset's root through a link"):
+        stranger.root.path_of(stranger.frames[0].cloud_path)
 
 
 def test_missing_root_and_missing_version(broken: Path, street_index: Index) -> None:

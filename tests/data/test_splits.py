@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from refusals import refused
 
+from clip2scene.data.dataroot import DataRoot
 from clip2scene.data.index import Frame, Index
 from clip2scene.data.splits import missing_of_split, scenes_of_split, split_frames, split_scenes
 from clip2scene.errors import ConfigError, DataError
@@ -39,7 +40,7 @@ def test_split_frames_keeps_order_and_refuses_an_empty_split() -> None:
         for scene in ("scene-0003", "scene-0061")
         for k in range(2)
     )
-    index = Index("nuscenes", Path("root"), "v1.0-mini", frames)
+    index = Index("nuscenes", DataRoot(Path("root")), "v1.0-mini", frames)
     assert split_frames(index, "mini_train") == frames[2:]
     assert split_frames(index, "val") == frames[:2]
     with pytest.raises(DataError, match=r"split 'test' has no keyframe in the index of root .*scene-0003, scene-0061"):
@@ -48,7 +49,7 @@ def test_split_frames_keeps_order_and_refuses_an_empty_split() -> None:
 
 def _index(dataset: str, scenes: list[str], root: Path = Path("root")) -> Index:
     frames = tuple(Frame(f"{scene}_0", scene, 0, "cloud", np.eye(4), (), (), None) for scene in scenes)
-    return Index(dataset, root, dataset, frames)
+    return Index(dataset, DataRoot(root), dataset, frames)
 
 
 def test_sequences_of_semantickitti() -> None:
@@ -103,7 +104,7 @@ def test_importing_splits_and_clouds_does_not_import_the_devkit() -> None:
 def test_what_of_a_split_is_missing() -> None:
     assert missing_of_split(_index("nuscenes", sorted(split_scenes("mini_val"))), "mini_val") is None
     assert missing_of_split(_index("nuscenes", sorted(split_scenes("mini_val"))[:1]), "mini_val") == "1 of 2 scenes"
-    sequence = Index("semantickitti", Path("root"), "", _index("semantickitti", ["08"] * 4071).frames)
+    sequence = Index("semantickitti", DataRoot(Path("root")), "", _index("semantickitti", ["08"] * 4071).frames)
     assert missing_of_split(sequence, "val") is None
     assert missing_of_split(_index("semantickitti", ["08"] * 3), "val") == "3 of 4071 scans"
     assert missing_of_split(_index("semantickitti", ["00", "08"]), "train") == "1 of 19130 scans"

@@ -11,7 +11,6 @@ import pytest
 from one_image import points_at, small_camera
 
 from clip2scene.data.clouds import read_cloud
-from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import Camera, Index
 from clip2scene.geometry import pairing, registration
 from clip2scene.geometry.pairing import pair
@@ -21,7 +20,7 @@ from clip2scene.geometry.registration import register
 def test_sweeps_registered_or_in_their_own_frame_give_the_same_pairs(street_index: Index) -> None:
     frame = next(frame for frame in street_index.frames if frame.sweeps)
     sweep = frame.sweeps[-1]
-    points = read_cloud(resolve(street_index.root, sweep.path))[:, :3].astype(np.float64)
+    points = read_cloud(street_index.root.path_of(sweep.path))[:, :3].astype(np.float64)
     own = pair(points, sweep.world_from_lidar, frame.cameras)
     registered = pair(
         register(points, sweep.world_from_lidar, frame.world_from_lidar), frame.world_from_lidar, frame.cameras

@@ -10,7 +10,6 @@ import pytest
 from one_image import project
 
 from clip2scene.data.clouds import read_cloud, read_depths, read_image
-from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import Camera, Frame, Index
 from clip2scene.data.scannet import build_index
 from clip2scene.data.vocabulary import vocabulary
@@ -27,7 +26,7 @@ def index(real_data: Path) -> Index:
 
 @pytest.fixture(scope="module")
 def cloud_NI(index: Index) -> np.ndarray:
-    return read_cloud(resolve(index.root, index.frames[0].cloud_path))
+    return read_cloud(index.root.path_of(index.frames[0].cloud_path))
 
 
 def _in_view(cloud_NI: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,7 +65,7 @@ def test_kept_vertices_have_the_images_colour(index: Index, cloud_NI: np.ndarray
     kept = _by_camera(index.frames[0], index, cloud_NI)
     errors: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for camera in index.frames[0].cameras:
-        image = read_image(resolve(index.root, camera.image_path), camera.width, camera.height)
+        image = read_image(index.root.path_of(camera.image_path), camera.width, camera.height)
         grey = image @ np.array([0.299, 0.587, 0.114]) / 255
         visible_N, pixels_N2, _ = _in_view(cloud_NI, camera)
         rows = np.flatnonzero(visible_N)

@@ -121,10 +121,9 @@ def _images(frames: tuple[Frame, ...]) -> int:
 
 def _points_of(job: Job, index: Index, frame: Frame) -> int | None:
     from clip2scene.data.clouds import read_cloud
-    from clip2scene.data.dataroot import resolve
 
     try:
-        return len(read_cloud(resolve(index.root, frame.cloud_path)))
+        return len(read_cloud(index.root.path_of(frame.cloud_path)))
     except DataError:
         return _points(job.dataset)  # the index is there, but its files are not
 

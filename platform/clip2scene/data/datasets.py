@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,13 @@ def ego_half_edge_m(kind: str) -> float:
 
 
 def build_index(
-    kind: str, root: Path, *, version: str | None = None, max_sweeps: int = 10, images_per_scene: int | None = None
+    kind: str,
+    root: Path,
+    *,
+    version: str | None = None,
+    max_sweeps: int = 10,
+    images_per_scene: int | None = None,
+    linked_folders: Iterable[Path] = (),
 ) -> Index:
     """Build the index of a dataset folder, with a sample of its contents; a streetworld is read as nuScenes.
 
@@ -36,24 +43,32 @@ def build_index(
         version: nuScenes' folder of tables; the others ignore it.
         max_sweeps: earlier sweeps to list per keyframe; ScanNet has none.
         images_per_scene: ScanNet: posed images to take per scene.
+        linked_folders: folders outside of the root to which links in it may lead.
 
     Raises:
         ConfigError: nuScenes without a version.
         DataError: a part of the dataset is missing or damaged.
     """
-    index = _index_of(kind, root, version, max_sweeps, images_per_scene)
+    index = _index_of(kind, root, version, max_sweeps, images_per_scene, tuple(linked_folders))
     return replace(index, contents=sample_contents(index))
 
 
-def _index_of(kind: str, root: Path, version: str | None, max_sweeps: int, images_per_scene: int | None) -> Index:
+def _index_of(
+    kind: str,
+    root: Path,
+    version: str | None,
+    max_sweeps: int,
+    images_per_scene: int | None,
+    linked: tuple[Path, ...],
+) -> Index:
     if kind == "semantickitti":
         from clip2scene.data import semantickitti
 
-        return semantickitti.build_index(root, max_sweeps=max_sweeps)
+        return semantickitti.build_index(root, max_sweeps=max_sweeps, linked_folders=linked)
     if kind == "scannet":
         from clip2scene.data import scannet
 
-        return scannet.build_index(root, images_per_scene=images_per_scene)
+        return scannet.build_index(root, images_per_scene=images_per_scene, linked_folders=linked)
     if version is None:
         raise ConfigError(
             f"{kind}: give the name of its folder of tables below {root}, such as v1.0-mini, as --version (in a job: "
@@ -61,7 +76,7 @@ def _index_of(kind: str, root: Path, version: str | None, max_sweeps: int, image
         )
     from clip2scene.data import nuscenes
 
-    return nuscenes.build_index(root, version, max_sweeps=max_sweeps)
+    return nuscenes.build_index(root, version, max_sweeps=max_sweeps, linked_folders=linked)
 
 
 def fingerprint(kind: str, root: Path, version: str) -> str:

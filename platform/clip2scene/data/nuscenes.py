@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from clip2scene.data.dataroot import DatasetFiles, check_relative
+from clip2scene.data.dataroot import DataRoot, DatasetFiles, check_relative
 from clip2scene.data.index import Camera, Frame, Index, Sweep
 from clip2scene.data.nuscenes_tables import check_tables, explain
 from clip2scene.data.poses import check_pinhole, inverse
@@ -40,7 +40,7 @@ _ONLY_KEYFRAMES = "allowed: dataset.max_sweeps=0 (`clip2scene index`: --max-swee
 Record = dict[str, Any]
 
 
-def build_index(root: Path, version: str, *, max_sweeps: int = 10) -> Index:
+def build_index(root: Path, version: str, *, max_sweeps: int = 10, linked_folders: Iterable[Path] = ()) -> Index:
     """Index every keyframe of a nuScenes dataset: cloud, earlier sweeps, six images, poses, labels if there are any.
 
     A scene of which no cloud and no image of any keyframe is on disk was not downloaded: it is left out, and
@@ -51,6 +51,7 @@ def build_index(root: Path, version: str, *, max_sweeps: int = 10) -> Index:
         version: its folder of tables, e.g. ``v1.0-trainval``, ``v1.0-mini`` or ``v1.0-test``.
         max_sweeps: earlier LiDAR sweeps to list per keyframe, nearest first; fewer at a scene's start. They may be
             keyframes themselves.
+        linked_folders: folders outside of the root to which links in it may lead.
 
     Returns:
         The index, with keyframes ordered by scene name and then by time.
@@ -59,35 +60,35 @@ def build_index(root: Path, version: str, *, max_sweeps: int = 10) -> Index:
         DataError: no scene is on disk, a table or a sensor file is missing or damaged, a record refers to one that
             does not exist, a pose is not a finite rigid transform, or a path leaves the root.
     """
-    root = Path(root).resolve()
-    nusc = _load(root, version)
-    files = DatasetFiles(root)
+    data_root = DataRoot.at(root, linked_folders)
+    tables = data_root.path / version
+    nusc = _load(data_root, version)
     try:
-        return _build(nusc, root, version, files, max_sweeps)
+        return _build(nusc, data_root, version, max_sweeps)
     except KeyError as error:
         # Tokens are looked up with _get, so this is a record without one of its fields.
-        raise DataError(f"{root / version}: a record has no field {error}; the official schema is needed") from error
+        raise DataError(f"{tables}: a record has no field {error}; the official schema is needed") from error
     except (TypeError, AttributeError) as error:
-        raise DataError(f"{root / version}: a record is not as in the official schema ({error})") from error
+        raise DataError(f"{tables}: a record is not as in the official schema ({error})") from error
 
 
-def _load(root: Path, version: str) -> Any:
+def _load(root: DataRoot, version: str) -> Any:
     """The devkit's ``NuScenes`` object."""
-    check_tables(root, version)
+    check_tables(root.path, version)
     from nuscenes.nuscenes import NuScenes
 
     try:
-        return NuScenes(version=version, dataroot=str(root), verbose=False)
+        return NuScenes(version=version, dataroot=str(root.path), verbose=False)
     except MemoryError:
         raise
     except Exception as error:
         # The devkit raises errors of any kind (KeyError, AssertionError, IndexError, bare Exception).
         explain(root, version)
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise DataError(f"{root / version}: nuscenes-devkit cannot load these tables ({reason})") from error
+        raise DataError(f"{root.path / version}: nuscenes-devkit cannot load these tables ({reason})") from error
 
 
-def _build(nusc: Any, root: Path, version: str, files: DatasetFiles, max_sweeps: int) -> Index:
+def _build(nusc: Any, root: DataRoot, version: str, max_sweeps: int) -> Index:
     for table in ("sample", "sample_data", "ego_pose", "calibrated_sensor", "scene"):
         _refuse_duplicates(getattr(nusc, table), table)
     for table in ("sample_data", "map", *(["lidarseg"] if hasattr(nusc, "lidarseg") else [])):
@@ -95,7 +96,8 @@ def _build(nusc: Any, root: Path, version: str, files: DatasetFiles, max_sweeps:
             check_relative(record["filename"], f"{table}.json")
 
     if not nusc.sample:
-        raise DataError(f"{root / version / 'sample.json'}: no keyframe; at least one is needed")
+        raise DataError(f"{root.path / version / 'sample.json'}: no keyframe; at least one is needed")
+    files = DatasetFiles(root)
     samples, left_out = _on_disk(nusc, root, version, files)
     chains = [_lidar_chain(nusc, sample, max_sweeps) for sample in samples]
     images = [[_keyframe_data(nusc, sample, channel) for channel in CAMERAS] for sample in samples]
@@ -127,7 +129,7 @@ def _build(nusc: Any, root: Path, version: str, files: DatasetFiles, max_sweeps:
     return Index("nuscenes", root, version, tuple(frames), left_out)
 
 
-def _on_disk(nusc: Any, root: Path, version: str, files: DatasetFiles) -> tuple[list[Record], tuple[str, ...]]:
+def _on_disk(nusc: Any, root: DataRoot, version: str, files: DatasetFiles) -> tuple[list[Record], tuple[str, ...]]:
     """Keyframes of the scenes that are on disk, by scene name and time, and a sentence about the other scenes.
 
     Raises:
@@ -139,11 +141,10 @@ def _on_disk(nusc: Any, root: Path, version: str, files: DatasetFiles) -> tuple[
     if not absent:
         return samples, ()
     missing = _keyframe_data(nusc, scenes[absent[0]][0], LIDAR)["filename"]
-    what = (
-        f"no cloud and no image of their keyframes is on disk (of {absent[0]}, file {missing} is missing below {root})"
-    )
+    example = f"of {absent[0]}, file {missing} is missing below {root.path}"
+    what = f"no cloud and no image of their keyframes is on disk ({example})"
     if len(absent) == len(scenes):
-        raise DataError(f"{root / version}: none of its {len(scenes)} scenes can be indexed, as {what}")
+        raise DataError(f"{root.path / version}: none of its {len(scenes)} scenes can be indexed, as {what}")
     left_out = f"{version}: {len(absent)} of {len(scenes)} scenes left out, as {what}"
     return [sample for name, keyframes in scenes.items() if name not in absent for sample in keyframes], (left_out,)
 

@@ -15,12 +15,13 @@ colour images.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from clip2scene.data.clouds import image_size
-from clip2scene.data.dataroot import DatasetFiles, resolve
+from clip2scene.data.dataroot import DataRoot, DatasetFiles
 from clip2scene.data.index import Camera, Frame, Index
 from clip2scene.data.poses import check_pinhole, is_rotation
 from clip2scene.errors import DataError
@@ -32,7 +33,7 @@ _RATE_HZ = 30
 """Images per second, which turn an image's number into its time."""
 
 
-def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
+def build_index(root: Path, *, images_per_scene: int | None = None, linked_folders: Iterable[Path] = ()) -> Index:
     """Index every scene of a ScanNet folder: mesh, posed images with depth, and labels if there are any.
 
     A scene without a mesh is left out, and so is an image without a finite pose (ScanNet writes -inf where tracking was
@@ -43,6 +44,7 @@ def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
         root: the dataset's folder, which holds ``scans``, and ``scannet_frames_25k`` if the images are there.
         images_per_scene: at most this many images per scene, spread evenly over those with a finite pose; all images if
             not given.
+        linked_folders: folders outside of the root to which links in it may lead.
 
     Returns:
         The index, with one frame per scene, ordered by scene. ``frame_id`` is the scene's name; cameras are named and
@@ -53,22 +55,21 @@ def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
             no pose, or no depth file in a scene that has a folder of them; a JPEG's name is not a number, or has the
             number of another; or a path leaves the root.
     """
-    root = Path(root).resolve()
+    data_root = DataRoot.at(root, linked_folders)
     frames: list[Frame] = []
     left_out: list[str] = []
     without_depth: list[str] = []
-    for scene in _scenes(root / FOLDER):
+    for scene in _scenes(data_root.path / FOLDER):
         folder = f"{FOLDER}/{scene}"
-        files = DatasetFiles(root)  # one per scene, as it keeps all names, and ScanNet has ten million
+        files = DatasetFiles(data_root)  # one per scene, as it keeps all names, and ScanNet has ten million
         present = files.names(folder, rf"{scene}_vh_clean_2(\.labels)?\.ply")
         mesh, labels = f"{scene}_vh_clean_2.ply", f"{scene}_vh_clean_2.labels.ply"
         if mesh not in present:
             left_out.append(f"{scene}: left out, as its mesh {mesh} is missing")
             continue
-        images = folder
-        if not (root / folder / "color").is_dir() and (root / FRAMES_FOLDER / scene / "color").is_dir():
-            images = f"{FRAMES_FOLDER}/{scene}"
-        cameras, unposed = _cameras(root, images, files, images_per_scene)
+        places = (folder, f"{FRAMES_FOLDER}/{scene}")
+        images = next((place for place in places if (data_root.path / place / "color").is_dir()), folder)
+        cameras, unposed = _cameras(data_root, images, files, images_per_scene)
         if any(camera.depth_path is None for camera in cameras):
             without_depth.append(images)
         if unposed:
@@ -96,15 +97,15 @@ def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
             f"{len(without_depth)} of {len(frames)} scenes have no folder depth (the first is {without_depth[0]}), so "
             "their pairs are not tested for occlusion"
         )
-    return Index("scannet", root, FOLDER, tuple(frames), tuple(left_out))
+    return Index("scannet", data_root, FOLDER, tuple(frames), tuple(left_out))
 
 
 def _cameras(
-    root: Path, folder: str, files: DatasetFiles, images_per_scene: int | None
+    root: DataRoot, folder: str, files: DatasetFiles, images_per_scene: int | None
 ) -> tuple[tuple[Camera, ...], list[str]]:
     """The images in a folder of a scene as cameras, and the names of the images without a finite pose."""
     stems = _stems(folder, files)
-    measured = (root / folder / "depth").is_dir()
+    measured = (root.path / folder / "depth").is_dir()
     world_from_camera = {
         stem: _matrix(root, files.existing(f"{folder}/pose/{stem}.txt", f"{folder}/color/{stem}.jpg")) for stem in stems
     }
@@ -116,7 +117,7 @@ def _cameras(
     if not posed:
         return (), unposed
     # One camera took all images of a scene, so one header gives their size; read_image refuses any other.
-    width, height = image_size(resolve(root, f"{folder}/color/{posed[0]}.jpg"))
+    width, height = image_size(root.path_of(f"{folder}/color/{posed[0]}.jpg"))
     intrinsics = _intrinsics(root, folder, files, width, height)
     cameras = [
         Camera(
@@ -150,11 +151,11 @@ def _stems(folder: str, files: DatasetFiles) -> list[str]:
     return [stem for _, stem in sorted(stem_of.items())]
 
 
-def _intrinsics(root: Path, folder: str, files: DatasetFiles, width: int, height: int) -> np.ndarray:
+def _intrinsics(root: DataRoot, folder: str, files: DatasetFiles, width: int, height: int) -> np.ndarray:
     known = [f"{folder}/{name}" for name in _INTRINSICS]
     relative = next((path for path in known if files.holds(path)), None)
     if relative is None:
-        raise DataError(f"{folder}: its images have no intrinsics; allowed: {' or '.join(known)} below {root}")
+        raise DataError(f"{folder}: its images have no intrinsics; allowed: {' or '.join(known)} below {root.path}")
     relative = files.existing(relative, folder)
     matrix = _matrix(root, relative)[:3, :3]
     check_pinhole(matrix, f"{relative}:")
@@ -172,10 +173,10 @@ def _inverse(world_from_camera: np.ndarray, source: str) -> np.ndarray:
     return np.linalg.inv(world_from_camera)
 
 
-def _matrix(root: Path, relative: str) -> np.ndarray:
+def _matrix(root: DataRoot, relative: str) -> np.ndarray:
     """(4, 4) float64 of a text file, which may hold infinities."""
     try:
-        values = np.array(resolve(root, relative).read_text(encoding="ascii").split(), dtype=np.float64)
+        values = np.array(root.path_of(relative).read_text(encoding="ascii").split(), dtype=np.float64)
     except (OSError, ValueError) as error:
         raise DataError(f"{relative}: not a matrix of 4 x 4 numbers ({error})") from error
     if values.size != 16:

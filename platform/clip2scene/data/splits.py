@@ -128,11 +128,13 @@ def split_frames(index: Index, name: str) -> tuple[Frame, ...]:
         ConfigError: no such split.
         DataError: the index has no keyframe of it, or one of ScanNet's lists is missing or damaged.
     """
-    frames = index.select(scenes_of_split(index.dataset, index.root, name))
+    frames = index.select(scenes_of_split(index.dataset, index.root.path, name))
     if not frames:
         scenes = sorted({frame.scene for frame in index.frames})
         listed = ", ".join(scenes[:5]) + (f" and {len(scenes) - 5} more" if len(scenes) > 5 else "")
-        raise DataError(f"split {name!r} has no keyframe in the index of {index.root} (its scenes: {listed or 'none'})")
+        raise DataError(
+            f"split {name!r} has no keyframe in the index of {index.root.path} (its scenes: {listed or 'none'})"
+        )
     return frames
 
 
@@ -145,7 +147,7 @@ def missing_of_split(index: Index, name: str) -> str | None:
         ConfigError: no such split.
         DataError: one of ScanNet's lists is missing or damaged.
     """
-    scenes = scenes_of_split(index.dataset, index.root, name)
+    scenes = scenes_of_split(index.dataset, index.root.path, name)
     frames = index.select(scenes)
     found, expected, unit = len({frame.scene for frame in frames}), len(scenes), "scenes"
     if index.dataset == "semantickitti":
