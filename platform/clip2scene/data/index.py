@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from clip2scene.errors import DataError, one_line
 
 FORMAT = "clip2scene-index-2"
+_SAMPLED = 64
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,10 @@ class Index:
         return tuple(frame for frame in self.frames if frame.scene in scenes)
 
 
-def sampled(frames: Sequence[Frame], most: int = 64) -> list[Frame]:
-    """At most that many of the frames, spread evenly from the first to the last."""
-    return [frames[row] for row in np.linspace(0, len(frames) - 1, min(len(frames), most)).astype(int).tolist()]
+def sampled(frames: Sequence[Frame]) -> list[Frame]:
+    """At most 64 of the frames, spread evenly from the first to the last."""
+    rows = np.linspace(0, len(frames) - 1, min(len(frames), _SAMPLED)).astype(int)
+    return [frames[row] for row in rows.tolist()]
 
 
 _POSE = pa.list_(pa.float64(), 16)

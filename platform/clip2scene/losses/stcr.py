@@ -43,7 +43,7 @@ def spatial_temporal_consistency(
     labels_N: torch.Tensor,
     cells_N: torch.Tensor,
     text_CD: torch.Tensor,
-    lambda_: float = 1.0,
+    lambda_: float,
     *,
     pixel_term: bool = True,
     cell_text: Literal["point", "first"] = "point",
