@@ -54,7 +54,7 @@ others are for pre-training. Source: github.com/valeoai/SLidR, pretrain/dataload
 
 
 @cache
-def split_scenes(name: str) -> frozenset[str]:
+def nuscenes_scenes(name: str) -> frozenset[str]:
     """Scene names of a split of nuScenes (and of a streetworld, which uses scene names of nuScenes).
 
     Args:
@@ -83,7 +83,7 @@ def scenes_of_split(dataset: str, root: Path, name: str) -> frozenset[str]:
     Args:
         dataset: ``nuscenes``, ``semantickitti`` or ``scannet``.
         root: folder with ScanNet's official lists.
-        name: nuScenes: see :func:`split_scenes`. SemanticKITTI: ``train`` (10 sequences), ``val`` (08), ``test`` (11 to
+        name: nuScenes: see :func:`nuscenes_scenes`. SemanticKITTI: ``train`` (10 sequences), ``val`` (08), ``test`` (11 to
             21). ScanNet: ``train`` (1,201), ``val`` (312), ``test`` (100). Both: ``parametrizing``, ``verifying``.
 
     Raises:
@@ -91,7 +91,7 @@ def scenes_of_split(dataset: str, root: Path, name: str) -> frozenset[str]:
         DataError: one of ScanNet's lists is missing or damaged.
     """
     if dataset == "nuscenes":
-        return split_scenes(name)
+        return nuscenes_scenes(name)
     allowed = [split for split in get_args(Split) if not split.startswith("mini")]
     if name not in allowed:
         raise ConfigError(f"split {name!r}: unknown for {dataset}; allowed: {', '.join(allowed)}")
