@@ -83,8 +83,8 @@ def scenes_of_split(dataset: str, root: Path, name: str) -> frozenset[str]:
     Args:
         dataset: ``nuscenes``, ``semantickitti`` or ``scannet``.
         root: folder with ScanNet's official lists.
-        name: nuScenes: see :func:`nuscenes_scenes`. SemanticKITTI: ``train`` (10 sequences), ``val`` (08), ``test`` (11 to
-            21). ScanNet: ``train`` (1,201), ``val`` (312), ``test`` (100). Both: ``parametrizing``, ``verifying``.
+        name: nuScenes: see :func:`nuscenes_scenes`. SemanticKITTI: ``train`` (10 sequences), ``val`` (08), ``test`` (11
+            to 21). ScanNet: ``train`` (1,201), ``val`` (312), ``test`` (100). Both: ``parametrizing``, ``verifying``.
 
     Raises:
         ConfigError: no such split.
