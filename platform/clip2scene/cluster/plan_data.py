@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clip2scene.artifacts import make_index, world_path
-from clip2scene.config import DatasetSettings, Job
+from clip2scene.config import DatasetSettings, Job, Split
 from clip2scene.data.index import Frame, Index
 from clip2scene.data.splits import SEMANTICKITTI_SCANS, nuscenes_scenes, scenes_of_split, split_frames
 from clip2scene.errors import ConfigError, DataError
@@ -168,7 +168,7 @@ def _counted(job: Job) -> Data:
     )
 
 
-def _split(job: Job, name: str) -> tuple[int, int]:
+def _split(job: Job, name: Split) -> tuple[int, int]:
     """Keyframes and scenes of a split."""
     kind = job.dataset.kind
     if kind == "streetworld":

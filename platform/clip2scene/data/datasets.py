@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from clip2scene.config import digest_of
+from clip2scene.config import DatasetKind, digest_of
 from clip2scene.data.contents import sample_contents
 from clip2scene.data.index import Index
 from clip2scene.errors import ConfigError
@@ -16,7 +16,7 @@ _WATCHED = {"semantickitti": "sequences/*/*", "scannet": "scans/*/*"}
 """Paths that change with a dataset that has no tables: files by size and time, folders by the time of their listing."""
 
 
-def ego_half_edge_m(kind: str) -> float:
+def ego_half_edge_m(kind: DatasetKind) -> float:
     """Half the edge of the square around the LiDAR in which the car itself is hit; 0 where it is not.
 
     1 m in nuScenes (nuscenes-devkit, ``LidarPointCloud.from_file_multisweep``).
@@ -25,7 +25,12 @@ def ego_half_edge_m(kind: str) -> float:
 
 
 def build_index(
-    kind: str, root: Path, *, version: str | None = None, max_sweeps: int = 10, images_per_scene: int | None = None
+    kind: DatasetKind,
+    root: Path,
+    *,
+    version: str | None = None,
+    max_sweeps: int = 10,
+    images_per_scene: int | None = None,
 ) -> Index:
     """Build the index of a dataset folder, with a sample of its contents; a streetworld is read as nuScenes.
 
@@ -44,7 +49,9 @@ def build_index(
     return replace(index, contents=sample_contents(index))
 
 
-def _index_of(kind: str, root: Path, version: str | None, max_sweeps: int, images_per_scene: int | None) -> Index:
+def _index_of(
+    kind: DatasetKind, root: Path, version: str | None, max_sweeps: int, images_per_scene: int | None
+) -> Index:
     if kind == "semantickitti":
         from clip2scene.data import semantickitti
 
@@ -63,7 +70,7 @@ def _index_of(kind: str, root: Path, version: str | None, max_sweeps: int, image
     return nuscenes.build_index(root, version, max_sweeps=max_sweeps)
 
 
-def fingerprint(kind: str, root: Path, version: str) -> str:
+def fingerprint(kind: DatasetKind, root: Path, version: str) -> str:
     """A cheap hash of tables and listings. File contents are checked separately, once the index exists."""
     pattern = _WATCHED.get(kind, f"{version}/*.json")
     stats = [(path, path.stat()) for path in sorted((*root.glob(pattern), *root.glob(f"dataset/{pattern}")))]

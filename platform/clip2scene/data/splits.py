@@ -54,7 +54,7 @@ others are for pre-training. Source: github.com/valeoai/SLidR, pretrain/dataload
 
 
 @cache
-def nuscenes_scenes(name: str) -> frozenset[str]:
+def nuscenes_scenes(name: Split) -> frozenset[str]:
     """Scene names of a split of nuScenes (and of a streetworld, which uses scene names of nuScenes).
 
     Args:
@@ -77,7 +77,7 @@ def nuscenes_scenes(name: str) -> frozenset[str]:
     return frozenset(official[name])
 
 
-def scenes_of_split(dataset: str, root: Path, name: str) -> frozenset[str]:
+def scenes_of_split(dataset: str, root: Path, name: Split) -> frozenset[str]:
     """Scene names of a split of a data set, whether they are on disk or not.
 
     Args:
@@ -121,7 +121,7 @@ def _scannet_scenes(root: Path, part: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def split_frames(index: Index, name: str) -> tuple[Frame, ...]:
+def split_frames(index: Index, name: Split) -> tuple[Frame, ...]:
     """Keyframes of a split of the index's data set, in the index's order.
 
     Raises:
@@ -136,7 +136,7 @@ def split_frames(index: Index, name: str) -> tuple[Frame, ...]:
     return frames
 
 
-def missing_of_split(index: Index, name: str) -> str | None:
+def missing_of_split(index: Index, name: Split) -> str | None:
     """How much of an official split is on disk, like ``3 of 4071 scans``; None where all of it is.
 
     Scores on a part of a split are not those of the split. Counted in scenes, and in SemanticKITTI in scans.
