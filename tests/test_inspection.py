@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import doctest
 from pathlib import Path
 
 import pytest
 
-from clip2scene import inspection
 from clip2scene.data.dataroot import DataRoot
 from clip2scene.data.index import Index
 from clip2scene.data.nuscenes import build_index
@@ -77,8 +75,3 @@ def test_damaged_files_are_named(street_index: Index, tmp_path: Path) -> None:
         inspect_frame(index, frame, vocabulary("nuscenes"))
     with pytest.raises(DataError, match=r"path '\.\./cloud\.bin' leaves the dataset's root"):
         inspect_frame(index, dataclasses.replace(frame, cloud_path="../cloud.bin"), vocabulary("nuscenes"))
-
-
-def test_example_in_the_docstring() -> None:
-    result = doctest.testmod(inspection)
-    assert (result.attempted > 0, result.failed) == (True, 0)

@@ -6,7 +6,6 @@ teacher, and on nothing that a sweep varies.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +20,7 @@ from clip2scene.data.index import Frame, Index, read_index, write_index
 from clip2scene.data.splits import missing_of_split, split_frames
 from clip2scene.data.vocabulary import Vocabulary, vocabulary, vocabulary_of
 from clip2scene.paths import from_home
-from clip2scene.progress import progress
+from clip2scene.progress import progress, silent
 from clip2scene.storage import Storage, folder_of
 from clip2scene.teacher.clip import DenseClip, load_teacher
 from clip2scene.teacher.extract import ExtractReport, extract
@@ -89,8 +88,8 @@ class Artifacts:
 
         world, seed = dataset.streetworld, self.job.world_seed
         scenes = world.train_scenes + world.val_scenes
-        bar = contextlib.nullcontext() if root.is_dir() else progress("streetworld", scenes, unit="scenes")
-        with bar as advance:
+        show = silent if root.is_dir() else progress
+        with show("streetworld", scenes, unit="scenes") as advance:
             generate(root, world, seed=seed, workers=self.job.extract.num_actors, advance=advance)
         return root
 

@@ -19,6 +19,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 TEXT_FREE = ("pointcontrast",)
 """Methods with features outside CLIP's space: nothing can be scored before they are fine-tuned."""
 DatasetKind = Literal["streetworld", "nuscenes", "semantickitti", "scannet"]
+Initialisation = Literal["pretrained", "scratch"]
 Split = Literal["train", "val", "test", "parametrizing", "verifying", "mini_train", "mini_val"]
 ClassNames = Literal["common", "official"]
 PromptTemplates = Literal["clip85", "plain"]
@@ -346,7 +347,7 @@ class FinetuneSettings(TrainingSettings):
 
     mode: Literal["full", "linear_probe"] = "full"
     """``full``: all weights learn; ``linear_probe``: only the classifier, on a frozen backbone."""
-    initialisations: tuple[Literal["pretrained", "scratch"], ...] = Field(("pretrained", "scratch"), min_length=1)
+    initialisations: tuple[Initialisation, ...] = Field(("pretrained", "scratch"), min_length=1)
     """Initial weights, each fine-tuned and scored: the distilled student (or ``checkpoint``), or random ones."""
     checkpoint: str | None = None
     """Student file to start from instead of distilling one; it must have the same ``student`` settings."""

@@ -27,6 +27,10 @@ class Advance(Protocol):
         """Count ``n`` more units, and show ``fields`` (``loss=0.41``) beside the bar until their next values."""
 
 
+def uncounted(n: int = 1, **fields: Any) -> None:
+    """An :class:`Advance` that shows nothing."""
+
+
 @functools.cache
 def console() -> Console:
     """The one rich console, on stderr: stdout is for results."""
@@ -68,7 +72,7 @@ def progress(description: str, total: int | None, unit: str = "steps") -> Iterat
 @contextmanager
 def silent(description: str, total: int | None, unit: str = "steps") -> Iterator[Advance]:
     """Show nothing; for callers of :func:`progress` that report in another way."""
-    yield lambda n=1, **fields: None
+    yield uncounted
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from clip2scene.errors import ConfigError, StorageError
+from clip2scene.errors import ConfigError, StorageError, one_line
 
 _ALLOWED = "allowed: a folder, or s3://BUCKET/PREFIX[?endpoint_override=http://HOST:PORT&region=REGION]"
 _CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -177,7 +177,7 @@ class ObjectStore:
             return f"no bucket {self.bucket!r} at {where}; make it first, or give another storage"
         if code in _REFUSALS:
             return f"{where} refuses the credentials in the environment ({_CREDENTIALS}; {code})"
-        return " ".join(text.split())
+        return one_line(text)
 
 
 @functools.cache

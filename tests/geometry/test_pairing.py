@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import doctest
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from one_image import points_at, small_camera
 
 from clip2scene.data.clouds import read_cloud
 from clip2scene.data.index import Camera, Index
-from clip2scene.geometry import pairing, registration
 from clip2scene.geometry.pairing import pair
 from clip2scene.geometry.registration import register
 
@@ -84,9 +81,3 @@ def test_cameras_without_a_depth_map_keep_their_rule() -> None:
     np.testing.assert_array_equal(mixed.camera_P, [0, 0, 1])
     with pytest.raises(ValueError, match="zip"):
         pair(points, np.eye(4), [small_camera(), small_camera()], [None])
-
-
-@pytest.mark.parametrize("module", [pairing, registration])
-def test_examples_in_docstrings(module: ModuleType) -> None:
-    result = doctest.testmod(module)
-    assert (result.attempted > 0, result.failed) == (True, 0)

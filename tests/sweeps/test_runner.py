@@ -50,12 +50,12 @@ def test_a_kept_sweep_can_be_resumed_from_any_folder(load, tmp_path, monkeypatch
     kept = recall(begun.folder)
     assert (kept, kept.sweep.digest) == (begun, begun.sweep.digest)
     held = kept.sweep
-    assert (held.base.storage, held.base.dataset.root) == (str(tmp_path / "store"), str(tmp_path / "world"))
-    assert held.base.dataset.linked_folders == (str(tmp_path / "fast"), "/data")
-    assert (held.base.teacher.model, held.base.teacher.pretrained) == ("ViT-B-16", str(tmp_path / "home" / "clip.pt"))
-    assert held.base.finetune.checkpoint == str(tmp_path / "student.safetensors")
+    assert (held.job.storage, held.job.dataset.root) == (str(tmp_path / "store"), str(tmp_path / "world"))
+    assert held.job.dataset.linked_folders == (str(tmp_path / "fast"), "/data")
+    assert (held.job.teacher.model, held.job.teacher.pretrained) == ("ViT-B-16", str(tmp_path / "home" / "clip.pt"))
+    assert held.job.finetune.checkpoint == str(tmp_path / "student.safetensors")
     with pytest.raises(ConfigError, match="another sweep of this name"):
-        remember(load(**space, seed=1, job=PATHS | {"storage": held.base.storage}), "", None)
+        remember(load(**space, seed=1, job=PATHS | {"storage": held.job.storage}), "", None)
     elsewhere = remember(load(**space, job=PATHS | {"storage": str(tmp_path / "other")}), "", None)
     assert elsewhere.id != begun.id
 
@@ -92,9 +92,9 @@ def test_absolute_paths_change_nothing_else(load, tmp_path, monkeypatch):
         touches_features=True,
         job=PATHS | {"variant": "released"},
     )
-    before = copy.deepcopy(sweep.job)
+    before = copy.deepcopy(sweep.job_values)
     kept = remember(sweep, "", None).sweep
-    assert sweep.job == before
+    assert sweep.job_values == before
     normalised = {trial.variant: kept.job_of(trial).teacher.clip_normalisation for trial in kept.trials}
     assert normalised == {"paper": True, "as it is": False}
 

@@ -30,7 +30,7 @@ def test_trials_of_a_job_on_gpus_train_on_gpus(load):
     resources = {"num_workers": 2, "gpus_per_worker": 1, "threads_per_worker": 4, "cached_frames": 8}
     parameters = {TAU: {"grid": [0.3]}}
     made = load(parameters=parameters, job={"resources": resources})
-    assert made.job_of(made.trials[0]).resources == made.base.resources
+    assert made.job_of(made.trials[0]).resources == made.job.resources
     given = load(parameters=parameters, job={"resources": resources}, resources={"threads_per_worker": 3})
     assert (given.space.resources.num_workers, given.space.resources.gpus_per_worker) == (0, 0)
     on_cpus = load(parameters=parameters, job={"resources": {"num_workers": 2, "threads_per_worker": 4}})
@@ -102,7 +102,7 @@ def test_trials_are_drawn_once_and_do_not_affect_equality_or_pickling(load):
     keys = {TAU: {"uniform": [0.1, 1.0]}}
     sweep, other = (load(parameters=keys, num_trials=3) for _ in range(2))
     assert sweep.trials is sweep.trials
-    assert sweep.base is sweep.base
+    assert sweep.job is sweep.job
     assert pickle.loads(pickle.dumps(sweep)) == sweep == other
     assert pickle.loads(pickle.dumps(sweep)).trials == other.trials
 

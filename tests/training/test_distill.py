@@ -116,7 +116,7 @@ def test_impossible_trainings_are_refused(tiny):
     source = SampleSource(tiny.index.root, tiny.store, label_vocabulary=vocabulary("nuscenes"))
     with pytest.raises(ValueError, match="must not read labels"):
         tiny.distillation(source=source, settings=DistillSettings(method="kl"))
-    with pytest.raises(ValueError, match="needs a source with superpixels"):
+    with pytest.raises(AssertionError, match="needs a source with superpixels"):
         tiny.distillation(settings=DistillSettings(method="slidr"))
 
 

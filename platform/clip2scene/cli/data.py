@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from clip2scene.cli.options import Commands, file_to_write, non_negative_integer, positive_integer
 from clip2scene.config import DatasetKind
@@ -55,7 +53,6 @@ def register(commands: Commands) -> None:
     inspect.add_argument("--root", metavar="FOLDER", help="the dataset's folder, if it has moved")
     _add_linked_folder(inspect)
     inspect.add_argument("--frame", metavar="ID", help="only this keyframe (default: all)")
-    inspect.add_argument("--vocabulary", metavar="NAME", help="names of the label classes (default: the dataset's own)")
     inspect.add_argument("--json", action="store_true", help="print JSON instead of text")
     inspect.add_argument(
         "--figure",
@@ -99,18 +96,16 @@ def _index(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     from clip2scene.data.index import read_index
-    from clip2scene.data.vocabulary import vocabulary, vocabulary_of
+    from clip2scene.data.vocabulary import vocabulary_of
     from clip2scene.inspection import format_table, inspect_frame
-    from clip2scene.progress import progress
+    from clip2scene.progress import progress, silent
 
     index = read_index(options.index, options.root, options.linked_folder)
-    words = vocabulary(options.vocabulary) if options.vocabulary else vocabulary_of(index.dataset)
+    words = vocabulary_of(index.dataset)
     frames = (index.frame(options.frame),) if options.frame else index.frames
-    shown: AbstractContextManager[Callable[..., Any]] = nullcontext(lambda: None)
-    if len(frames) > 1:
-        shown = progress("inspect", len(frames), "keyframes")
     rows = []
-    with shown as advance:
+    show = progress if len(frames) > 1 else silent
+    with show("inspect", len(frames), "keyframes") as advance:
         for frame in frames:
             rows.append(inspect_frame(index, frame, words))
             advance()

@@ -62,7 +62,7 @@ def _sweep(options: argparse.Namespace) -> int:
     options.tracking_uri = options.tracking_uri or kept.tracking_uri
     job = sweep.job_of(sweep.trials[0])
     dashboard = job.resources.num_workers > 0
-    with session(options, storage, sweep.base.experiment, job, dashboard=dashboard) as tracker:
+    with session(options, storage, sweep.job.experiment, job, dashboard=dashboard) as tracker:
         record = run_sweep(kept, tracker(), None if options.tracking_uri else UI_PAGES)
     print(sweep_text(record))
     print(f"report: {report_command(sweep.space.sweep, storage, options.tracking_uri)}")

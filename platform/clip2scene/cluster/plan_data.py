@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clip2scene.artifacts import make_index, missing_of_splits, world_path
-from clip2scene.config import DatasetSettings, Job
+from clip2scene.config import DatasetSettings, Job, Split
 from clip2scene.data.index import Frame, Index
-from clip2scene.data.splits import SEMANTICKITTI_SCANS, scenes_of_split, split_frames, split_scenes
+from clip2scene.data.splits import SEMANTICKITTI_SCANS, nuscenes_scenes, scenes_of_split, split_frames
 from clip2scene.errors import ConfigError, DataError
 from clip2scene.remote import is_remote
 from clip2scene.stages import Stages
@@ -168,12 +168,12 @@ def _counted(job: Job) -> Data:
     )
 
 
-def _split(job: Job, name: str) -> tuple[int, int]:
+def _split(job: Job, name: Split) -> tuple[int, int]:
     """Keyframes and scenes of a split."""
     kind = job.dataset.kind
     if kind == "streetworld":
         world = job.dataset.streetworld
-        there = split_scenes(name).intersection(scene_names(world.train_scenes, world.val_scenes))
+        there = nuscenes_scenes(name).intersection(scene_names(world.train_scenes, world.val_scenes))
         if not there:
             raise ConfigError(f"split {name!r}: this street world will have no scene of it; make it larger")
         return len(there) * world.keyframes_per_scene, len(there)

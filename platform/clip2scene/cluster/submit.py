@@ -88,7 +88,7 @@ def read_submission(path: str, overrides: Sequence[str] = (), job_path: str | No
         sweep = load_sweep(path, job_path, words)
         space = sweep.space.model_dump(mode="json", by_alias=True)
         jobs = tuple(sweep.job_of(trial) for trial in sweep.trials)
-        settings = [space, sweep.base.model_dump(mode="json", by_alias=True)]
+        settings = [space, sweep.job.model_dump(mode="json", by_alias=True)]
         files = (Path(path), Path(job_path))
         return Submission("sweep", files, words, sweep.space.sweep, settings, jobs, ("job.", "job."))
     if kind == "table":

@@ -21,7 +21,7 @@ from clip2scene.cluster.nodes import ONLY_THIS_MACHINE
 from clip2scene.errors import ClusterError, ConfigError
 from clip2scene.machine import num_cpus
 from clip2scene.paths import from_home
-from clip2scene.tracking.server import Login, check_port, embedded_server, last_line, until_interrupted
+from clip2scene.tracking.server import Login, check_port, embedded_server, telling_line, until_interrupted
 from clip2scene.tracking.watchdog import watched
 
 USER = "clip2scene"
@@ -115,7 +115,7 @@ def serve(storage: str, nodes: int, cpus_per_node: int | None, dashboard_port: i
             flush=True,
         )
         cluster.process.wait()
-        raise ClusterError(f"Ray ended ({last_line(cluster.token.parent / 'ray.log')})")
+        raise ClusterError(f"Ray ended ({telling_line(cluster.token.parent / 'ray.log')})")
 
 
 def _check_count(option: str, count: int, most: int) -> None:
@@ -166,6 +166,6 @@ def _wait_until_started(process: subprocess.Popen[str], log: Path) -> dict[str, 
     answers, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
     line = process.stdout.readline() if answers else ""  # empty too when the process has ended
     if not line:
-        raise ClusterError(f"Ray did not start: {last_line(log)} (log: {log})")
+        raise ClusterError(f"Ray did not start: {telling_line(log)} (log: {log})")
     started: dict[str, str] = json.loads(line)
     return started

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from clip2scene.config import digest_of
+from clip2scene.config import DatasetKind, digest_of
 from clip2scene.data.contents import sample_contents
 from clip2scene.data.index import Index
 from clip2scene.errors import ConfigError
@@ -18,7 +18,7 @@ _WATCHED = {"semantickitti": ("sequences/*/*",), "scannet": ("scans/*/*", "scann
 those of all scenes, so that another downloaded part of it changes its folders only."""
 
 
-def ego_half_edge_m(kind: str) -> float:
+def ego_half_edge_m(kind: DatasetKind) -> float:
     """Half the edge of the square around the LiDAR in which the car itself is hit; 0 where it is not.
 
     1 m in nuScenes (nuscenes-devkit, ``LidarPointCloud.from_file_multisweep``).
@@ -27,7 +27,7 @@ def ego_half_edge_m(kind: str) -> float:
 
 
 def build_index(
-    kind: str,
+    kind: DatasetKind,
     root: Path,
     *,
     version: str | None = None,
@@ -54,7 +54,7 @@ def build_index(
 
 
 def _index_of(
-    kind: str,
+    kind: DatasetKind,
     root: Path,
     version: str | None,
     max_sweeps: int,
@@ -79,7 +79,7 @@ def _index_of(
     return nuscenes.build_index(root, version, max_sweeps=max_sweeps, linked_folders=linked)
 
 
-def fingerprint(kind: str, root: Path, version: str) -> str:
+def fingerprint(kind: DatasetKind, root: Path, version: str) -> str:
     """A cheap hash of tables and listings. File contents are checked separately, once the index exists."""
     patterns = _WATCHED.get(kind, (f"{version}/*.json", "samples/*"))
     paths = sorted(path for below in patterns for pattern in (below, f"dataset/{below}") for path in root.glob(pattern))

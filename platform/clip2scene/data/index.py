@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip2scene.data.dataroot import DataRoot
-from clip2scene.errors import DataError
+from clip2scene.errors import DataError, one_line
 
 FORMAT = "clip2scene-index-2"
+_SAMPLED = 64
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,10 @@ class Index:
         return tuple(frame for frame in self.frames if frame.scene in scenes)
 
 
-def sampled(frames: Sequence[Frame], most: int = 64) -> list[Frame]:
-    """At most that many of the frames, spread evenly from the first to the last."""
-    return [frames[row] for row in np.linspace(0, len(frames) - 1, min(len(frames), most)).astype(int).tolist()]
+def sampled(frames: Sequence[Frame]) -> list[Frame]:
+    """At most 64 of the frames, spread evenly from the first to the last."""
+    rows = np.linspace(0, len(frames) - 1, min(len(frames), _SAMPLED)).astype(int)
+    return [frames[row] for row in rows.tolist()]
 
 
 _POSE = pa.list_(pa.float64(), 16)
@@ -230,7 +232,7 @@ def read_index(path: str | Path, root: str | Path | None = None, linked_folders:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such index file") from error
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error
+        raise DataError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
     if about.get("format") != FORMAT:
         raise DataError(f"{path}: not an index of this version (format {about.get('format')!r}, expected {FORMAT!r})")
     # Arrow would keep the memory that it decoded the file in, which is more than the table's own.

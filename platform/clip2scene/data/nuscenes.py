@@ -25,7 +25,7 @@ from clip2scene.data.dataroot import DataRoot, DatasetFiles, check_relative
 from clip2scene.data.index import Camera, Frame, Index, Sweep
 from clip2scene.data.nuscenes_tables import check_tables, explain
 from clip2scene.data.poses import check_pinhole, inverse
-from clip2scene.errors import DataError
+from clip2scene.errors import DataError, one_line
 
 LIDAR = "LIDAR_TOP"
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
@@ -84,7 +84,7 @@ def _load(root: DataRoot, version: str) -> Any:
     except Exception as error:
         # The devkit raises errors of any kind (KeyError, AssertionError, IndexError, bare Exception).
         explain(root, version)
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise DataError(f"{root.path / version}: nuscenes-devkit cannot load these tables ({reason})") from error
 
 

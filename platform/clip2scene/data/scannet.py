@@ -170,7 +170,7 @@ def _intrinsics(root: DataRoot, folder: str, files: DatasetFiles, width: int, he
 def _inverse(world_from_camera: np.ndarray, source: str) -> np.ndarray:
     if not is_rotation(world_from_camera[:3, :3]) or (world_from_camera[3] != (0, 0, 0, 1)).any():
         raise DataError(f"{source}: not a rigid pose (a rotation, a translation and the last row 0 0 0 1 are needed)")
-    return np.linalg.inv(world_from_camera)
+    return np.linalg.inv(world_from_camera)  # not `inverse`: the file's six digits round the rotation
 
 
 def _matrix(root: DataRoot, relative: str) -> np.ndarray:

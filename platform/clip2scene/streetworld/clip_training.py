@@ -16,7 +16,7 @@ import argparse
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from clip2scene.data.vocabulary import vocabulary
 from clip2scene.errors import Clip2sceneError, ConfigError
 from clip2scene.jobfile import parse
 from clip2scene.paths import from_home
-from clip2scene.progress import progress
+from clip2scene.progress import Advance, progress, uncounted
 from clip2scene.storage import write_json, writing
 from clip2scene.streetworld.captions import CROPS_PER_TILE, PATCH_PX, TILE_PX, Tile, tiles_of_scene
 from clip2scene.teacher.clip import value_path
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train(settings: ClipSettings, output: Path, advance: Callable[..., None] | None = None) -> None:
+def train(settings: ClipSettings, output: Path, advance: Advance = uncounted) -> None:
     """Render crops, train, and write the model to the new folder ``output`` in half precision.
 
     The files are ``open_clip_config.json`` and ``open_clip_model.safetensors``; the folder appears complete or not at
@@ -124,12 +124,11 @@ def train(settings: ClipSettings, output: Path, advance: Callable[..., None] | N
         for world in settings.world_seeds:
             for number in range(settings.scenes_per_world):
                 tiles += tiles_of_scene(world, number, words, settings.tiles_per_image, cut_before)
-                if advance is not None:
-                    advance(1)
+                advance(1)
         _save(fit(tiles, settings, advance), aside)
 
 
-def fit(tiles: list[Tile], settings: ClipSettings, advance: Callable[..., None] | None = None) -> open_clip.CLIP:
+def fit(tiles: list[Tile], settings: ClipSettings, advance: Advance = uncounted) -> open_clip.CLIP:
     """A model trained on crops of the tiles."""
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng([settings.seed, 4])
@@ -169,8 +168,7 @@ def fit(tiles: list[Tile], settings: ClipSettings, advance: Callable[..., None] 
         optimiser.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
-        if advance is not None:
-            advance(1, loss=f"{float(loss.detach()):.3f}")
+        advance(1, loss=f"{float(loss.detach()):.3f}")
     return model.eval()
 
 

@@ -6,13 +6,14 @@ import json
 import multiprocessing
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from clip2scene.config import StreetworldSettings, digest_of
 from clip2scene.errors import DataError
+from clip2scene.progress import Advance, uncounted
 from clip2scene.storage import locked, writing
 from clip2scene.streetworld.tables import TABLES, VERSION, Row, scene_names, shared_rows
 
@@ -32,7 +33,7 @@ def generate(
     seed: int,
     *,
     workers: int = 1,
-    advance: Callable[..., None] | None = None,
+    advance: Advance = uncounted,
 ) -> None:
     """Write the world of ``seed`` below ``root`` as version ``v1.0-trainval``, unless it is there already.
 
@@ -56,17 +57,14 @@ def generate(
             _write(aside, settings, seed, workers, advance)
 
 
-def _write(
-    folder: Path, settings: StreetworldSettings, seed: int, workers: int, advance: Callable[..., None] | None
-) -> None:
+def _write(folder: Path, settings: StreetworldSettings, seed: int, workers: int, advance: Advance) -> None:
     (folder / "lidarseg" / VERSION).mkdir(parents=True)
     names = scene_names(settings.train_scenes, settings.val_scenes)
     rows: dict[str, list[Row]] = defaultdict(list, shared_rows())
     for part in _record_all(folder, settings, seed, names, workers):
         for table, more in part.items():
             rows[table] += more
-        if advance is not None:
-            advance(1)
+        advance(1)
     (folder / VERSION).mkdir()
     for table in TABLES:
         (folder / VERSION / f"{table}.json").write_text(json.dumps(rows[table], indent=0), encoding="utf-8")
@@ -99,7 +97,9 @@ def _is_finished(root: Path, digest: str) -> bool:
     raise DataError(f"{root}: holds {held}; choose another folder or remove this one")
 
 
-def _record_all(folder: Path, settings: StreetworldSettings, seed: int, names: list[str], workers: int) -> Any:
+def _record_all(
+    folder: Path, settings: StreetworldSettings, seed: int, names: list[str], workers: int
+) -> Iterator[dict[str, list[Row]]]:
     tasks = [(folder, settings, seed, number, name) for number, name in enumerate(names)]
     if workers <= 1:
         yield from map(_record, tasks)

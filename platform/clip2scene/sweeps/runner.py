@@ -65,7 +65,7 @@ def remember(sweep: Sweep, command: str, tracking_uri: str | None) -> KeptSweep:
         ConfigError: the storage holds another sweep of that name.
     """
     sweep = _absolute(sweep)
-    storage = Storage(sweep.base.storage)
+    storage = Storage(sweep.job.storage)
     folder = storage.path("sweeps", sweep.space.sweep)
     path = folder / "sweep.json"
     if path.is_file():
@@ -79,12 +79,12 @@ def remember(sweep: Sweep, command: str, tracking_uri: str | None) -> KeptSweep:
         hours = held.space.budget.model_copy(update={"hours": sweep.space.budget.hours})
         # Tune numbered the trials by the order of the keys that was kept; the digest does not depend on that order.
         space = held.space.model_copy(update={"title": sweep.space.title, "budget": hours})
-        return replace(kept, sweep=Sweep(space, held.job))
+        return replace(kept, sweep=Sweep(space, held.job_values))
     kept = KeptSweep(sweep, folder, uuid.uuid4().hex, command, tracking_uri)
     values = {
         "id": kept.id,
         "space": sweep.space.model_dump(mode="json", by_alias=True, exclude_defaults=True),
-        "job": dict(sweep.job),
+        "job": dict(sweep.job_values),
         "command": command,
         "tracking_uri": tracking_uri,
     }
@@ -126,7 +126,7 @@ def run_sweep(kept: KeptSweep, tracker: Tracker, pages_at: str | None = None) ->
     sweep, folder = kept.sweep, kept.folder
     space = sweep.space
     tags = {
-        "dataset": sweep.base.dataset.kind,
+        "dataset": sweep.job.dataset.kind,
         "selection": f"labels of the {VERIFY_SPLIT} scenes" if space.reads_labels else "no labels",
     }
     with locked(folder, "runs this sweep"), _sweep_run(kept, tracker, tags) as parent:
@@ -196,8 +196,8 @@ def _prepare(sweep: Sweep, folder: Path) -> bool:
 
 def _absolute(sweep: Sweep) -> Sweep:
     """The sweep with absolute paths: a trial's process may run in another folder, and so may a resumed sweep."""
-    values = copy.deepcopy(dict(sweep.job))
-    for key, (_, path) in relative_paths(sweep.base).items():
+    values = copy.deepcopy(dict(sweep.job_values))
+    for key, (_, path) in relative_paths(sweep.job).items():
         put(values, key, path, "job")
     return Sweep(sweep.space, values)
 
@@ -227,9 +227,9 @@ def _about(sweep: Sweep, command: str, labels: bool) -> dict[str, Any]:
         "searcher": space.searcher,
         "num_trials": len(sweep.trials),
         "epochs": sweep.epochs,
-        "dataset": sweep.base.dataset.kind,
+        "dataset": sweep.job.dataset.kind,
         "splits": {"train": TRAIN_SPLIT, "verify": VERIFY_SPLIT},
-        "job": dict(sweep.job),
+        "job": dict(sweep.job_values),
         "set": space.set_,
         "has_labels": labels,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,29 +36,29 @@ class Sweep:
     """A search space combined with a job."""
 
     space: Space
-    job: Mapping[str, Any]
+    job_values: Mapping[str, Any]
     """The job file's values, with the user's changes."""
 
     @property
     def digest(self) -> str:
         """Hash of everything that decides the trials, so neither the title nor the hours."""
         space = self.space.model_dump(mode="json", by_alias=True, exclude={"title": True, "budget": {"hours"}})
-        return digest_of(space, self.base.model_dump(mode="json", by_alias=True, exclude={"name", "storage"}))
+        return digest_of(space, self.job.model_dump(mode="json", by_alias=True, exclude={"name", "storage"}))
 
     @functools.cached_property
-    def base(self) -> Job:
+    def job(self) -> Job:
         """The user's job."""
-        return Job.model_validate(self.job)
+        return Job.model_validate(self.job_values)
 
     @property
     def epochs(self) -> int:
         """Epochs of a trial that is not stopped."""
-        return self.space.budget.epochs or self.base.distill.epochs
+        return self.space.budget.epochs or self.job.distill.epochs
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """Seeds that every configuration is trained with."""
-        return self.space.seeds or (self.base.seed,)
+        return self.space.seeds or (self.job.seed,)
 
     @property
     def extremes(self) -> tuple[Trial, ...]:
@@ -100,7 +100,7 @@ class Sweep:
         Raises:
             ConfigError: the values do not make a valid job.
         """
-        space, values = self.space, copy.deepcopy(dict(self.job))
+        space, values = self.space, copy.deepcopy(dict(self.job_values))
         changes: dict[str, Any] = {
             "stage": "distill",
             "seed": trial.seed,
@@ -109,22 +109,21 @@ class Sweep:
             "distill.epochs": self.epochs,
             **{f"resources.{name}": value for name, value in space.resources.model_dump().items()},
         }
-        if self.base.dataset.kind == "streetworld":
-            changes["dataset.streetworld.seed"] = self.base.world_seed
+        if self.job.dataset.kind == "streetworld":
+            changes["dataset.streetworld.seed"] = self.job.world_seed
         changes |= {**space.set_, **(space.variants[trial.variant] if trial.variant else {}), **trial.values}
         for key, value in changes.items():
             put(values, key, value, source)
         return parse(Job, values, source)
 
 
-def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
+def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """Overrides of the space, and those of the job without their ``job.``."""
-    overrides = list(overrides)
     of_job = [override.removeprefix("job.") for override in overrides if override.startswith("job.")]
     return [override for override in overrides if not override.startswith("job.")], of_job
 
 
-def load_sweep(space_path: str | Path, job_path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
+def load_sweep(space_path: str | Path, job_path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a search space and a job; ``key=value`` overrides the space, ``job.key=value`` the job.
 
     Raises:
@@ -134,7 +133,7 @@ def load_sweep(space_path: str | Path, job_path: str | Path, overrides: Iterable
         raise ConfigError(f"--job {job_path}: a {kind}, but a job is needed")
     of_space, of_job = split_overrides(overrides)
     return combine(
-        read_values(space_path, of_space, "search space"),
+        read_values(space_path, of_space, "sweep"),
         read_values(job_path, of_job, "job"),
         str(space_path),
         str(job_path),

@@ -114,9 +114,9 @@ def _run_all(table: Table, jobs: Sequence[TableJob], tracker: Tracker, parent: R
     nodes = ray_nodes()
     at_once = min(jobs_on(nodes, job.settings.resources) for job in jobs)
     # A pipeline that runs in this process draws its own bars.
-    bar = progress(table.table, len(jobs), unit="jobs") if at_once > 1 else silent(table.table, len(jobs))
+    show = progress if at_once > 1 else silent
     ended = _side_by_side(jobs, tracker, parent, at_once) if at_once > 1 else _one_after_another(jobs, tracker, parent)
-    with bar as advance:
+    with show(table.table, len(jobs), unit="jobs") as advance:
         for done in ended:
             _print_end(table, done)
             advance(1)

@@ -134,6 +134,7 @@ def _encode_all(
     rows = [frame_row(frame) for frame in pending]
     batches = -(-len(rows) // settings.frames_per_batch)
     actors = min(settings.num_actors, batches)
+    check_actors(ray_nodes(), settings, actors)
     images = {frame.frame_id: len(frame.cameras) for frame in pending}
     with _quiet_ray_data(), progress("extract", sum(images.values()), unit="images") as advance:
         dataset = ray.data.from_items(rows, override_num_blocks=min(batches, _MAX_BLOCKS))
@@ -153,7 +154,7 @@ def _encode_all(
                 batch_size=settings.frames_per_batch,
                 compute=ray.data.ActorPoolStrategy(size=actors),
                 num_cpus=_cpus_per_actor(actors, settings),
-                num_gpus=_gpus_per_actor(actors, settings),
+                num_gpus=settings.gpus_per_actor,
                 ray_remote_args_fn=_restarts,
             )
         try:
@@ -225,11 +226,6 @@ def _share(cpus_of_nodes: list[float], actors: int, most: float) -> float:
         if 0 < booked <= most and sum(int(cpus / booked) for cpus in cpus_of_nodes) >= actors:
             return booked
     return 0.0
-
-
-def _gpus_per_actor(actors: int, settings: ExtractSettings) -> float:
-    check_actors(ray_nodes(), settings, actors)
-    return settings.gpus_per_actor
 
 
 @contextlib.contextmanager

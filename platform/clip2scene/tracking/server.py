@@ -109,7 +109,7 @@ def serve_ui(folder: str | Path, port: int = UI_PORT) -> None:
         page = f"{uri}/#/experiments?workflowType=machine_learning"  # otherwise it opens on language models
         console().print(f"MLflow shows the runs at [bold]{page}[/bold] (Ctrl-C ends it)", soft_wrap=True)
         process.wait()
-        raise TrackingError(f"the MLflow server at {uri} ended ({last_line(folder / _LOG)})")
+        raise TrackingError(f"the MLflow server at {uri} ended ({telling_line(folder / _LOG)})")
 
 
 @contextlib.contextmanager
@@ -224,12 +224,12 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, folder: Pat
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
-            raise TrackingError(f"the MLflow server did not start: {last_line(log)} (log: {log})")
+            raise TrackingError(f"the MLflow server did not start: {telling_line(log)} (log: {log})")
         if healthy(f"http://{HOST}:{port}", timeout_s=2.0) and _listens(process.pid, port):
             return
         time.sleep(0.1)
     raise TrackingError(
-        f"the MLflow server did not answer within {START_TIMEOUT_S:.0f} s: {last_line(log)} (log: {log})"
+        f"the MLflow server did not answer within {START_TIMEOUT_S:.0f} s: {telling_line(log)} (log: {log})"
     )
 
 
@@ -284,7 +284,7 @@ def check_port(port: int) -> None:
             raise ConfigError(f"port {port} on {HOST} is busy; choose another, or end what listens there") from error
 
 
-def last_line(log: Path) -> str:
+def telling_line(log: Path) -> str:
     """The most informative line of a server's log: the last that names an error, or else the last."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if "address already in use" in line or re.search(r"(Error|Exception)\W", line)]
