@@ -20,7 +20,7 @@ from clip2scene.cli import _interrupted_by
 from clip2scene.data.index import read_index
 from clip2scene.tracking.run import client_of
 from clip2scene.tracking.tracker import connect
-from commands import REPOSITORY, begin, clip2scene, succeed, wait_until
+from commands import REPOSITORY, begin, clip2scene, fail, succeed, wait_until
 
 TINY = [
     "dataset.streetworld={train_scenes: 3, val_scenes: 2, keyframes_per_scene: 2, sweeps_between_keyframes: 2, "
@@ -198,6 +198,23 @@ def test_a_distillation_killed_with_sigkill_goes_on_from_its_checkpoint(demo, tm
     known = killed[:2]  # or the first alone: it may be killed between the second checkpoint and its metrics
     assert known
     assert finished[: len(known)] == known
+
+
+def test_index_and_inspect_follow_links_into_the_folders_that_they_are_given(streetworld_root, tmp_path):
+    world, version = streetworld_root
+    root, fast, index = tmp_path / "world", tmp_path / "fast", tmp_path / "index.parquet"
+    root.mkdir()
+    fast.symlink_to(world)
+    for path in world.iterdir():
+        (root / path.name).symlink_to(path)
+    words = ["index", "nuscenes", "--root", root, "--version", version, "--output", index]
+    for refused in (fail(*words), fail(*words, "--linked-folder", tmp_path / "other")):
+        assert "leaves the dataset's root through a link, to " in refused
+        assert refused.endswith("--linked-folder) allows other folders")
+    succeed(*words, "--linked-folder", tmp_path / "other", "--linked-folder", fast)
+    frame = read_index(index).frames[0].frame_id
+    assert "leaves the dataset's root through a link" in fail("inspect", index, "--frame", frame)
+    assert f"frame {frame}" in succeed("inspect", index, "--frame", frame, "--linked-folder", fast)
 
 
 def test_inspect_shows_how_many_keyframes_it_has_read(streetworld_root, tmp_path):

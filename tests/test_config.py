@@ -144,6 +144,11 @@ def test_models_are_frozen():
         ("resources.num_workers=3", r"distill\.batch_size=\d+ must be a multiple of resources\.num_workers=3"),
         ("distill.scr=3", r"distill\.scr=3: a group of keys is needed, such as distill\.scr\.weight$"),
         ("dataset=nuscenes", r"dataset='nuscenes': a group of keys is needed, such as dataset\.kind$"),
+        (
+            "dataset.linked_folders=/fast",
+            r"folders='/fast': a list is needed, such as dataset\.linked_folders=\[/fast\]$",
+        ),
+        ("dataset.linked_folders=['']", r"dataset\.linked_folders\.0='?'?: string should have at least 1 char"),
         ("student.channels=32", r"student\.channels=32: a list is needed, such as student\.channels=\[32\]$"),
         ("student.channels=[32]", r"student\.channels=\[32\]: list should have at least 2 items"),
         (

@@ -117,11 +117,6 @@ def test_what_a_bar_shows_is_not_changed_while_it_is_drawn(monkeypatch):
     assert drawn == [{"loss": 0.5}, {"loss": 0.25, "device": "cpu"}]
 
 
-def test_only_rich_is_imported():
-    code = "import sys, clip2scene.progress; print({'torch', 'ray', 'mlflow', 'numpy'} & set(sys.modules) or '{}')"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "{}\n"
-
-
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 00 s"), (245, "4 min 05 s"), (7620, "2 h 07 min")],

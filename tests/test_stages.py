@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from clip2scene.cluster.plan_data import count_data
 from clip2scene.errors import ConfigError, DataError
 from clip2scene.jobfile import load_job
 from clip2scene.pipeline import Pipeline
@@ -157,6 +158,51 @@ def test_scores_on_keyframes_that_are_trained_on_are_named(stages, capsys):
     log = BriefRunLog(Silent(), Silent(), pipeline.stages)
     pipeline._index(log)
     assert f"({count} of {count} keyframes trained on);" in log.report["protocol"]
+
+
+def test_linked_folders_are_a_setting_that_changes_no_features_and_no_student(stages, streetworld_root, tmp_path):
+    plain = stages()
+    root = shutil.copytree(streetworld_root[0], tmp_path / "linked" / "world")
+    for part in ("samples", "lidarseg"):
+        (root / part).rename(tmp_path / "linked" / part)
+        (root / part).symlink_to(tmp_path / "linked" / part)
+    word, allowed = f"dataset.root={root}", f"dataset.linked_folders=[{tmp_path / 'linked'}]"
+    with pytest.raises(DataError, match=r"through a link, to .*; dataset\.linked_folders .* allows other folders"):
+        _ = stages(word).index
+    job = stages(word, allowed)
+    assert job.index.digests == plain.index.digests
+    assert (job.store_digest, job.superpixel_path) == (plain.store_digest, plain.superpixel_path)
+    assert job.distill_digest == plain.distill_digest
+    # The stored index is read with the setting of the job that reads it.
+    assert stages(word, allowed)._labelled_source().read(job.eval_frames[0]).labels_N.any()
+    with pytest.raises(DataError, match=r"leaves the dataset's root through a link"):
+        stages(word)._labelled_source().read(job.eval_frames[0])
+
+
+def test_scenes_that_are_downloaded_later_are_indexed_and_planned(stages, streetworld_root, tmp_path):
+    root = shutil.copytree(streetworld_root[0], tmp_path / "world")
+    word = f"dataset.root={root}"
+    whole = stages(word).index
+    gone = {frame.scene for frame in stages(word).train_frames[:1]}
+    (tmp_path / "aside").mkdir()
+    files = [
+        root / path
+        for frame in whole.select(frozenset(gone))
+        for path in (frame.cloud_path, *(camera.image_path for camera in frame.cameras))
+    ]
+    for number, path in enumerate(files):
+        path.rename(tmp_path / "aside" / str(number))
+    part = stages(word)
+    assert len(part.index.frames) == len(whole.frames) - 2
+    assert part.omissions[0].startswith("v1.0-trainval: 1 of 4 scenes left out, as no cloud and no image ")
+    assert part.missing == {"train": "1 of 700 scenes", "val": "2 of 150 scenes"}
+    source = count_data(part.job).source
+    assert source.startswith("the index in storage=")
+    assert source.endswith(", split train: 1 of 700 scenes are there, split val: 2 of 150 scenes are there")
+    for number, path in enumerate(files):
+        (tmp_path / "aside" / str(number)).rename(path)
+    assert stages(word).index.digest == whole.digest
+    assert stages(word).index.left_out == ()
 
 
 def test_a_window_beyond_the_indexed_sweeps_is_refused_before_the_teacher_is_loaded(stages):

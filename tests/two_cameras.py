@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from clip2scene.config import TeacherSettings
+from clip2scene.data.dataroot import DataRoot
 from clip2scene.data.index import Camera, Frame, Index
 
 WIDTH, HEIGHT = 96, 64
@@ -27,7 +28,7 @@ def make_index(root: Path, num_frames: int) -> Index:
             Image.fromarray(coarse).resize((WIDTH, HEIGHT)).save(file)
             cameras.append(Camera(name, file.name, WIDTH, HEIGHT, np.eye(3), np.eye(4), number))
         frames.append(Frame(f"frame-{number}", "scene", number, "none", np.eye(4), (), tuple(cameras), None))
-    return Index("nuscenes", root, "v1.0-test", tuple(frames))
+    return Index("nuscenes", DataRoot.at(root), "v1.0-test", tuple(frames))
 
 
 def teacher_settings(folder: Path, **changes: Any) -> TeacherSettings:

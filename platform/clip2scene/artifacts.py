@@ -39,6 +39,11 @@ def world_path(job: Job) -> Path:
     return folder_of(job.storage) / "streetworld" / world_digest(dataset.streetworld, job.world_seed)
 
 
+def linked_folders(job: Job) -> tuple[Path, ...]:
+    """Folders outside of the dataset's to which links in it may lead."""
+    return tuple(from_home(folder) for folder in job.dataset.linked_folders)
+
+
 def make_index(job: Job) -> Index:
     """Index the dataset's folder."""
     settings = job.dataset
@@ -48,7 +53,17 @@ def make_index(job: Job) -> Index:
         version=settings.version,
         max_sweeps=settings.max_sweeps,
         images_per_scene=settings.images_per_scene,
+        linked_folders=linked_folders(job),
     )
+
+
+def missing_of_splits(job: Job, index: Index) -> dict[str, str]:
+    """Splits of a job that are on disk only in part, and how much of each is; a streetworld is always whole."""
+    settings = job.dataset
+    if settings.kind == "streetworld":
+        return {}
+    parts = {name: missing_of_split(index, name) for name in (settings.train_split, settings.eval_split)}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 class Artifacts:
@@ -92,13 +107,13 @@ class Artifacts:
         root = self.root
         path = self.index_path
         if self.storage.fetch(path):
-            index = read_index(path, root)
+            index = read_index(path, root, linked_folders(self.job))
             if are_current(index):
                 return index
         built = make_index(self.job)
         with self.storage.writing(path) as aside:
             write_index(built, aside)
-        return read_index(path, root)
+        return read_index(path, root, linked_folders(self.job))
 
     @functools.cached_property
     def train_frames(self) -> tuple[Frame, ...]:
@@ -122,12 +137,8 @@ class Artifacts:
 
     @functools.cached_property
     def missing(self) -> dict[str, str]:
-        """Splits that are on disk only in part, and how much of each is; a streetworld is always whole."""
-        settings = self.job.dataset
-        if settings.kind == "streetworld":
-            return {}
-        parts = {name: missing_of_split(self.index, name) for name in (settings.train_split, settings.eval_split)}
-        return {name: part for name, part in parts.items() if part is not None}
+        """Splits that are on disk only in part, and how much of each is."""
+        return missing_of_splits(self.job, self.index)
 
     @functools.cached_property
     def trained_on(self) -> str | None:

@@ -19,6 +19,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 TEXT_FREE = ("pointcontrast",)
 """Methods with features outside CLIP's space: nothing can be scored before they are fine-tuned."""
 DatasetKind = Literal["streetworld", "nuscenes", "semantickitti", "scannet"]
+Initialisation = Literal["pretrained", "scratch"]
 Split = Literal["train", "val", "test", "parametrizing", "verifying", "mini_train", "mini_val"]
 ClassNames = Literal["common", "official"]
 PromptTemplates = Literal["clip85", "plain"]
@@ -73,6 +74,9 @@ class DatasetSettings(Settings):
     """The data set's format; ``streetworld`` is the synthetic street world, in nuScenes' format."""
     root: str | None = None
     """Folder of the data set. Streetworld is generated in the storage when this is not given."""
+    linked_folders: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Folders outside of ``root`` to which links in it may lead, such as one on a faster disk. Other links out of it
+    are refused, so that a data set from elsewhere does not lead to other files of this machine."""
     version: str = "v1.0-trainval"
     """Name of the folder of tables in ``root`` (nuScenes' format only)."""
     max_sweeps: int = Field(10, ge=0)
@@ -346,7 +350,7 @@ class FinetuneSettings(TrainingSettings):
 
     mode: Literal["full", "linear_probe"] = "full"
     """``full``: all weights learn; ``linear_probe``: only the classifier, on a frozen backbone."""
-    initialisations: tuple[Literal["pretrained", "scratch"], ...] = Field(("pretrained", "scratch"), min_length=1)
+    initialisations: tuple[Initialisation, ...] = Field(("pretrained", "scratch"), min_length=1)
     """Initial weights, each fine-tuned and scored: the distilled student (or ``checkpoint``), or random ones."""
     checkpoint: str | None = None
     """Student file to start from instead of distilling one; it must have the same ``student`` settings."""

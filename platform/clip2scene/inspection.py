@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from clip2scene.data.clouds import read_cloud, read_depths, read_labels
-from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import Frame, Index
 from clip2scene.data.vocabulary import IGNORE, Vocabulary
 from clip2scene.geometry.pairing import pair
@@ -30,7 +29,7 @@ def inspect_frame(index: Index, frame: Frame, vocabulary: Vocabulary) -> dict[st
     Raises:
         DataError: the cloud, a depth map or the label file is missing or damaged.
     """
-    points_N3 = read_cloud(resolve(index.root, frame.cloud_path))[:, :3]
+    points_N3 = read_cloud(index.root.path_of(frame.cloud_path))[:, :3]
     pairs = pair(points_N3, frame.world_from_lidar, frame.cameras, read_depths(index.root, frame))
     per_camera = np.bincount(pairs.camera_P, minlength=len(frame.cameras))
     views_N = np.bincount(pairs.point_P, minlength=len(points_N3))
@@ -87,7 +86,7 @@ def _group(title: str, counts: dict[str, int]) -> list[tuple[str, int]]:
 def _count_labels(index: Index, frame: Frame, vocabulary: Vocabulary, num_points: int) -> dict[str, int]:
     if frame.label_path is None:
         return {}
-    labels_N = read_labels(resolve(index.root, frame.label_path), num_points, vocabulary)
+    labels_N = read_labels(index.root.path_of(frame.label_path), num_points, vocabulary)
     counts = np.bincount(labels_N, minlength=len(vocabulary.classes) + 1)
     named = {name: int(counts[label]) for label, name in enumerate(vocabulary.classes, start=1) if counts[label]}
     return named | ({"ignore": int(counts[IGNORE])} if counts[IGNORE] else {})

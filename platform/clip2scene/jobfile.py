@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -23,6 +23,7 @@ Model = TypeVar("Model", bound=BaseModel)
 Schema = dict[str, Any]
 """JSON schema of a setting, or of a group of settings; only a group has ``properties``."""
 Kind = Literal["job", "table", "sweep"]
+_NAMES: Mapping[Kind, str] = {"job": "job", "table": "table", "sweep": "search space"}
 BASE = "base"
 """Key of a job file that names another one, from which it takes all settings that it does not give itself."""
 TABLE_KEYS = ("name", "seed", "storage", "experiment")
@@ -55,7 +56,7 @@ def kind_with_job(path: str | Path, job_path: str | Path | None) -> Kind:
     return kind
 
 
-def load_job(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Job:
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     """Read a job file and apply ``key.path=value`` overrides.
 
     Raises:
@@ -65,7 +66,7 @@ def load_job(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> J
     return parse(Job, values, str(path))
 
 
-def read_values(path: str | Path, overrides: list[str] | tuple[str, ...], kind: str) -> dict[str, Any]:
+def read_values(path: str | Path, overrides: Sequence[str], kind: Kind) -> dict[str, Any]:
     """Read a YAML file and apply ``key.path=value`` overrides, without validation; ``kind`` names the file in errors.
 
     A job with the key ``base``, also one in a table's ``jobs``, has the settings of that job file with its own on top.
@@ -149,16 +150,16 @@ def put(values: dict[str, Any], key: str, value: Any, source: str) -> None:
     node[last] = copy.deepcopy(value)
 
 
-def _read(path: Path, kind: str) -> dict[str, Any]:
+def _read(path: Path, kind: Kind) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read the {kind} file ({error.strerror})") from error
+        raise ConfigError(f"{path}: cannot read the {_NAMES[kind]} file ({error.strerror})") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: not valid YAML ({one_line(error)})") from error
     if not isinstance(values, dict):
         given = "empty" if values is None else f"a {type(values).__name__}"
-        raise ConfigError(f"{path}: a {kind} file is a mapping of keys to values, but this is {given}")
+        raise ConfigError(f"{path}: a {_NAMES[kind]} file is a mapping of keys to values, but this is {given}")
     return values
 
 

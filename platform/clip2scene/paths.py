@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from clip2scene.config import Job, TeacherSettings
@@ -44,10 +45,23 @@ def absolute_teacher(teacher: TeacherSettings) -> TeacherSettings:
     return teacher.model_copy(update={"model": model, "pretrained": pretrained})
 
 
-def relative_paths(job: Job) -> dict[str, tuple[str, str]]:
-    """Every path of a job that is not absolute, by its dotted key: as given, and made absolute."""
+Paths = str | list[str]
+"""The value of a setting that is a path, or a list of them."""
+
+
+def as_text(value: Paths) -> str:
+    """The value as in ``key=value`` on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def relative_paths(job: Job) -> dict[str, tuple[Paths, Paths]]:
+    """Every setting of a job with a path that is not absolute, by its dotted key: as given, and made absolute."""
     teacher = absolute_teacher(job.teacher)
     given = {"storage": job.storage, "dataset.root": job.dataset.root, "finetune.checkpoint": job.finetune.checkpoint}
-    pairs = {key: (path, absolute(path)) for key, path in given.items() if path is not None}
+    pairs: dict[str, tuple[Paths, Paths]] = {
+        key: (path, absolute(path)) for key, path in given.items() if path is not None
+    }
+    linked = list(job.dataset.linked_folders)
+    pairs["dataset.linked_folders"] = (linked, list(map(absolute, linked)))
     pairs |= {f"teacher.{key}": (getattr(job.teacher, key), getattr(teacher, key)) for key in ("model", "pretrained")}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from clip2scene.config import TEXT_FREE, Job
+from clip2scene.config import TEXT_FREE, Initialisation, Job
 from clip2scene.run_log import BriefRunLog, RunLog, comparable
 from clip2scene.stages import Stages, Trained
 from clip2scene.tracking.run import Run
@@ -97,7 +97,7 @@ class Pipeline:
                 {"frames": len(index.frames), "left_out": len(index.left_out)}
                 | {f"{name}_frames": len(frames) for name, frames in splits.items()}
             )
-            run.log_dataset(self.job.dataset.kind, index.digest, str(index.root), "index")
+            run.log_dataset(self.job.dataset.kind, index.digest, str(index.root.path), "index")
             ids = {name: [frame.frame_id for frame in frames] for name, frames in splits.items()}
             run.log_dict(ids, "splits.json")
 
@@ -150,7 +150,7 @@ class Pipeline:
         log.report |= values
 
     def _finetune(self, log: RunLog) -> None:
-        students: dict[str, Trained] = {}
+        students: dict[Initialisation, Trained] = {}
         labelled = [frame.frame_id for frame in self.stages.labelled_frames]
         for initialisation in self.job.finetune.initialisations:
             name = f"finetune-{initialisation}"

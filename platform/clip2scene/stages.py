@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from clip2scene.artifacts import Artifacts
-from clip2scene.config import TEXT_FREE, digest_of
+from clip2scene.config import TEXT_FREE, Initialisation, digest_of
 from clip2scene.data.datasets import ego_half_edge_m
 from clip2scene.data.index import Frame
 from clip2scene.errors import DataError
@@ -179,7 +179,7 @@ class Stages(Artifacts):
         """Training keyframes with labels that fine-tuning may read."""
         return choose_labelled(self.train_frames, self.job.finetune)
 
-    def finetune(self, initialisation: str, on_epoch: OnEpoch) -> Trained:
+    def finetune(self, initialisation: Initialisation, on_epoch: OnEpoch) -> Trained:
         """Train a ``pretrained`` or ``scratch`` student on :attr:`labelled_frames`, unless it is there already."""
         job = self.job
         start: Checkpoint | None = None
@@ -270,11 +270,11 @@ class Stages(Artifacts):
         made_of = [student.digest, self.prompts_digest, self.store_digest, self.teacher.text_digest]
         return self._score("annotation-free", methods, [*made_of, *self.quarantined(self.eval_frames)])
 
-    def score_finetuned(self, students: dict[str, Trained]) -> Scores:
+    def score_finetuned(self, students: Mapping[Initialisation, Trained]) -> Scores:
         """Scores of the fine-tuned students by initialisation, and of the majority class of the labelled keyframes."""
         num_classes = len(self.vocabulary.classes)
 
-        def student(name: str) -> Method:
+        def student(name: Initialisation) -> Method:
             return StudentMethod(self.job.student, students[name].checkpoint.weights, None, num_classes)
 
         def majority() -> Method:

@@ -200,6 +200,7 @@ def _store(count: int, folder: Path) -> dict[str, float]:
 
 def keep_index(count: int, path: Path) -> None:
     """Write a synthetic index of ``count`` keyframes, with nuScenes' lengths of names and random poses."""
+    from clip2scene.data.dataroot import DataRoot
     from clip2scene.data.index import Camera, Frame, Index, Sweep, write_index
 
     rng = np.random.default_rng(0)
@@ -229,7 +230,7 @@ def keep_index(count: int, path: Path) -> None:
                 label_path=f"lidarseg/v1.0-trainval/{number:032x}_lidarseg.bin",
             )
         )
-    write_index(Index("nuscenes", path.parent, "v1.0-trainval", tuple(frames)), path)
+    write_index(Index("nuscenes", DataRoot(path.parent), "v1.0-trainval", tuple(frames)), path)
 
 
 def write_tables(root: Path, count: int) -> None:

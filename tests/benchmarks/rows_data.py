@@ -13,7 +13,6 @@ from harness import Measured, at_least, at_most, paired, row, seconds
 from threadpoolctl import threadpool_info
 
 from clip2scene.data.clouds import read_cloud
-from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import Frame, Index
 from clip2scene.geometry.pairing import Pairs, pair
 from clip2scene.geometry.registration import choose_sweeps, register
@@ -30,7 +29,7 @@ def clouds_of_keyframe(index: Index, frame: Frame) -> list[tuple[str, np.ndarray
     """File, (N, 3) float32 points and pose of the keyframe's cloud and its K - 1 sweeps."""
     chosen = [(frame.cloud_path, frame.world_from_lidar)]
     chosen += [(sweep.path, sweep.world_from_lidar) for sweep in choose_sweeps(frame, K, WINDOW_S)]
-    return [(path, read_cloud(resolve(index.root, path))[:, :3], pose) for path, pose in chosen]
+    return [(path, read_cloud(index.root.path_of(path))[:, :3], pose) for path, pose in chosen]
 
 
 def pairs_of_keyframe(index: Index, frame: Frame) -> list[tuple[np.ndarray, Pairs]]:
@@ -57,7 +56,7 @@ def pairing(bench: Bench) -> Measured:
     from nuscenes.utils.data_classes import LidarPointCloud
 
     index = bench.dense_world
-    frame, nusc = _keyframe(index), NuScenes(version=index.version, dataroot=str(index.root), verbose=False)
+    frame, nusc = _keyframe(index), NuScenes(version=index.version, dataroot=str(index.root.path), verbose=False)
     clouds = clouds_of_keyframe(index, frame)
     token_of = {record["filename"]: record["token"] for record in nusc.sample_data}
     images = [nusc.get("sample", frame.frame_id)["data"][camera.name] for camera in frame.cameras]
@@ -73,7 +72,7 @@ def pairing(bench: Bench) -> Measured:
     assert count == devkit(), (count, devkit())
     mine, baseline = paired(ours, devkit, runs=bench.pick(7, 15))
     points = sum(len(points_N3) for _, points_N3, _ in clouds)
-    files = [str(index.root / path) for path, _, _ in clouds]
+    files = [str(index.root.path / path) for path, _, _ in clouds]
     reading = statistics.median(
         seconds(lambda: [LidarPointCloud.from_file(file) for file in files for _ in images]) for _ in range(5)
     )
@@ -184,7 +183,7 @@ def store_bytes(bench: Bench) -> Measured:
     size = store.frame_file(features.path, ids[0]).stat().st_size
     per_point = []
     for frame in bench.dense_world.frames:
-        points_N3 = read_cloud(resolve(bench.dense_world.root, frame.cloud_path))[:, :3]
+        points_N3 = read_cloud(bench.dense_world.root.path_of(frame.cloud_path))[:, :3]
         per_point.append(float(len(pair(points_N3, frame.world_from_lidar, frame.cameras)) * WIDTH * 2))
     grid = len(_keyframe(bench.dense_world).cameras) * GRID_HW[0] * GRID_HW[1] * WIDTH * 2
     return Measured(

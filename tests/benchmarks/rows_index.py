@@ -55,14 +55,14 @@ def _loads(bench: Bench) -> tuple[list[list[float]], list[list[float]], str]:
     """[seconds, bytes] of each load of ours and of the devkit's, each in a process of its own, in turn."""
     index = bench.world
     copies = -(-bench.pick(KEYFRAMES // 20, KEYFRAMES) // len(index.frames))
-    records = _copy_tables(index.root / index.version, index.root / VERSION, copies)
+    records = _copy_tables(index.root.path / index.version, index.root.path / VERSION, copies)
     frames = tuple(
         replace(frame, frame_id=f"{copy:08x}{frame.frame_id[8:]}") for copy in range(copies) for frame in index.frames
     )
     file = bench.folder / "copied.parquet"
     write_index(Index(index.dataset, index.root, VERSION, frames), file)
-    runs = [(_load(_OURS, str(file)), _load(_DEVKIT, str(index.root), VERSION)) for _ in range(RUNS)]
-    shutil.rmtree(index.root / VERSION)
+    runs = [(_load(_OURS, str(file)), _load(_DEVKIT, str(index.root.path), VERSION)) for _ in range(RUNS)]
+    shutil.rmtree(index.root.path / VERSION)
     size = file.stat().st_size / 1e6
     ours, devkit = ([list(pair) for pair in side] for side in zip(*runs, strict=True))
     return ours, devkit, f"{len(frames)} keyframes, {records} table records; the index is {size:.1f} MB on disk"

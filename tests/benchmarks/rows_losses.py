@@ -70,7 +70,9 @@ def _backward(loss: Tensor, given: Input) -> float:
 
 
 def _stcr(given: Input) -> float:
-    loss = spatial_temporal_consistency(given.points_ND, given.pixels_ND, given.labels_N, given.cells_N, given.text_CD)
+    loss = spatial_temporal_consistency(
+        given.points_ND, given.pixels_ND, given.labels_N, given.cells_N, given.text_CD, lambda_=1.0
+    )
     return _backward(loss, given)
 
 

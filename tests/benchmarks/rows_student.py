@@ -254,14 +254,13 @@ def profile(bench: Bench) -> list[tuple[str, float, float]]:
 def _profiled(training: Distillation, model: Student, optimiser: torch.optim.Optimizer, step: int) -> dict[str, float]:
     """Seconds by part of a step that is put together here from the same calls."""
     from clip2scene.data.clouds import read_cloud
-    from clip2scene.data.dataroot import resolve
 
     frames = [training.frames[(step * BATCH + i) % len(training.frames)] for i in range(BATCH)]
     source, took = training.source, dict[str, float]()
     samples: list[Sample] = []
     reading = seconds(lambda: samples.extend(source.read(frame) for frame in frames))
     chosen = [(path, pose, frame) for frame in frames for path, pose in source._sweeps(frame, None)]
-    clouds = [(read_cloud(resolve(source.root, path))[:, :3], pose, frame) for path, pose, frame in chosen]
+    clouds = [(read_cloud(source.root.path_of(path))[:, :3], pose, frame) for path, pose, frame in chosen]
     took["pair"] = seconds(lambda: [pair(points, pose, frame.cameras) for points, pose, frame in clouds])
     took["read"] = reading - took["pair"]
     rng, batches = np.random.default_rng(step), list[Sample]()

@@ -14,7 +14,6 @@ from harness import Measured, Skipped, at_least, paired, row
 
 from clip2scene.config import ExtractSettings, TeacherSettings
 from clip2scene.data.clouds import read_image
-from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import Frame
 from clip2scene.storage import Storage
 from clip2scene.teacher import store
@@ -78,7 +77,7 @@ def _bare_loop(bench: Bench, name: str) -> list[float]:
     torch.set_num_threads(1)
     teacher, index = load_teacher(bench.teacher_settings), bench.world
     for frame in _frames(bench):
-        images = [read_image(resolve(index.root, c.image_path), c.width, c.height) for c in frame.cameras]
+        images = [read_image(index.root.path_of(c.image_path), c.width, c.height) for c in frame.cameras]
         features = teacher(torch.stack([teacher.preprocess(image) for image in images])).numpy()
         named = dict(zip((camera.name for camera in frame.cameras), features, strict=True))
         store.write_frame(bench.folder / name, frame.frame_id, named, {}, teacher.digest, Storage(bench.folder))

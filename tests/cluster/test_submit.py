@@ -136,17 +136,24 @@ def test_relative_paths_and_homes_are_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     words = ["dataset.root=world", "finetune.checkpoint=/other/student.safetensors", "storage=~/out"]
     words += ["teacher.model=ViT-B-16", "teacher.pretrained=~/teacher.safetensors"]
+    words += ["dataset.linked_folders=[fast, ~/disk, /data]"]
     job = submit.read_submission(DEMO, words)
     assert submit.with_absolute_paths(job, here=True).overrides == (
         *words,
         f"storage={tmp_path}/home/out",
         f"dataset.root={tmp_path}/world",
+        f'dataset.linked_folders=["{tmp_path}/fast", "{tmp_path}/home/disk", "/data"]',
         f"teacher.pretrained={tmp_path}/home/teacher.safetensors",
     )
     for given in ("dataset.root=world", "storage=~/out", "teacher.model=local-dir:~/clip"):
         elsewhere = submit.read_submission(DEMO, ["storage=/out", given])
         with pytest.raises(ConfigError, match=rf"^{re.escape(given)}: not absolute, and the cluster is not on this"):
             submit.with_absolute_paths(elsewhere, here=False)
+    elsewhere = submit.read_submission(DEMO, ["storage=/out", "dataset.linked_folders=[/data, fast]"])
+    with pytest.raises(
+        ConfigError, match=r'^dataset\.linked_folders=\["/data", "fast"\]: not absolute, and the cluster'
+    ):
+        submit.with_absolute_paths(elsewhere, here=False)
     anywhere = submit.read_submission(DEMO, ["storage=s3://bucket/runs"])
     assert submit.with_absolute_paths(anywhere, here=False) == anywhere
     table = submit.with_absolute_paths(submit.read_submission(TABLE), here=True)

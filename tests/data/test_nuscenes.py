@@ -14,7 +14,9 @@ from refusals import refused
 
 from clip2scene.config import digest_of
 from clip2scene.data.clouds import read_cloud, read_image, read_labels
-from clip2scene.data.dataroot import resolve
+from clip2scene.data.contents import are_current
+from clip2scene.data.datasets import build_index as build_any
+from clip2scene.data.datasets import fingerprint
 from clip2scene.data.index import FORMAT, Frame, Index, _row, read_index, write_index
 from clip2scene.data.nuscenes import CAMERAS, build_index
 from clip2scene.data.vocabulary import vocabulary
@@ -54,7 +56,7 @@ def _poses_by_devkit(root: Path, version: str) -> Callable[[str], np.ndarray]:
 
 
 def _check_poses(index: Index) -> None:
-    world_from_sensor = _poses_by_devkit(index.root, index.version)
+    world_from_sensor = _poses_by_devkit(index.root.path, index.version)
     for frame in index.frames:
         np.testing.assert_allclose(frame.world_from_lidar, world_from_sensor(frame.cloud_path), rtol=0, atol=1e-9)
         for sweep in frame.sweeps:
@@ -72,12 +74,12 @@ def test_real_keyframe(real_data: Path) -> None:
     assert frame.timestamp_us == 1532402927647951
     assert len({camera.timestamp_us for camera in frame.cameras}) == 6
     assert frame.world_from_lidar.dtype == np.float64
-    points = len(read_cloud(resolve(index.root, frame.cloud_path)))
+    points = len(read_cloud(index.root.path_of(frame.cloud_path)))
     assert points == 34_688
     assert frame.label_path is not None
-    assert len(read_labels(resolve(index.root, frame.label_path), points, vocabulary("nuscenes"))) == points
+    assert len(read_labels(index.root.path_of(frame.label_path), points, vocabulary("nuscenes"))) == points
     for camera in frame.cameras:
-        assert read_image(resolve(index.root, camera.image_path), camera.width, camera.height).shape == (900, 1600, 3)
+        assert read_image(index.root.path_of(camera.image_path), camera.width, camera.height).shape == (900, 1600, 3)
     _check_poses(index)
 
 
@@ -158,6 +160,36 @@ def test_lidarseg_is_optional(broken: Path, street_index: Index) -> None:
     assert [frame.label_path for frame in without.frames] == [None] * len(street_index.frames)
 
 
+def test_scenes_that_were_not_downloaded_are_left_out_and_counted(broken: Path, street_index: Index) -> None:
+    first, second, third, fourth = _scenes(street_index)
+    version, whole = street_index.version, fingerprint("nuscenes", broken, street_index.version)
+    removed = [_unlink_keyframes(broken, street_index, scene) for scene in (first, third)]
+    index = build_index(broken, version)
+    assert list(map(_row, index.frames)) == list(map(_row, street_index.select(frozenset([second, fourth]))))
+    assert index.left_out == (
+        f"{version}: 2 of 4 scenes left out, as no cloud and no image of their keyframes is on disk (of {first}, file "
+        f"{removed[0][0]} is missing below {broken})",
+    )
+    assert index.digest != street_index.digest
+    # The tables are the same, and yet a stored index must not be taken once the other scenes have come.
+    part = fingerprint("nuscenes", broken, version)
+    assert part != whole
+    (broken / removed[0][1]).touch()
+    assert fingerprint("nuscenes", broken, version) != part
+
+
+def test_folder_that_is_a_link_to_nowhere_has_a_fingerprint(broken: Path, street_index: Index) -> None:
+    (broken / "samples" / "LIDAR_TOP").rename(broken / "aside")
+    (broken / "samples" / "LIDAR_TOP").symlink_to(broken / "unmounted")
+    fingerprint("nuscenes", broken, street_index.version)
+
+
+def test_keyframes_alone_are_indexed_without_sweeps(broken: Path, street_index: Index) -> None:
+    shutil.rmtree(broken / "sweeps")
+    index = build_index(broken, street_index.version, max_sweeps=0)
+    assert [frame.frame_id for frame in index.frames] == [frame.frame_id for frame in street_index.frames]
+
+
 def _edit(table: str, change: Callable[[Records], object]) -> Callable[[Path, Index], object]:
     """A breaker that changes one table."""
 
@@ -199,9 +231,22 @@ def _swept(index: Index) -> Frame:
     return next(frame for frame in index.frames if frame.sweeps)
 
 
+def _scenes(index: Index) -> list[str]:
+    return list(dict.fromkeys(frame.scene for frame in index.frames))
+
+
+def _unlink_keyframes(root: Path, index: Index, scene: str) -> list[str]:
+    """Remove a scene's clouds and images, and return their paths."""
+    frames = index.select(frozenset([scene]))
+    paths = [path for f in frames for path in (f.cloud_path, *(camera.image_path for camera in f.cameras))]
+    for path in paths:
+        (root / path).unlink()
+    return paths
+
+
 def _link_outside(tables: Path, index: Index) -> None:
     cloud = tables.parent / index.frames[0].cloud_path
-    outside = tables.parent.parent / "outside.bin"
+    outside = tables.parent.parent / "outside"  # a name that does not tell the format
     cloud.rename(outside)
     cloud.symlink_to(outside)
 
@@ -285,13 +330,26 @@ BROKEN: dict[str, tuple[Callable[[Path, Index], object], str]] = {
     "no width": (_edit("sample_data", lambda r: [x.update(width=0) for x in r]), r"width 0 is not a positive number"),
     "no time": (_set_lidar("timestamp", None), r"timestamp None is not a whole number"),
     "no cloud": (_remove(lambda index: index.frames[0].cloud_path), r"file samples/LIDAR_TOP/\S+ is missing"),
-    "no sweep": (_remove(lambda index: _swept(index).sweeps[0].path), r"file sweeps/LIDAR_TOP/\S+ is missing"),
+    "no sweep": (
+        _remove(lambda index: _swept(index).sweeps[0].path),
+        r"file sweeps/LIDAR_TOP/\S+ is missing below .*; allowed: dataset\.max_sweeps=0 .* if only keyframes were",
+    ),
     "no image": (
         _remove(lambda index: index.frames[-1].cameras[3].image_path),
-        r"file samples/CAM_BACK/\S+ is missing",
+        r"file samples/CAM_BACK/\S+ is missing below .*; allowed: all files of a scene's keyframes or none",
+    ),
+    "no cloud in a scene with one image": (
+        lambda tables, index: (
+            [_unlink_keyframes(tables.parent, index, scene) for scene in _scenes(index)]
+            and (tables.parent / index.frames[0].cameras[5].image_path).touch()
+        ),
+        r"file samples/LIDAR_TOP/\S+ is missing below .*; allowed: all files of a scene's keyframes or none",
     ),
     "no label": (_remove(lambda index: index.frames[0].label_path), r"file lidarseg/\S+ is missing"),
-    "no folder": (lambda tables, _: shutil.rmtree(tables.parent / "samples"), r"file samples/\S+ is missing"),
+    "no folder": (
+        lambda tables, _: shutil.rmtree(tables.parent / "samples"),
+        r"none of its 4 scenes can be indexed, as no cloud and no image .* file samples/LIDAR_TOP/\S+ is missing",
+    ),
     "old categories": (_edit("category", lambda r: [x.pop("index") for x in r]), r"a category has no index"),
     "too many labels": (
         lambda tables, _: (tables.parent / "lidarseg" / tables.name / "more.bin").touch(),
@@ -302,8 +360,14 @@ BROKEN: dict[str, tuple[Callable[[Path, Index], object], str]] = {
     "climbing label": (_set("lidarseg", "filename", "../outside.bin"), r"leaves the dataset's root"),
     "climbing map": (_set("map", "filename", "../outside.png"), r"leaves the dataset's root"),
     "no path": (_set_lidar("filename", None), r"None is not a path"),
-    "linked cloud": (_link_outside, r"leaves the dataset's root through a link"),
-    "linked folder": (_link_folder_outside, r"leaves the dataset's root through a link"),
+    "linked cloud": (
+        _link_outside,
+        r"leaves the dataset's root through a link, to /\S+/outside; allowed: .*; dataset\.linked_folders",
+    ),
+    "linked folder": (
+        _link_folder_outside,
+        r"leaves the dataset's root through a link, to /\S+/outside; allowed: .*; dataset\.linked_folders",
+    ),
 }
 
 
@@ -313,6 +377,28 @@ def test_broken_dataset_is_refused_in_one_sentence(broken: Path, street_index: I
     breaker(broken / street_index.version, street_index)
     with refused(message):
         build_index(broken, street_index.version)
+
+
+@pytest.mark.parametrize("link", [_link_outside, _link_folder_outside])
+def test_links_into_an_allowed_folder_give_the_same_index(
+    broken: Path, street_index: Index, link: Callable[[Path, Index], None]
+) -> None:
+    plain = build_any("nuscenes", broken, version=street_index.version)
+    cloud_NI = read_cloud(plain.root.path_of(plain.frames[0].cloud_path))
+    link(broken / street_index.version, street_index)
+    index = build_any("nuscenes", broken, version=street_index.version, linked_folders=[broken.parent])
+    assert plain.contents is not None
+    assert index.contents is not None
+    assert (index.digests, index.contents.hashes) == (plain.digests, plain.contents.hashes)
+    assert are_current(index)
+    write_index(index, broken.parent / "index.parquet")
+    read = read_index(broken.parent / "index.parquet", linked_folders=[broken.parent])
+    assert read.root == index.root
+    np.testing.assert_array_equal(read_cloud(read.root.path_of(read.frames[0].cloud_path)), cloud_NI)
+    # An index is a file too that may come from elsewhere, and does not allow what it names itself.
+    stranger = read_index(broken.parent / "index.parquet")
+    with refused(r"leaves the dataset's root through a link"):
+        stranger.root.path_of(stranger.frames[0].cloud_path)
 
 
 def test_missing_root_and_missing_version(broken: Path, street_index: Index) -> None:

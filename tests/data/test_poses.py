@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 from refusals import refused
@@ -30,8 +28,3 @@ def test_rotations_are_told_from_mirrors_and_scales():
     matrices = np.stack((turn, turn.round(6), -turn, 1.001 * turn, np.eye(3)))
     np.testing.assert_array_equal(poses.is_rotation(matrices), [True, True, False, False, True])
     assert poses.is_rotation(turn)
-
-
-def test_example_in_the_docstring():
-    result = doctest.testmod(poses)
-    assert (result.attempted > 0, result.failed) == (True, 0)

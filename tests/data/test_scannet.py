@@ -11,7 +11,8 @@ from PIL import Image
 from refusals import refused
 
 from clip2scene.data.clouds import read_cloud, read_depth, read_depths, read_labels
-from clip2scene.data.dataroot import resolve
+from clip2scene.data.dataroot import DataRoot
+from clip2scene.data.datasets import fingerprint
 from clip2scene.data.index import read_index, write_index
 from clip2scene.data.scannet import build_index
 from clip2scene.data.vocabulary import vocabulary
@@ -77,7 +78,7 @@ def test_scene_is_one_frame_of_mesh_and_posed_images(scene: Path, tmp_path: Path
     assert (third.width, third.height) == (40, 30)
     np.testing.assert_array_equal(third.intrinsics, [[20, 0, 20], [0, 20, 15], [0, 0, 1]])
     np.testing.assert_array_equal(third.camera_from_world[:3, 3], [-3, 0, 0])
-    depths = read_depths(tmp_path, frame)
+    depths = read_depths(DataRoot(tmp_path), frame)
     assert depths is not None
     assert [float(depth_hw[0, 0]) for depth_hw in depths if depth_hw is not None] == pytest.approx(
         [2.0, 2.001, 2.002, 2.003, 2.004]
@@ -132,6 +133,93 @@ def test_names_of_images_are_numbers_and_each_occurs_once(scene: Path, tmp_path:
         build_index(tmp_path)
 
 
+def _as_frames_25k(scene: Path) -> Path:
+    """Move the images of a scene to where the archive scannet_frames_25k has them, and return that folder."""
+    folder = scene.parents[1] / "scannet_frames_25k" / scene.name
+    folder.mkdir(parents=True)
+    for part, suffix in (("color", "jpg"), ("depth", "png"), ("pose", "txt")):
+        (scene / part).rename(folder / part)
+        for number in range(5):
+            (folder / part / f"{number}.{suffix}").rename(folder / part / f"{100 * number:06d}.{suffix}")
+    (scene / "intrinsic" / "intrinsic_color.txt").rename(folder / "intrinsics_color.txt")
+    (folder / "intrinsics_depth.txt").write_text("not read")
+    return folder
+
+
+def test_images_of_frames_25k_are_those_of_a_scene_without_exported_ones(scene: Path, tmp_path: Path) -> None:
+    exported = build_index(tmp_path)
+    before = fingerprint("scannet", tmp_path, "")
+    _as_frames_25k(scene)
+    index = build_index(tmp_path)
+    assert fingerprint("scannet", tmp_path, "") != before
+    assert (index.left_out, len(index.frames[0].cameras)) == ((), 5)
+    assert (index.frames[0].cloud_path, index.frames[0].label_path) == (
+        exported.frames[0].cloud_path,
+        exported.frames[0].label_path,
+    )
+    for number, (camera, plain) in enumerate(zip(index.frames[0].cameras, exported.frames[0].cameras, strict=True)):
+        assert camera.name == f"{100 * number:06d}"
+        assert camera.image_path == f"scannet_frames_25k/{SCENE}/color/{camera.name}.jpg"
+        assert camera.depth_path == f"scannet_frames_25k/{SCENE}/depth/{camera.name}.png"
+        np.testing.assert_array_equal(camera.camera_from_world, plain.camera_from_world)
+        np.testing.assert_array_equal(camera.intrinsics, plain.intrinsics)
+    depths = read_depths(DataRoot(tmp_path), index.frames[0])
+    assert depths is not None
+    assert [float(depth_hw[0, 0]) for depth_hw in depths if depth_hw is not None] == pytest.approx(
+        [2.0, 2.001, 2.002, 2.003, 2.004]
+    )
+    before = fingerprint("scannet", tmp_path, "")
+    (tmp_path / "scannet_frames_25k" / SCENE / "color" / "000500.jpg").touch()
+    assert fingerprint("scannet", tmp_path, "") != before
+
+
+def test_exported_images_come_before_those_of_frames_25k(scene: Path, tmp_path: Path) -> None:
+    exported = build_index(tmp_path)
+    shutil.copytree(scene, tmp_path / "aside" / SCENE)
+    _as_frames_25k(scene)
+    shutil.copytree(tmp_path / "aside" / SCENE, scene, dirs_exist_ok=True)
+    assert build_index(tmp_path).digest == exported.digest
+
+
+@pytest.mark.parametrize("frames_25k", [False, True])
+def test_scene_without_its_folder_of_depth_maps_is_paired_without_them(
+    scene: Path, tmp_path: Path, frames_25k: bool
+) -> None:
+    shutil.copytree(scene, tmp_path / "scans" / "scene0002_00")
+    for file in ("vh_clean_2.ply", "vh_clean_2.labels.ply"):
+        (tmp_path / "scans" / "scene0002_00" / f"{SCENE}_{file}").rename(
+            tmp_path / "scans" / "scene0002_00" / f"scene0002_00_{file}"
+        )
+    images = _as_frames_25k(scene) if frames_25k else scene
+    shutil.rmtree(images / "depth")
+    index = build_index(tmp_path)
+    one, other = index.frames
+    assert [camera.depth_path for camera in one.cameras] == [None] * 5
+    assert read_depths(DataRoot(tmp_path), one) is None
+    assert read_depths(DataRoot(tmp_path), other) is not None
+    assert index.left_out == (
+        f"1 of 2 scenes have no folder depth (the first is {images.relative_to(tmp_path)}), so their pairs are not "
+        "tested for occlusion",
+    )
+
+
+def test_linked_scene(scene: Path, tmp_path: Path) -> None:
+    plain = build_index(tmp_path)
+    aside = tmp_path / "aside" / SCENE
+    aside.parent.mkdir()
+    root = tmp_path / "root"
+    (root / "scans").mkdir(parents=True)
+    scene.rename(aside)
+    (root / "scans" / SCENE).symlink_to(aside)
+    with refused(r"leaves the dataset's root through a link, to /\S+; allowed: .*; dataset\.linked_folders"):
+        build_index(root)
+    linked = build_index(root, linked_folders=[aside.parent])
+    assert linked.digests == plain.digests
+    assert read_depths(linked.root, linked.frames[0]) is not None
+    with refused(r"leaves the dataset's root through a link"):
+        read_depths(DataRoot(root), linked.frames[0])
+
+
 def test_scene_without_its_mesh_is_left_out_even_with_labels(scene: Path, tmp_path: Path) -> None:
     shutil.copytree(scene, tmp_path / "scans" / "scene0000_00")
     index = build_index(tmp_path)
@@ -145,7 +233,7 @@ def test_scene_without_images_or_labels_is_kept(scene: Path, tmp_path: Path) -> 
     index = build_index(tmp_path)
     frame = index.frames[0]
     assert (frame.cameras, frame.label_path) == ((), None)
-    assert read_depths(tmp_path, frame) is None
+    assert read_depths(DataRoot(tmp_path), frame) is None
     assert index.left_out == (
         f"{SCENE}: kept for supervised training, but without pairs, as color has no image with a finite pose",
     )
@@ -159,7 +247,11 @@ def test_scene_without_images_or_labels_is_kept(scene: Path, tmp_path: Path) -> 
         ("pose/3.txt", "1 0 0", r"pose/3.txt: 3 numbers; a matrix of 4 x 4 is needed"),
         ("pose/3.txt", "one two", r"pose/3.txt: not a matrix"),
         ("pose/3.txt", "2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1", r"pose/3.txt: not a rigid pose"),
-        ("intrinsic/intrinsic_color.txt", None, r"intrinsic_color.txt is missing"),
+        (
+            "intrinsic/intrinsic_color.txt",
+            None,
+            r"have no intrinsics; allowed: scans/\S+/intrinsic/intrinsic_color.txt or scans/\S+/intrinsics_c",
+        ),
         ("intrinsic/intrinsic_color.txt", "0 " * 16, r"is not a pinhole camera"),
         (
             "intrinsic/intrinsic_color.txt",
@@ -250,8 +342,10 @@ def test_labels_outside_nyu40_are_named(tmp_path: Path) -> None:
 
 def test_labels_are_never_read_as_a_cloud(tmp_path: Path) -> None:
     (tmp_path / "mesh.labels.ply").write_bytes(_ply([1, 2, 3, 4]))
-    with refused(r"a file of labels \(its colours are the labels\)"):
-        read_cloud(tmp_path / "mesh.labels.ply")
+    (tmp_path / "mesh.ply").symlink_to(tmp_path / "mesh.labels.ply")
+    for name in ("mesh.labels.ply", "mesh.ply"):
+        with refused(r"a file of labels \(its colours are the labels\)"):
+            read_cloud(tmp_path / name)
 
 
 def test_depth_map_is_millimetres_of_16_bits(tmp_path: Path) -> None:
@@ -277,11 +371,11 @@ def test_real_scene_has_a_label_of_the_20_classes_or_none_for_every_vertex(real_
     index = build_index(real_data / "scannet")
     (frame,) = index.frames
     assert [camera.name for camera in frame.cameras] == ["000000", "000060", "000120", "000180", "000240", "000290"]
-    cloud_NI = read_cloud(resolve(index.root, frame.cloud_path))
+    cloud_NI = read_cloud(index.root.path_of(frame.cloud_path))
     assert cloud_NI.shape == (81369, 7)
     assert 0 <= cloud_NI[:, 3].min() < 0.1 < 0.9 < cloud_NI[:, 3].max() <= 1
     assert frame.label_path is not None
-    labels_N = read_labels(resolve(index.root, frame.label_path), len(cloud_NI), SCANNET)
+    labels_N = read_labels(index.root.path_of(frame.label_path), len(cloud_NI), SCANNET)
     assert len(SCANNET.classes) == 20
     assert 0 < labels_N.max() <= 20
     # The floor lies at the bottom and the walls' middle stands above it: labels and vertices are in one order.

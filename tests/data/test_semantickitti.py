@@ -13,12 +13,12 @@ from refusals import refused
 from scipy.spatial import cKDTree
 
 from clip2scene.data.clouds import read_cloud, read_image, read_labels
-from clip2scene.data.dataroot import resolve
+from clip2scene.data.dataroot import DataRoot
 from clip2scene.data.datasets import build_index as build_any
 from clip2scene.data.datasets import fingerprint
 from clip2scene.data.index import Index, read_index, write_index
 from clip2scene.data.semantickitti import build_index
-from clip2scene.data.splits import split_frames
+from clip2scene.data.splits import missing_of_split, split_frames
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.errors import ConfigError
 from clip2scene.geometry.pairing import pair
@@ -120,17 +120,19 @@ def test_real_frames_are_named_timed_and_split(real_index: Index) -> None:
     assert {f.scene for f in split_frames(real_index, "val")} == {"08"}
     assert frame_file(Path("store"), second.frame_id) == Path("store/frames/00_000001.safetensors")
     camera = second.cameras[0]
-    assert read_image(resolve(real_index.root, camera.image_path), camera.width, camera.height).shape == (376, 1241, 3)
+    assert read_image(real_index.root.path_of(camera.image_path), camera.width, camera.height).shape == (376, 1241, 3)
 
 
 def test_depth_is_in_the_frame_of_camera_2(real_index: Index) -> None:
     # By KITTI's own formula: P2 Tr x, whose third coordinate is the depth in camera 2.
     frame = real_index.frames[0]
     rows = dict(
-        line.split(":", 1) for line in (real_index.root / "sequences/00/calib.txt").read_text().splitlines() if line
+        line.split(":", 1)
+        for line in (real_index.root.path / "sequences/00/calib.txt").read_text().splitlines()
+        if line
     )
     p2, tr = (np.array(rows[key].split(), dtype=float).reshape(3, 4) for key in ("P2", "Tr"))
-    points = read_cloud(resolve(real_index.root, frame.cloud_path))[:, :3].astype(np.float64)
+    points = read_cloud(real_index.root.path_of(frame.cloud_path))[:, :3].astype(np.float64)
     points_4N = np.vstack((points.T, np.ones(len(points))))
     expected = p2 @ np.vstack((tr @ points_4N, np.ones(len(points))))
     depth = (image_from_lidar(frame.cameras[0], frame.world_from_lidar) @ points_4N)[2]
@@ -143,9 +145,9 @@ def test_depth_is_in_the_frame_of_camera_2(real_index: Index) -> None:
 
 def test_registered_scans_lie_on_each_other(real_index: Index) -> None:
     first, last = real_index.frames[0], real_index.frames[5]
-    clouds = [read_cloud(resolve(real_index.root, frame.cloud_path))[::10, :3] for frame in (first, last)]
+    clouds = [read_cloud(real_index.root.path_of(frame.cloud_path))[::10, :3] for frame in (first, last)]
     still = np.abs(clouds[1][:, :2]).max(axis=1) < 30
-    tree = cKDTree(read_cloud(resolve(real_index.root, first.cloud_path))[:, :3])
+    tree = cKDTree(read_cloud(real_index.root.path_of(first.cloud_path))[:, :3])
     registered = register(clouds[1], last.world_from_lidar, first.world_from_lidar)
     # What stands upright, as the road lies on itself however far it is moved.
     upright = still & (registered[:, 2] > -1)
@@ -178,11 +180,11 @@ def test_tiny_layout_becomes_an_index(tiny: Path, tmp_path: Path) -> None:
 
 def test_labels_and_clouds_of_the_tiny_layout(tiny: Path) -> None:
     labelled, *_, test = build_index(tiny).frames
-    cloud = read_cloud(resolve(tiny, labelled.cloud_path))
+    cloud = read_cloud(DataRoot(tiny).path_of(labelled.cloud_path))
     assert (cloud.shape, cloud.dtype) == ((30, 4), np.float32)
     assert test.label_path is None
     assert labelled.label_path is not None
-    labels = read_labels(resolve(tiny, labelled.label_path), 30, WORDS)
+    labels = read_labels(DataRoot(tiny).path_of(labelled.label_path), 30, WORDS)
     names = ["ignore" if label == 0 else WORDS.classes[label - 1] for label in labels[:6]]
     assert names == ["car", "car", "road", "road", "traffic_sign", "ignore"]
 
@@ -288,6 +290,29 @@ def test_sequence_without_its_folder_of_images_is_kept_without_cameras(tiny: Pat
     )
     report = inspect_frame(index, index.frames[1], WORDS)
     assert (report["points"], report["pairs"], report["seen_by_any"], report["sweeps"]) == (30, {}, 0, 1)
+
+
+def test_linked_velodyne_and_image_2(tiny: Path, tmp_path: Path) -> None:
+    plain = build_any("semantickitti", tiny)
+    for part in ("velodyne", "image_2", "calib.txt"):
+        aside = tmp_path / "odometry" / part
+        aside.parent.mkdir(exist_ok=True)
+        (tiny / "sequences/00" / part).rename(aside)
+        (tiny / "sequences/00" / part).symlink_to(aside)
+        with refused(r"leaves the dataset's root through a link, to /\S+; allowed: .*; dataset\.linked_folders"):
+            build_any("semantickitti", tiny)
+        linked = build_any("semantickitti", tiny, linked_folders=[tmp_path / "odometry"])
+        assert (linked.digests, linked.contents) == (plain.digests, plain.contents)
+
+
+@pytest.mark.parametrize("part", ["", "velodyne"])
+def test_sequence_that_was_not_downloaded_is_not_indexed(tiny: Path, part: str) -> None:
+    """Its labels, poses and times may be there: they come in archives of all sequences."""
+    whole = build_index(tiny)
+    shutil.rmtree(tiny / "sequences/00" / part)
+    index = build_index(tiny)
+    assert [f.frame_id for f in index.frames] == [f.frame_id for f in whole.frames if f.scene != "00"] != []
+    assert missing_of_split(index, "test") == "1 of 20351 scans"
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG", b"", "JPEG"])

@@ -9,7 +9,6 @@ import pytest
 from one_image import points_at, project, small_camera
 
 from clip2scene.data.clouds import read_cloud
-from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import Camera, Index
 from clip2scene.data.poses import inverse
 
@@ -20,7 +19,7 @@ def _camera_at_lidar_time(index: Index, name: str) -> Camera:
     from nuscenes.utils.geometry_utils import transform_matrix
     from pyquaternion import Quaternion
 
-    nusc = NuScenes(index.version, str(index.root), verbose=False)
+    nusc = NuScenes(index.version, str(index.root.path), verbose=False)
     data = nusc.get("sample", index.frames[0].frame_id)["data"]
     sensor = nusc.get("sample_data", data[name])["calibrated_sensor_token"]
     ego = nusc.get("ego_pose", nusc.get("sample_data", data["LIDAR_TOP"])["ego_pose_token"])
@@ -37,7 +36,7 @@ def test_without_ego_motion_compensation_pixels_shift(
     real_index: Index, name: str, kept: int | None, median_shift_px: int
 ) -> None:
     frame = real_index.frames[0]
-    points = read_cloud(resolve(real_index.root, frame.cloud_path))[:, :3]
+    points = read_cloud(real_index.root.path_of(frame.cloud_path))[:, :3]
     own_time = next(camera for camera in frame.cameras if camera.name == name)
     seen, pixels, _ = project(points, frame.world_from_lidar, own_time)
     seen_wrong, pixels_wrong, _ = project(points, frame.world_from_lidar, _camera_at_lidar_time(real_index, name))
@@ -53,9 +52,9 @@ def test_pixels_are_the_devkits(world: str, request: pytest.FixtureRequest) -> N
     from nuscenes.nuscenes import NuScenes
 
     index: Index = request.getfixturevalue(world)
-    nusc = NuScenes(index.version, str(index.root), verbose=False)
+    nusc = NuScenes(index.version, str(index.root.path), verbose=False)
     for frame in index.frames[:2]:
-        points = read_cloud(resolve(index.root, frame.cloud_path))[:, :3]
+        points = read_cloud(index.root.path_of(frame.cloud_path))[:, :3]
         data = nusc.get("sample", frame.frame_id)["data"]
         for camera in frame.cameras:
             visible, pixels, depth = project(points, frame.world_from_lidar, camera)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 from one_image import project
 
 from clip2scene.data.clouds import read_cloud, read_depths, read_image
-from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import Camera, Frame, Index
 from clip2scene.data.scannet import build_index
 from clip2scene.data.vocabulary import vocabulary
@@ -26,7 +26,7 @@ def index(real_data: Path) -> Index:
 
 @pytest.fixture(scope="module")
 def cloud_NI(index: Index) -> np.ndarray:
-    return read_cloud(resolve(index.root, index.frames[0].cloud_path))
+    return read_cloud(index.root.path_of(index.frames[0].cloud_path))
 
 
 def _in_view(cloud_NI: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -65,7 +65,7 @@ def test_kept_vertices_have_the_images_colour(index: Index, cloud_NI: np.ndarray
     kept = _by_camera(index.frames[0], index, cloud_NI)
     errors: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for camera in index.frames[0].cameras:
-        image = read_image(resolve(index.root, camera.image_path), camera.width, camera.height)
+        image = read_image(index.root.path_of(camera.image_path), camera.width, camera.height)
         grey = image @ np.array([0.299, 0.587, 0.114]) / 255
         visible_N, pixels_N2, _ = _in_view(cloud_NI, camera)
         rows = np.flatnonzero(visible_N)
@@ -76,6 +76,33 @@ def test_kept_vertices_have_the_images_colour(index: Index, cloud_NI: np.ndarray
         errors[False].append(error[~is_kept])
     seen, hidden = (float(np.median(np.concatenate(errors[which]))) for which in (True, False))
     assert seen < 0.08 < 1.8 * seen < hidden
+
+
+def test_images_in_the_layout_of_frames_25k_give_the_same_pairs(
+    real_data: Path, index: Index, cloud_NI: np.ndarray, tmp_path: Path
+) -> None:
+    """And without depth maps the hidden vertices are paired too, by the visibility rule of images without any."""
+    scene = tmp_path / "scans" / "scene0000_00"
+    images = tmp_path / "scannet_frames_25k" / scene.name
+    shutil.copytree(real_data / "scannet" / "scans", scene.parent)
+    images.mkdir(parents=True)
+    for part in ("color", "depth", "pose"):
+        (scene / part).rename(images / part)
+        for path in list((images / part).iterdir()):
+            path.rename(path.with_stem(path.stem.zfill(6)))
+    (scene / "intrinsic" / "intrinsic_color.txt").rename(images / "intrinsics_color.txt")
+    moved = build_index(tmp_path)
+    kept, kept_there = (_by_camera(one.frames[0], one, cloud_NI) for one in (index, moved))
+    assert {name: points.tolist() for name, points in kept_there.items()} == {
+        name: points.tolist() for name, points in kept.items()
+    }
+    shutil.rmtree(images / "depth")
+    unmeasured = build_index(tmp_path)
+    everything = _by_camera(unmeasured.frames[0], unmeasured, cloud_NI)
+    for camera in unmeasured.frames[0].cameras:
+        visible_N, *_ = project(cloud_NI[:, :3], np.eye(4), camera, min_depth_m=1, border_px=1)
+        assert everything[camera.name].tolist() == np.flatnonzero(visible_N).tolist()
+        assert len(everything[camera.name]) > len(kept[camera.name])
 
 
 def test_inspection_counts_what_the_depth_test_leaves(index: Index, cloud_NI: np.ndarray) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import definitions
 import pytest
 import torch
@@ -32,7 +34,7 @@ def test_both_forms_equal_their_definition(seed, n, classes, present, tau):
 def test_one_class_only_has_no_negatives():
     it = draw(0, present=1)
     points = it.points.requires_grad_()
-    loss = semantic_consistency(points, it.labels, it.text)
+    loss = semantic_consistency(points, it.labels, it.text, 0.5)
     loss.backward()
     assert float(loss.detach()) == 0
     assert not points.grad.any()
@@ -48,7 +50,7 @@ def test_gradients():
 def test_order_of_points_does_not_matter():
     it = draw(4)
     other = it.permuted()
-    for loss in (semantic_consistency, text_cross_entropy):
+    for loss in (functools.partial(semantic_consistency, tau=0.5), text_cross_entropy):
         torch.testing.assert_close(
             loss(it.points, it.labels, it.text), loss(other.points, other.labels, other.text), rtol=1e-12, atol=1e-12
         )
@@ -68,11 +70,11 @@ def test_half_precision_does_not_overflow(factor, dtype):
 def test_a_gpu_is_not_waited_for_and_says_the_same():
     it = draw(6)
     points, labels, text = it.points.cuda().requires_grad_(), it.labels.cuda(), it.text.cuda()
-    semantic_consistency(points, labels, text)  # what a first call loads
+    semantic_consistency(points, labels, text, 0.5)  # what a first call loads
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loss = semantic_consistency(points, labels, text)
+        loss = semantic_consistency(points, labels, text, 0.5)
         loss.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert float(loss) == pytest.approx(float(semantic_consistency(it.points, it.labels, it.text)), rel=1e-9)
+    assert float(loss) == pytest.approx(float(semantic_consistency(it.points, it.labels, it.text, 0.5)), rel=1e-9)

@@ -107,7 +107,7 @@ def test_empty_slots_count_half_in_a_mean_over_all_slots():
     plain = float(stcr(it, max_points_per_cell=4))
     counted = float(stcr(it, max_points_per_cell=4, count_empty_slots=True))
     assert counted == pytest.approx((plain + 3 * 0.5) / 4)
-    with pytest.raises(ValueError, match="needs max_points_per_cell"):
+    with pytest.raises(AssertionError, match="needs max_points_per_cell"):
         stcr(it, count_empty_slots=True)
 
 

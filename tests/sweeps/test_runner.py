@@ -28,7 +28,7 @@ ONE_TRIAL = {"parameters": {TAU: {"grid": [0.5]}}}
 
 PATHS = {
     "storage": "store",
-    "dataset": {"kind": "streetworld", "root": "world"},
+    "dataset": {"kind": "streetworld", "root": "world", "linked_folders": ["fast", "/data"]},
     "teacher": {"model": "ViT-B-16", "pretrained": "~/clip.pt"},
     "finetune": {"checkpoint": "student.safetensors"},
 }
@@ -51,6 +51,7 @@ def test_a_kept_sweep_can_be_resumed_from_any_folder(load, tmp_path, monkeypatch
     assert (kept, kept.sweep.digest) == (begun, begun.sweep.digest)
     held = kept.sweep
     assert (held.job.storage, held.job.dataset.root) == (str(tmp_path / "store"), str(tmp_path / "world"))
+    assert held.job.dataset.linked_folders == (str(tmp_path / "fast"), "/data")
     assert (held.job.teacher.model, held.job.teacher.pretrained) == ("ViT-B-16", str(tmp_path / "home" / "clip.pt"))
     assert held.job.finetune.checkpoint == str(tmp_path / "student.safetensors")
     with pytest.raises(ConfigError, match="another sweep of this name"):

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from clip2scene.config import ExtractSettings
+from clip2scene.data.dataroot import DataRoot
 from clip2scene.data.index import Index
 from clip2scene.errors import ConfigError, DataError
 from clip2scene.storage import Storage, locked
@@ -166,7 +167,7 @@ def test_a_second_run_at_once_waits_and_finds_everything_done(run: Run) -> None:
 
 
 def test_an_actor_with_other_weights_reports_it(run: Run) -> None:
-    encoder = Encoder(run.teacher.settings, run.settings, run.root, run.path, "other", Storage(run.path))
+    encoder = Encoder(run.teacher.settings, run.settings, run.index.root, run.path, "other", Storage(run.path))
     row = {key: np.array([value]) for key, value in frame_row(run.index.frames[0]).items()}
     result = encoder(row)
     assert result["frame_id"] == ["frame-0"]
@@ -177,7 +178,7 @@ def test_an_actor_that_does_not_see_the_store_reports_it(run: Run, tmp_path: Pat
     monkeypatch.setattr("clip2scene.storage._SEEN_WITHIN_S", 0.0)
     elsewhere = tmp_path / "store"  # as on a machine that does not share the folder
     digest = run.teacher.digest
-    encoder = Encoder(run.teacher.settings, run.settings, run.root, elsewhere, digest, Storage(tmp_path))
+    encoder = Encoder(run.teacher.settings, run.settings, run.index.root, elsewhere, digest, Storage(tmp_path))
     result = encoder({key: np.array([value]) for key, value in frame_row(run.index.frames[0]).items()})
     assert "does not see this folder of the driver's" in json.loads(result["status"][0])["error"]
     assert not elsewhere.exists()
@@ -234,7 +235,9 @@ def test_frames_of_many_images_are_encoded_in_parts(
     monkeypatch.setattr("clip2scene.teacher.encoder._IMAGES_AT_ONCE", 1)
     digest = run.teacher.digest
     with locked(tmp_path / "store", "fills this store"):
-        encoder = Encoder(run.teacher.settings, run.settings, run.root, tmp_path / "store", digest, Storage(tmp_path))
+        encoder = Encoder(
+            run.teacher.settings, run.settings, run.index.root, tmp_path / "store", digest, Storage(tmp_path)
+        )
     encoder._readers = readers
     rows = [frame_row(frame) for frame in run.index.frames]
     result = encoder({key: np.array([row[key] for row in rows]) for key in rows[0]})
@@ -334,7 +337,7 @@ def test_killed_driver_and_killed_actor(
 
     # The same index as in the first run; the images it draws are not used.
     index = make_index(tmp_path / "again", NUM_FRAMES)
-    index = Index(index.dataset, tmp_path, index.version, index.frames)
+    index = Index(index.dataset, DataRoot(tmp_path), index.version, index.frames)
     settings = ExtractSettings(num_actors=1, frames_per_batch=1)
     teacher = load_teacher(teacher_settings(tiny_clip("token")))
     monkeypatch.setattr("clip2scene.teacher.extract.progress", kill_actor_at_first_frame)

@@ -175,7 +175,7 @@ def test_damaged_manifest(tmp_path, text):
 
 def test_a_broken_image_is_absent_until_it_is_repaired(index, tmp_path):
     frame = index.frames[3]
-    image = index.root / frame.cameras[2].image_path
+    image = index.root.path / frame.cameras[2].image_path
     whole = image.read_bytes()
     image.write_bytes(whole[:300])
     file = tmp_path / "frames" / f"{frame.frame_id}.npz"

@@ -114,7 +114,7 @@ def world(streetworld_root, tmp_path):
 
 def broken(index, cameras):
     for camera in cameras:
-        path = index.root / camera.image_path
+        path = index.root.path / camera.image_path
         path.write_bytes(path.read_bytes()[:300])
 
 
@@ -136,7 +136,7 @@ def test_an_evaluation_goes_on_without_images_to_show(world, tmp_path):
     words = ["dataset.kind=nuscenes", f"dataset.root={world.root}", f"dataset.version={world.version}"]
     stages, logged = Stages(load_job(DEMO, [*words, f"storage={tmp_path / 'storage'}"])), []
     frame = stages.eval_frames[0]
-    labels_N = np.zeros((world.root / frame.cloud_path).stat().st_size // 20, np.uint8)
+    labels_N = np.zeros((world.root.path / frame.cloud_path).stat().st_size // 20, np.uint8)
     scores = Scores({"student_3d": {}}, {"truth": labels_N, "student_3d": labels_N})
 
     class Recorded:

@@ -43,7 +43,7 @@ def test_sweeps_are_separate_clouds_paired_with_the_same_images(tiny, later):
 def test_an_earlier_sweep_loses_what_is_near_its_own_sensor(tiny, later):
     source = SampleSource(tiny.index.root, tiny.store, num_sweeps=3)
     whole, cut = source.read(later), replace(source, ego_half_edge_m=8.0).read(later)
-    clouds = [read_cloud(tiny.index.root / sweep.path) for sweep in choose_sweeps(later, 3, 0.5)]
+    clouds = [read_cloud(tiny.index.root.path / sweep.path) for sweep in choose_sweeps(later, 3, 0.5)]
     far = [int((np.abs(cloud_N4[:, :2]).max(axis=1) >= 8).sum()) for cloud_N4 in clouds]
     assert cut.cloud_N.bincount().tolist() == [int((whole.cloud_N == 0).sum()), *far]
     assert all(kept < len(cloud_N4) for kept, cloud_N4 in zip(far, clouds, strict=True))

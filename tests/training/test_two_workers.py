@@ -19,6 +19,7 @@ import torch
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 from clip2scene.config import ResourceSettings
+from clip2scene.data.dataroot import DataRoot
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.errors import TrainingError
 from clip2scene.training.evaluate import Scores, evaluate, label_counts
@@ -53,13 +54,15 @@ def run(training, folder, resources=TWO, **callbacks):
 @pytest.fixture(scope="module")
 def on_two(tiny, ray_cluster, tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("on-two"), np.random.default_rng(0)
-    damaged, relabelled = (Path(shutil.copytree(tiny.index.root, folder / name)) for name in ("damaged", "relabelled"))
+    damaged, relabelled = (
+        Path(shutil.copytree(tiny.index.root.path, folder / name)) for name in ("damaged", "relabelled")
+    )
     (damaged / tiny.index.frames[1].cloud_path).write_bytes(b"123")
     kept = [0, *(raw for raw, label in enumerate(WORDS.raw_to_label) if label not in (-1, 0, 3, 7, 8, 16))]
     for frame in tiny.index.frames:
         file = relabelled / frame.label_path
         rng.choice(kept, size=file.stat().st_size).astype(np.uint8).tofile(file)
-    source = SampleSource(relabelled, tiny.store, label_vocabulary=WORDS)
+    source = SampleSource(DataRoot(relabelled), tiny.store, label_vocabulary=WORDS)
     training = tiny.distillation()
     torch.manual_seed(0)
     student = training.student, training.build().state_dict()
@@ -72,7 +75,7 @@ def on_two(tiny, ray_cluster, tmp_path_factory):
     heard = []
     with worker_group(TWO):
         with pytest.raises(TrainingError) as caught:
-            run(tiny.distillation(source=SampleSource(damaged, tiny.store)), folder / "failed")
+            run(tiny.distillation(source=SampleSource(DataRoot(damaged), tiny.store)), folder / "failed")
         fitted = run(tiny.distillation(epochs=2), folder / "trained", on_epoch=lambda *about: heard.append(about))
         scores = evaluate(
             tiny.index.frames, source, methods, num_classes=16, name="evaluate", folder=folder, resources=TWO

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -107,7 +108,7 @@ def register(commands: Commands) -> None:
 
 
 def _add_job_command(
-    commands: Commands, name: str, verb: Any, *, help: str, description: str
+    commands: Commands, name: str, verb: Callable[[argparse.Namespace], int], *, help: str, description: str
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=help, description=description, example=f"clip2scene {name} clip2scene-demo-0123456789abcdef"

@@ -39,6 +39,7 @@ def register(commands: Commands) -> None:
         type=positive_integer,
         help="ScanNet: at most that many images per scene (default: all)",
     )
+    _add_linked_folder(index)
     index.set_defaults(verb=_index)
 
     inspect = commands.add_parser(
@@ -50,6 +51,7 @@ def register(commands: Commands) -> None:
     )
     inspect.add_argument("index", metavar="FILE", help="Parquet file of `clip2scene index`")
     inspect.add_argument("--root", metavar="FOLDER", help="the dataset's folder, if it has moved")
+    _add_linked_folder(inspect)
     inspect.add_argument("--frame", metavar="ID", help="only this keyframe (default: all)")
     inspect.add_argument("--json", action="store_true", help="print JSON instead of text")
     inspect.add_argument(
@@ -59,6 +61,16 @@ def register(commands: Commands) -> None:
         help="PNG file to write: the points of the (first) keyframe, drawn on its images",
     )
     inspect.set_defaults(verb=_inspect)
+
+
+def _add_linked_folder(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--linked-folder",
+        metavar="FOLDER",
+        action="append",
+        default=[],
+        help="a folder outside of the dataset's to which links in it may lead (may be given several times)",
+    )
 
 
 def _index(options: argparse.Namespace) -> int:
@@ -72,6 +84,7 @@ def _index(options: argparse.Namespace) -> int:
         version=options.version,
         max_sweeps=options.max_sweeps,
         images_per_scene=options.images_per_scene,
+        linked_folders=map(Path, options.linked_folder),
     )
     with writing(Path(options.output)) as aside:
         write_index(index, aside)
@@ -87,7 +100,7 @@ def _inspect(options: argparse.Namespace) -> int:
     from clip2scene.inspection import format_table, inspect_frame
     from clip2scene.progress import progress, silent
 
-    index = read_index(options.index, options.root)
+    index = read_index(options.index, options.root, options.linked_folder)
     words = vocabulary_of(index.dataset)
     frames = (index.frame(options.frame),) if options.frame else index.frames
     rows = []

@@ -27,7 +27,7 @@ from clip2scene.training.validation import COMPARED_SWEEPS
 
 NO_ROOT = "not-given"
 """Stands for the data set's folder if a job names none."""
-_ORDER = (
+_ORDER: tuple[RatedStage, ...] = (
     "start", "streetworld", "index", "extract", "superpixels", "distill", "verify", "evaluate", "finetune",
 )  # fmt: skip
 _OF_A_JOB = ("distill", "evaluate", "finetune")
@@ -76,7 +76,7 @@ def plan(
 def plan_jobs(jobs: Sequence[Job], name: str, planner: Planner) -> Plan:
     """Plan one job, or the jobs of a table, which share artifacts."""
     machine = planner.machine
-    works: dict[str, Work] = {}
+    works: dict[RatedStage, Work] = {}
     trainings = 0
     for job in jobs:
         folder_of(job.storage)  # refuses a URI that is no storage
@@ -107,7 +107,7 @@ def plan_sweep(sweep: Sweep, planner: Planner) -> Plan:
     except ConfigError as error:
         problems.append(str(error))
     least, expected = asha_shares(space.scheduler, sweep.epochs)
-    works: dict[str, Work] = {}
+    works: dict[RatedStage, Work] = {}
     extractions, checks = 0, 0
     for job in jobs:
         for work in planner.works(job.model_copy(update={"stage": "extract"})):
@@ -162,7 +162,7 @@ def asha_shares(scheduler: Scheduler, epochs: int) -> tuple[float, float]:
     return min(scheduler.grace_epochs, epochs) / epochs, total / epochs
 
 
-def _add(works: dict[str, Work], work: Work) -> None:
+def _add(works: dict[RatedStage, Work], work: Work) -> None:
     """Add the work of one more job to that of its stage."""
     works[work.stage] = works[work.stage].plus(work) if work.stage in works else work
 
@@ -171,13 +171,13 @@ def _complete(
     jobs: Sequence[Job],
     name: str,
     planner: Planner,
-    works: dict[str, Work],
+    works: Mapping[RatedStage, Work],
     problems: list[str],
     facts: Mapping[str, float],
 ) -> Plan:
     machine, first = planner.machine, jobs[0]
     start = planner.rates.find("start", "cpu", first)
-    everything = {
+    everything: dict[RatedStage, Work] = {
         "start": Work("start", 1, "commands", seconds=seconds_of(start, 1, 1), sources=source_of(start, 0, 1))
     }
     everything |= works

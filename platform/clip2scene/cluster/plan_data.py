@@ -11,10 +11,10 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clip2scene.artifacts import make_index, world_path
-from clip2scene.config import DatasetSettings, Job
+from clip2scene.artifacts import make_index, missing_of_splits, world_path
+from clip2scene.config import DatasetSettings, Job, Split
 from clip2scene.data.index import Frame, Index
-from clip2scene.data.splits import SEMANTICKITTI_SCANS, scenes_of_split, split_frames, split_scenes
+from clip2scene.data.splits import SEMANTICKITTI_SCANS, nuscenes_scenes, scenes_of_split, split_frames
 from clip2scene.errors import ConfigError, DataError
 from clip2scene.remote import is_remote
 from clip2scene.stages import Stages
@@ -101,6 +101,7 @@ def _stages(job: Job) -> Stages | None:
 def _of_index(job: Job, index: Index, source: str) -> Data:
     train = split_frames(index, job.dataset.train_split)
     held_out = split_frames(index, job.dataset.eval_split)
+    parts = [f", split {name}: {part} are there" for name, part in missing_of_splits(job, index).items()]
     both = {frame.frame_id: frame for frame in (*train, *held_out)}
     return Data(
         frames=len(index.frames),
@@ -110,7 +111,7 @@ def _of_index(job: Job, index: Index, source: str) -> Data:
         images=_images(tuple(both.values())),
         train_images=_images(train),
         points=_points_of(job, index, train[0]),
-        source=source,
+        source=source + "".join(parts),
     )
 
 
@@ -120,10 +121,9 @@ def _images(frames: tuple[Frame, ...]) -> int:
 
 def _points_of(job: Job, index: Index, frame: Frame) -> int | None:
     from clip2scene.data.clouds import read_cloud
-    from clip2scene.data.dataroot import resolve
 
     try:
-        return len(read_cloud(resolve(index.root, frame.cloud_path)))
+        return len(read_cloud(index.root.path_of(frame.cloud_path)))
     except DataError:
         return _points(job.dataset)  # the index is there, but its files are not
 
@@ -168,12 +168,12 @@ def _counted(job: Job) -> Data:
     )
 
 
-def _split(job: Job, name: str) -> tuple[int, int]:
+def _split(job: Job, name: Split) -> tuple[int, int]:
     """Keyframes and scenes of a split."""
     kind = job.dataset.kind
     if kind == "streetworld":
         world = job.dataset.streetworld
-        there = split_scenes(name).intersection(scene_names(world.train_scenes, world.val_scenes))
+        there = nuscenes_scenes(name).intersection(scene_names(world.train_scenes, world.val_scenes))
         if not there:
             raise ConfigError(f"split {name!r}: this street world will have no scene of it; make it larger")
         return len(there) * world.keyframes_per_scene, len(there)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from clip2scene.cluster.plan_data import Data
 from clip2scene.cluster.plan_machine import Machine
-from clip2scene.cluster.rates import Rate
+from clip2scene.cluster.rates import Rate, RatedStage
 from clip2scene.config import Job
 
-UNITS = {
+UNITS: Mapping[RatedStage, str] = {
     "streetworld": "keyframes",
     "index": "keyframes",
     "extract": "images",
@@ -32,7 +32,7 @@ UNITS = {
 class Work:
     """The work of one stage."""
 
-    stage: str
+    stage: RatedStage
     amount: int
     unit: str
     done: int = 0
@@ -125,7 +125,7 @@ class Plan:
         return sum(work.stored_bytes for work in self.works)
 
 
-def asks(stage: str, job: Job) -> tuple[int, int, float]:
+def asks(stage: RatedStage, job: Job) -> tuple[int, int, float]:
     """Number of workers of a stage, and threads and GPUs of each."""
     if stage in ("index", "start"):
         return 1, 1, 0

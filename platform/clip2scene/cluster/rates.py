@@ -55,7 +55,7 @@ class Rate(Measured):
     match: dict[str, Any] = Field(default_factory=dict)
     """Dotted keys of a job, and the values that they must have."""
 
-    def fits(self, stage: str, device: str, settings: dict[str, Any]) -> bool:
+    def fits(self, stage: RatedStage, device: Device, settings: dict[str, Any]) -> bool:
         """Whether it was measured with these settings of a job (as JSON)."""
         same = all(_value(settings, key) == value for key, value in self.match.items())
         return self.stage == stage and self.device == device and same

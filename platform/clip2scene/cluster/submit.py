@@ -27,7 +27,7 @@ from clip2scene.config import Job, digest_of
 from clip2scene.errors import ConfigError
 from clip2scene.jobfile import kind_of, kind_with_job, load_job, read_values
 from clip2scene.machine import check_actors
-from clip2scene.paths import relative_paths
+from clip2scene.paths import as_text, relative_paths
 from clip2scene.storage import folder_of
 from clip2scene.tracking.provenance import REVISION, git_revision, user_name
 from clip2scene.tracking.server import check_uri
@@ -247,8 +247,9 @@ def _relative_paths(submission: Submission) -> dict[str, tuple[str, str]]:
     of_storage, of_others = submission.prefixes
     relative: dict[str, tuple[str, str]] = {}
     for job in submission.jobs:
-        for key, pair in relative_paths(job).items():
-            relative.setdefault(f"{of_storage if key == 'storage' else of_others}{key}", pair)
+        for key, (given, resolved) in relative_paths(job).items():
+            prefix = of_storage if key == "storage" else of_others
+            relative.setdefault(f"{prefix}{key}", (as_text(given), as_text(resolved)))
     return relative
 
 

@@ -7,6 +7,7 @@ Legend: N points, I values per point, H x W pixels.
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from clip2scene.data import ply
-from clip2scene.data.dataroot import resolve
+from clip2scene.data.dataroot import DataRoot
 from clip2scene.data.index import Frame
 from clip2scene.data.vocabulary import Vocabulary
 from clip2scene.errors import DataError, one_line
@@ -38,7 +39,7 @@ def read_cloud(path: Path) -> np.ndarray:
         DataError: the file is missing, truncated (its size is not a multiple of a point's), empty, of another suffix, a
             file of labels, or has values that are not finite.
     """
-    if path.name.endswith(".labels.ply"):
+    if path.suffix == ".ply" and any(name.endswith(".labels.ply") for name in (path.name, os.path.realpath(path))):
         raise DataError(f"{path}: a file of labels (its colours are the labels), which is never read as a point cloud")
     if path.suffix == ".ply":
         return ply.points(_read_bytes(path, "point cloud"), str(path))
@@ -167,7 +168,7 @@ def read_depth(path: Path) -> np.ndarray:
     return depth_hw.astype(np.float32) / 1000
 
 
-def read_depths(root: Path, frame: Frame) -> tuple[np.ndarray | None, ...] | None:
+def read_depths(root: DataRoot, frame: Frame) -> tuple[np.ndarray | None, ...] | None:
     """The depth maps of a keyframe, one per camera (None for a camera without); None if no camera has one.
 
     Raises:
@@ -176,7 +177,7 @@ def read_depths(root: Path, frame: Frame) -> tuple[np.ndarray | None, ...] | Non
     if all(camera.depth_path is None for camera in frame.cameras):
         return None
     return tuple(
-        None if camera.depth_path is None else read_depth(resolve(root, camera.depth_path)) for camera in frame.cameras
+        None if camera.depth_path is None else read_depth(root.path_of(camera.depth_path)) for camera in frame.cameras
     )
 
 

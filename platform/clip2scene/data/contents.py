@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import Contents, Frame, Index, sampled
 from clip2scene.errors import DataError, one_line
 
@@ -25,7 +24,7 @@ def sample_contents(index: Index) -> Contents:
     stats: list[tuple[str, int, int]] = []
     for number, frame in enumerate(sampled(index.frames)):
         for kind, relative in _files(frame, number):
-            path = resolve(index.root, relative)
+            path = index.root.path_of(relative)
             try:
                 contents, stat = path.read_bytes(), path.stat()
             except OSError as error:
@@ -44,7 +43,7 @@ def are_current(index: Index) -> bool:
     """
     if index.contents is None:
         return False
-    found = [_stat(index.root / relative) for relative, _, _ in index.contents.files]
+    found = [_stat(index.root.path / relative) for relative, _, _ in index.contents.files]
     if found == [(size, time) for _, size, time in index.contents.files]:
         return True
     # Copied files have other times, and the same contents.

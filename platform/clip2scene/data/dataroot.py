@@ -4,22 +4,47 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from clip2scene.errors import DataError
 
 
-def resolve(root: Path, relative: str) -> Path:
-    """The path of a file that an index names; refused if it is outside the dataset's root (also through a link).
+@dataclass(frozen=True)
+class DataRoot:
+    """The folder of a dataset, and the folders outside of it to which links in it may lead; workers get a copy."""
 
-    Args:
-        root: the dataset's folder.
-        relative: POSIX path below it, from the dataset's tables.
+    path: Path
+    linked_folders: tuple[Path, ...] = ()
 
-    Raises:
-        DataError: the path is empty, absolute, climbs with ``..`` or follows a link out of the root.
-    """
-    return _inside(root, check_relative(relative, "the index"), "the index")
+    @classmethod
+    def at(cls, path: str | Path, linked_folders: Iterable[str | Path] = ()) -> DataRoot:
+        """With absolute paths, as workers run in other folders."""
+        return cls(Path(path).resolve(), tuple(Path(folder).resolve() for folder in linked_folders))
+
+    def path_of(self, relative: str, source: str = "the index") -> Path:
+        """The absolute path of a file or folder, under the name that it has here: a cloud's name tells its format.
+
+        Args:
+            relative: POSIX path below the root, from an index or the dataset's tables.
+            source: what names it, for the message.
+
+        Raises:
+            DataError: the path is empty, absolute, climbs with ``..``, or leads through links to neither the root nor
+                one of the linked folders.
+        """
+        path = self.path / check_relative(relative, source)
+        # os.path.realpath, as Path.resolve raises on a loop of links.
+        end = Path(os.path.realpath(path))
+        allowed = (self.path, *self.linked_folders)
+        if not any(end.is_relative_to(os.path.realpath(folder)) for folder in allowed):
+            raise DataError(
+                f"{source}: path {relative!r} leaves the dataset's root through a link, to {end}; allowed: files in "
+                f"{', '.join(map(str, allowed))}; dataset.linked_folders (`clip2scene index`, `inspect`: "
+                "--linked-folder) allows other folders"
+            )
+        return path
 
 
 def check_relative(path: object, source: str) -> str:
@@ -45,16 +70,17 @@ class DatasetFiles:
     nuScenes has half a million in some thirty folders, often on a network disk.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root.resolve()
+    def __init__(self, root: DataRoot) -> None:
+        self._root = root
         self._folders: dict[str, dict[str, bool]] = {}
 
-    def existing(self, relative: object, source: str) -> str:
+    def existing(self, relative: object, source: str, hint: str = "") -> str:
         """The normalised POSIX path of a file, which must exist below the root.
 
         Args:
             relative: the path as a table gives it.
             source: the record that names it, for the message.
+            hint: what the message adds if the file is missing.
 
         Raises:
             DataError: there is no such file, or it is outside the root (by ``..``, an absolute path or a link).
@@ -62,10 +88,20 @@ class DatasetFiles:
         path = PurePosixPath(check_relative(relative, source))
         files = self._listing(path.parent.as_posix(), source)
         if path.name not in files:
-            raise DataError(f"{source}: file {path.as_posix()} is missing below {self._root}")
+            missing = f"{source}: file {path.as_posix()} is missing below {self._root.path}"
+            raise DataError(f"{missing}; {hint}" if hint else missing)
         if files[path.name]:
-            _inside(self._root, path.as_posix(), source)
+            self._root.path_of(path.as_posix(), source)
         return path.as_posix()
+
+    def holds(self, relative: str) -> bool:
+        """Whether a file exists, by its POSIX path below the root.
+
+        Raises:
+            DataError: its folder cannot be listed, or is outside the root.
+        """
+        folder, _, name = relative.rpartition("/")
+        return name in self._listing(folder, relative)
 
     def names(self, folder: str, pattern: str) -> list[str]:
         """Sorted names of a folder's files that fully match a regular expression; none if there is no such folder.
@@ -82,23 +118,12 @@ class DatasetFiles:
     def _listing(self, folder: str, source: str) -> dict[str, bool]:
         """Names of the folder's files, and whether each is a link."""
         if folder not in self._folders:
-            _inside(self._root, folder, source)
+            self._root.path_of(folder, source)
             try:
-                with os.scandir(self._root / folder) as entries:
+                with os.scandir(self._root.path / folder) as entries:
                     self._folders[folder] = {entry.name: entry.is_symlink() for entry in entries if entry.is_file()}
             except (FileNotFoundError, NotADirectoryError):
                 self._folders[folder] = {}
             except OSError as error:
-                raise DataError(f"{self._root / folder}: cannot list the folder ({error.strerror})") from error
+                raise DataError(f"{self._root.path / folder}: cannot list the folder ({error.strerror})") from error
         return self._folders[folder]
-
-
-def _inside(root: Path, relative: str, source: str) -> Path:
-    """The path with all links resolved; refused if it is then not below the root."""
-    # os.path.realpath, as Path.resolve raises on a loop of links.
-    path = Path(os.path.realpath(root / relative))
-    if not path.is_relative_to(os.path.realpath(root)):
-        raise DataError(
-            f"{source}: path {relative!r} leaves the dataset's root through a link; allowed: files in {root}"
-        )
-    return path

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clip2scene.data.dataroot import DataRoot
 from clip2scene.errors import DataError, one_line
 
 FORMAT = "clip2scene-index-2"
+_SAMPLED = 64
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Index:
 
     dataset: str
     """Kind of dataset (``nuscenes``, ``semantickitti`` or ``scannet``), which decides classes and splits."""
-    root: Path
+    root: DataRoot
     version: str
     frames: tuple[Frame, ...]
     left_out: tuple[str, ...] = ()
@@ -147,16 +149,17 @@ class Index:
         for frame in self.frames:
             if frame.frame_id == frame_id:
                 return frame
-        raise DataError(f"frame {frame_id!r} is not in the index of {self.root} ({len(self.frames)} frames)")
+        raise DataError(f"frame {frame_id!r} is not in the index of {self.root.path} ({len(self.frames)} frames)")
 
     def select(self, scenes: frozenset[str]) -> tuple[Frame, ...]:
         """Frames of the given scenes, in order."""
         return tuple(frame for frame in self.frames if frame.scene in scenes)
 
 
-def sampled(frames: Sequence[Frame], most: int = 64) -> list[Frame]:
-    """At most that many of the frames, spread evenly from the first to the last."""
-    return [frames[row] for row in np.linspace(0, len(frames) - 1, min(len(frames), most)).astype(int).tolist()]
+def sampled(frames: Sequence[Frame]) -> list[Frame]:
+    """At most 64 of the frames, spread evenly from the first to the last."""
+    rows = np.linspace(0, len(frames) - 1, min(len(frames), _SAMPLED)).astype(int)
+    return [frames[row] for row in rows.tolist()]
 
 
 _POSE = pa.list_(pa.float64(), 16)
@@ -198,7 +201,7 @@ def write_index(index: Index, path: str | Path) -> None:
     about = {
         "format": FORMAT,
         "dataset": index.dataset,
-        "root": str(index.root.resolve()),
+        "root": str(index.root.path.resolve()),
         "version": index.version,
         "left_out": index.left_out,
         "contents": index.contents,
@@ -209,8 +212,14 @@ def write_index(index: Index, path: str | Path) -> None:
     pq.write_table(table, path, compression="zstd")
 
 
-def read_index(path: str | Path, root: str | Path | None = None) -> Index:
-    """Read an index; ``root`` replaces the dataset folder that it was built from.
+def read_index(path: str | Path, root: str | Path | None = None, linked_folders: Iterable[str | Path] = ()) -> Index:
+    """Read an index.
+
+    Args:
+        path: its file.
+        root: the dataset's folder; the one that the index was built from when not given.
+        linked_folders: folders outside of the root to which links in it may lead. The file does not tell them: as a
+            file from elsewhere, it must not lead anywhere.
 
     Raises:
         DataError: the file is missing, damaged or not an index.
@@ -228,12 +237,12 @@ def read_index(path: str | Path, root: str | Path | None = None) -> Index:
         raise DataError(f"{path}: not an index of this version (format {about.get('format')!r}, expected {FORMAT!r})")
     # Arrow would keep the memory that it decoded the file in, which is more than the table's own.
     pa.default_memory_pool().release_unused()
-    root = Path(root if root is not None else about["root"])
+    data_root = DataRoot.at(about["root"] if root is None else root, linked_folders)
     contents = about["contents"]
     if contents is not None:
         images, clouds, labels, files = contents
         contents = Contents(images, clouds, labels, tuple(map(tuple, files)))
-    index = Index(about["dataset"], root, about["version"], _frames(table), tuple(about["left_out"]), contents)
+    index = Index(about["dataset"], data_root, about["version"], _frames(table), tuple(about["left_out"]), contents)
     # The cached property's value, and not a field, which dataclasses.replace would copy to an index of other frames.
     vars(index)["digests"] = Digests(**about["digests"])
     return index

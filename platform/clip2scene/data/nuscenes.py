@@ -4,6 +4,9 @@ The devkit loads the tables; what it does not check is checked here: that every 
 every file that the index names exists, and that no path leaves the dataset's folder. Where the devkit itself fails,
 :mod:`clip2scene.data.nuscenes_tables` finds the reason.
 
+The tables are those of all scenes, also where only some of the ten archives of sensor files were downloaded, each with
+those of 85 whole scenes.
+
 Poses are float64, as nuScenes' world coordinates reach 1e4 m.
 
 Legend: M sensor records.
@@ -12,12 +15,13 @@ Legend: M sensor records.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clip2scene.data.dataroot import DatasetFiles, check_relative
+from clip2scene.data.dataroot import DataRoot, DatasetFiles, check_relative
 from clip2scene.data.index import Camera, Frame, Index, Sweep
 from clip2scene.data.nuscenes_tables import check_tables, explain
 from clip2scene.data.poses import check_pinhole, inverse
@@ -30,54 +34,61 @@ CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BA
 _UNIT_TOLERANCE = 1e-3
 """How far a quaternion's norm may be from 1: rounding is normalised away, and more is a damaged pose."""
 
+_PARTIAL = "allowed: all files of a scene's keyframes or none, in which case the scene is left out"
+_ONLY_KEYFRAMES = "allowed: dataset.max_sweeps=0 (`clip2scene index`: --max-sweeps 0) if only keyframes were downloaded"
+
 Record = dict[str, Any]
 
 
-def build_index(root: Path, version: str, *, max_sweeps: int = 10) -> Index:
+def build_index(root: Path, version: str, *, max_sweeps: int = 10, linked_folders: Iterable[Path] = ()) -> Index:
     """Index every keyframe of a nuScenes dataset: cloud, earlier sweeps, six images, poses, labels if there are any.
+
+    A scene of which no cloud and no image of any keyframe is on disk was not downloaded: it is left out, and
+    ``Index.left_out`` reports how many are. In other scenes no file may be missing.
 
     Args:
         root: the dataset's folder, which holds ``version``, ``samples`` and ``sweeps``.
         version: its folder of tables, e.g. ``v1.0-trainval``, ``v1.0-mini`` or ``v1.0-test``.
         max_sweeps: earlier LiDAR sweeps to list per keyframe, nearest first; fewer at a scene's start. They may be
             keyframes themselves.
+        linked_folders: folders outside of the root to which links in it may lead.
 
     Returns:
         The index, with keyframes ordered by scene name and then by time.
 
     Raises:
-        DataError: a table or a sensor file is missing or damaged, a record refers to one that does not exist, a pose is
-            not a finite rigid transform, or a path leaves the root.
+        DataError: no scene is on disk, a table or a sensor file is missing or damaged, a record refers to one that
+            does not exist, a pose is not a finite rigid transform, or a path leaves the root.
     """
-    root = Path(root).resolve()
-    nusc = _load(root, version)
-    files = DatasetFiles(root)
+    data_root = DataRoot.at(root, linked_folders)
+    tables = data_root.path / version
+    nusc = _load(data_root, version)
     try:
-        return _build(nusc, root, version, files, max_sweeps)
+        return _build(nusc, data_root, version, max_sweeps)
     except KeyError as error:
         # Tokens are looked up with _get, so this is a record without one of its fields.
-        raise DataError(f"{root / version}: a record has no field {error}; the official schema is needed") from error
+        raise DataError(f"{tables}: a record has no field {error}; the official schema is needed") from error
     except (TypeError, AttributeError) as error:
-        raise DataError(f"{root / version}: a record is not as in the official schema ({error})") from error
+        raise DataError(f"{tables}: a record is not as in the official schema ({error})") from error
 
 
-def _load(root: Path, version: str) -> Any:
+def _load(root: DataRoot, version: str) -> Any:
     """The devkit's ``NuScenes`` object."""
-    check_tables(root, version)
+    check_tables(root.path, version)
     from nuscenes.nuscenes import NuScenes
 
     try:
-        return NuScenes(version=version, dataroot=str(root), verbose=False)
+        return NuScenes(version=version, dataroot=str(root.path), verbose=False)
     except MemoryError:
         raise
     except Exception as error:
         # The devkit raises errors of any kind (KeyError, AssertionError, IndexError, bare Exception).
         explain(root, version)
         reason = f"{type(error).__name__}: {one_line(error)}"
-        raise DataError(f"{root / version}: nuscenes-devkit cannot load these tables ({reason})") from error
+        raise DataError(f"{root.path / version}: nuscenes-devkit cannot load these tables ({reason})") from error
 
 
-def _build(nusc: Any, root: Path, version: str, files: DatasetFiles, max_sweeps: int) -> Index:
+def _build(nusc: Any, root: DataRoot, version: str, max_sweeps: int) -> Index:
     for table in ("sample", "sample_data", "ego_pose", "calibrated_sensor", "scene"):
         _refuse_duplicates(getattr(nusc, table), table)
     for table in ("sample_data", "map", *(["lidarseg"] if hasattr(nusc, "lidarseg") else [])):
@@ -85,8 +96,9 @@ def _build(nusc: Any, root: Path, version: str, files: DatasetFiles, max_sweeps:
             check_relative(record["filename"], f"{table}.json")
 
     if not nusc.sample:
-        raise DataError(f"{root / version / 'sample.json'}: no keyframe; at least one is needed")
-    samples = sorted(nusc.sample, key=lambda sample: (_scene(nusc, sample), sample["timestamp"]))
+        raise DataError(f"{root.path / version / 'sample.json'}: no keyframe; at least one is needed")
+    files = DatasetFiles(root)
+    samples, left_out = _on_disk(nusc, root, version, files)
     chains = [_lidar_chain(nusc, sample, max_sweeps) for sample in samples]
     images = [[_keyframe_data(nusc, sample, channel) for channel in CAMERAS] for sample in samples]
     world_from_sensor = _poses(nusc, (record for group in (*chains, *images) for record in group))
@@ -99,11 +111,12 @@ def _build(nusc: Any, root: Path, version: str, files: DatasetFiles, max_sweeps:
             frame_id=sample["token"],
             scene=_scene(nusc, sample),
             timestamp_us=_timestamp(lidar),
-            cloud_path=files.existing(lidar["filename"], _name(lidar)),
+            cloud_path=files.existing(lidar["filename"], _name(lidar), _PARTIAL),
             world_from_lidar=world_from_sensor[lidar["token"]],
             sweeps=tuple(
                 Sweep(
-                    files.existing(sweep["filename"], _name(sweep)),
+                    # A scene that lost its sweeps would silently be trained with a smaller K.
+                    files.existing(sweep["filename"], _name(sweep), _ONLY_KEYFRAMES),
                     world_from_sensor[sweep["token"]],
                     _timestamp(sweep),
                 )
@@ -113,7 +126,33 @@ def _build(nusc: Any, root: Path, version: str, files: DatasetFiles, max_sweeps:
             label_path=None if label_path is None else files.existing(label_path, f"lidarseg.json: {lidar['token']!r}"),
         )
         frames.append(frame)
-    return Index("nuscenes", root, version, tuple(frames))
+    return Index("nuscenes", root, version, tuple(frames), left_out)
+
+
+def _on_disk(nusc: Any, root: DataRoot, version: str, files: DatasetFiles) -> tuple[list[Record], tuple[str, ...]]:
+    """Keyframes of the scenes that are on disk, by scene name and time, and a sentence about the other scenes.
+
+    Raises:
+        DataError: no scene is on disk.
+    """
+    samples = sorted(nusc.sample, key=lambda sample: (_scene(nusc, sample), sample["timestamp"]))
+    scenes = {name: list(group) for name, group in groupby(samples, key=lambda sample: _scene(nusc, sample))}
+    absent = [name for name, keyframes in scenes.items() if not _is_there(nusc, keyframes, files)]
+    if not absent:
+        return samples, ()
+    missing = _keyframe_data(nusc, scenes[absent[0]][0], LIDAR)["filename"]
+    example = f"of {absent[0]}, file {missing} is missing below {root.path}"
+    what = f"no cloud and no image of their keyframes is on disk ({example})"
+    if len(absent) == len(scenes):
+        raise DataError(f"{root.path / version}: none of its {len(scenes)} scenes can be indexed, as {what}")
+    left_out = f"{version}: {len(absent)} of {len(scenes)} scenes left out, as {what}"
+    return [sample for name, keyframes in scenes.items() if name not in absent for sample in keyframes], (left_out,)
+
+
+def _is_there(nusc: Any, keyframes: list[Record], files: DatasetFiles) -> bool:
+    """Whether any cloud or image of a scene's keyframes is on disk."""
+    records = (_keyframe_data(nusc, sample, channel) for sample in keyframes for channel in (LIDAR, *CAMERAS))
+    return any(files.holds(record["filename"]) for record in records)
 
 
 def _lidar_chain(nusc: Any, sample: Record, max_sweeps: int) -> list[Record]:
@@ -148,7 +187,7 @@ def _camera(nusc: Any, image: Record, world_from_camera: np.ndarray, files: Data
             raise DataError(f"{_name(image)}: {side} {image[side]!r} is not a positive number of pixels")
     return Camera(
         name=image["channel"],
-        image_path=files.existing(image["filename"], _name(image)),
+        image_path=files.existing(image["filename"], _name(image), _PARTIAL),
         width=image["width"],
         height=image["height"],
         intrinsics=intrinsics,

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clip2scene.data.dataroot import DatasetFiles
+from clip2scene.data.dataroot import DataRoot, DatasetFiles
 from clip2scene.errors import DataError
 
 TABLES = (
@@ -63,15 +63,15 @@ def check_tables(root: Path, version: str) -> None:
             raise DataError(f"{folder / table}.json: missing table; {version} needs {', '.join(TABLES)}")
 
 
-def explain(root: Path, version: str) -> None:
+def explain(root: DataRoot, version: str) -> None:
     """Look for the reason why the devkit failed; returns if none is found.
 
     Raises:
         DataError: the reason, with the table and the record.
     """
-    tables = {table: _read(root / version / f"{table}.json") for table in TABLES}
-    if (root / version / "lidarseg.json").exists():
-        tables["lidarseg"] = _read(root / version / "lidarseg.json")
+    tables = {table: _read(root.path / version / f"{table}.json") for table in TABLES}
+    if (root.path / version / "lidarseg.json").exists():
+        tables["lidarseg"] = _read(root.path / version / "lidarseg.json")
         _explain_lidarseg(root, version, tables)
     tokens = {table: {record["token"] for record in records} for table, records in tables.items()}
     for table, field, target in _REFERENCES:
@@ -100,15 +100,15 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _explain_lidarseg(root: Path, version: str, tables: Tables) -> None:
+def _explain_lidarseg(root: DataRoot, version: str, tables: Tables) -> None:
     if any("index" not in record for record in tables["category"]):
         raise DataError(
-            f"{root / version}/category.json: a category has no index; the file that comes with lidarseg is needed"
+            f"{root.path / version}/category.json: a category has no index; the file that comes with lidarseg is needed"
         )
     files = DatasetFiles(root)
     for record in tables["lidarseg"]:
         files.existing(record.get("filename"), f"lidarseg.json: record {record['token']!r}")
-    folder = root / "lidarseg" / version
+    folder = root.path / "lidarseg" / version
     found = sum(path.suffix in (".bin", ".npz") for path in folder.iterdir()) if folder.is_dir() else 0
     if found != len(tables["lidarseg"]):
         raise DataError(
@@ -116,7 +116,7 @@ def _explain_lidarseg(root: Path, version: str, tables: Tables) -> None:
         )
 
 
-def _explain_maps(root: Path, tables: Tables) -> None:
+def _explain_maps(root: DataRoot, tables: Tables) -> None:
     if not tables["map"]:
         raise DataError("map.json: no record; nuscenes-devkit needs at least one map")
     files = DatasetFiles(root)

@@ -1,44 +1,50 @@
 """Builds the index from ScanNet's folders: one frame per scene, with the mesh as cloud and the images as cameras.
 
-It reads what ScanNet's own SensReader exports, below ``scans/sceneXXXX_YY``: ``sceneXXXX_YY_vh_clean_2.ply`` (the mesh,
-with its true colours), ``color/N.jpg``, ``depth/N.png``, ``pose/N.txt`` (world_from_camera),
-``intrinsic/intrinsic_color.txt``, and ``sceneXXXX_YY_vh_clean_2.labels.ply`` where labels are known. N is the image's
-number; SensReader writes ``60``, and ``000060`` is accepted too if all three files have the same name.
+``scans/sceneXXXX_YY`` holds ``sceneXXXX_YY_vh_clean_2.ply`` (the mesh, with its true colours) and, where labels are
+known, ``sceneXXXX_YY_vh_clean_2.labels.ply``. The images are those that ScanNet's own SensReader exports to the same
+folder or, if it has no folder ``color``, those of ScanNet's archive ``scannet_frames_25k`` (every 100th frame), in
+``scannet_frames_25k/sceneXXXX_YY``: ``color/N.jpg``, ``depth/N.png`` (millimetres), ``pose/N.txt``
+(world_from_camera), and ``intrinsic/intrinsic_color.txt`` (SensReader) or ``intrinsics_color.txt`` (the archive). N is
+the image's number, like ``60`` (SensReader) or ``000060`` (the archive), the same in all three files.
 
 World coordinates are those of mesh and poses: ``axisAlignment`` of ``sceneXXXX_YY.txt`` is not applied, so walls may
-stand at any angle to x and y (z is up). ``intrinsic_depth.txt`` is not read, as ScanNet's depth maps are registered to
-its colour images.
+stand at any angle to x and y (z is up). Intrinsics of the depth maps are not read, as these are registered to the
+colour images.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from clip2scene.data.clouds import image_size
-from clip2scene.data.dataroot import DatasetFiles, resolve
+from clip2scene.data.dataroot import DataRoot, DatasetFiles
 from clip2scene.data.index import Camera, Frame, Index
 from clip2scene.data.poses import check_pinhole, is_rotation
 from clip2scene.errors import DataError
 
 FOLDER = "scans"
+FRAMES_FOLDER = "scannet_frames_25k"
+_INTRINSICS = ("intrinsic/intrinsic_color.txt", "intrinsics_color.txt")
 _RATE_HZ = 30
 """Images per second, which turn an image's number into its time."""
 
 
-def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
+def build_index(root: Path, *, images_per_scene: int | None = None, linked_folders: Iterable[Path] = ()) -> Index:
     """Index every scene of a ScanNet folder: mesh, posed images with depth, and labels if there are any.
 
     A scene without a mesh is left out, and so is an image without a finite pose (ScanNet writes -inf where tracking was
-    lost). A scene without images is kept for supervised training, though it has no pairs. ``Index.left_out`` reports
-    all three.
+    lost). A scene without images is kept for supervised training, though it has no pairs. The images of a scene without
+    a folder ``depth`` have no depth maps, so that its pairs include hidden points. ``Index.left_out`` reports all four.
 
     Args:
-        root: the dataset's folder, which holds ``scans``.
+        root: the dataset's folder, which holds ``scans``, and ``scannet_frames_25k`` if the images are there.
         images_per_scene: at most this many images per scene, spread evenly over those with a finite pose; all images if
             not given.
+        linked_folders: folders outside of the root to which links in it may lead.
 
     Returns:
         The index, with one frame per scene, ordered by scene. ``frame_id`` is the scene's name; cameras are named and
@@ -46,21 +52,26 @@ def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
 
     Raises:
         DataError: there is no scene; a pose, an intrinsic matrix or the first image of a scene is damaged; an image has
-            no pose or depth file; a JPEG's name is not a number, or has the number of another; or a path leaves the
-            root.
+            no pose, or no depth file in a scene that has a folder of them; a JPEG's name is not a number, or has the
+            number of another; or a path leaves the root.
     """
-    root = Path(root).resolve()
+    data_root = DataRoot.at(root, linked_folders)
     frames: list[Frame] = []
     left_out: list[str] = []
-    for scene in _scenes(root / FOLDER):
+    without_depth: list[str] = []
+    for scene in _scenes(data_root.path / FOLDER):
         folder = f"{FOLDER}/{scene}"
-        files = DatasetFiles(root)  # one per scene, as it keeps all names, and ScanNet has ten million
+        files = DatasetFiles(data_root)  # one per scene, as it keeps all names, and ScanNet has ten million
         present = files.names(folder, rf"{scene}_vh_clean_2(\.labels)?\.ply")
         mesh, labels = f"{scene}_vh_clean_2.ply", f"{scene}_vh_clean_2.labels.ply"
         if mesh not in present:
             left_out.append(f"{scene}: left out, as its mesh {mesh} is missing")
             continue
-        cameras, unposed = _cameras(root, folder, files, images_per_scene)
+        places = (folder, f"{FRAMES_FOLDER}/{scene}")
+        images = next((place for place in places if (data_root.path / place / "color").is_dir()), folder)
+        cameras, unposed = _cameras(data_root, images, files, images_per_scene)
+        if any(camera.depth_path is None for camera in cameras):
+            without_depth.append(images)
         if unposed:
             left_out.append(
                 f"{scene}: {len(unposed)} of its images left out, as their poses are not finite "
@@ -81,14 +92,20 @@ def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
             label_path=files.existing(f"{folder}/{labels}", scene) if labels in present else None,
         )
         frames.append(frame)
-    return Index("scannet", root, FOLDER, tuple(frames), tuple(left_out))
+    if without_depth:
+        left_out.append(
+            f"{len(without_depth)} of {len(frames)} scenes have no folder depth (the first is {without_depth[0]}), so "
+            "their pairs are not tested for occlusion"
+        )
+    return Index("scannet", data_root, FOLDER, tuple(frames), tuple(left_out))
 
 
 def _cameras(
-    root: Path, folder: str, files: DatasetFiles, images_per_scene: int | None
+    root: DataRoot, folder: str, files: DatasetFiles, images_per_scene: int | None
 ) -> tuple[tuple[Camera, ...], list[str]]:
-    """A scene's images as cameras, and the names of the images without a finite pose."""
+    """The images in a folder of a scene as cameras, and the names of the images without a finite pose."""
     stems = _stems(folder, files)
+    measured = (root.path / folder / "depth").is_dir()
     world_from_camera = {
         stem: _matrix(root, files.existing(f"{folder}/pose/{stem}.txt", f"{folder}/color/{stem}.jpg")) for stem in stems
     }
@@ -100,7 +117,7 @@ def _cameras(
     if not posed:
         return (), unposed
     # One camera took all images of a scene, so one header gives their size; read_image refuses any other.
-    width, height = image_size(resolve(root, f"{folder}/color/{posed[0]}.jpg"))
+    width, height = image_size(root.path_of(f"{folder}/color/{posed[0]}.jpg"))
     intrinsics = _intrinsics(root, folder, files, width, height)
     cameras = [
         Camera(
@@ -111,7 +128,7 @@ def _cameras(
             intrinsics=intrinsics,
             camera_from_world=_inverse(world_from_camera[stem], f"{folder}/pose/{stem}.txt"),
             timestamp_us=int(stem) * 1_000_000 // _RATE_HZ,
-            depth_path=files.existing(f"{folder}/depth/{stem}.png", f"{folder}/color/{stem}.jpg"),
+            depth_path=files.existing(f"{folder}/depth/{stem}.png", f"{folder}/color/{stem}.jpg") if measured else None,
         )
         for stem in posed
     ]
@@ -134,8 +151,12 @@ def _stems(folder: str, files: DatasetFiles) -> list[str]:
     return [stem for _, stem in sorted(stem_of.items())]
 
 
-def _intrinsics(root: Path, folder: str, files: DatasetFiles, width: int, height: int) -> np.ndarray:
-    relative = files.existing(f"{folder}/intrinsic/intrinsic_color.txt", folder)
+def _intrinsics(root: DataRoot, folder: str, files: DatasetFiles, width: int, height: int) -> np.ndarray:
+    known = [f"{folder}/{name}" for name in _INTRINSICS]
+    relative = next((path for path in known if files.holds(path)), None)
+    if relative is None:
+        raise DataError(f"{folder}: its images have no intrinsics; allowed: {' or '.join(known)} below {root.path}")
+    relative = files.existing(relative, folder)
     matrix = _matrix(root, relative)[:3, :3]
     check_pinhole(matrix, f"{relative}:")
     if not (0 < matrix[0, 2] < width and 0 < matrix[1, 2] < height):
@@ -149,13 +170,13 @@ def _intrinsics(root: Path, folder: str, files: DatasetFiles, width: int, height
 def _inverse(world_from_camera: np.ndarray, source: str) -> np.ndarray:
     if not is_rotation(world_from_camera[:3, :3]) or (world_from_camera[3] != (0, 0, 0, 1)).any():
         raise DataError(f"{source}: not a rigid pose (a rotation, a translation and the last row 0 0 0 1 are needed)")
-    return np.linalg.inv(world_from_camera)
+    return np.linalg.inv(world_from_camera)  # not `inverse`: the file's six digits round the rotation
 
 
-def _matrix(root: Path, relative: str) -> np.ndarray:
+def _matrix(root: DataRoot, relative: str) -> np.ndarray:
     """(4, 4) float64 of a text file, which may hold infinities."""
     try:
-        values = np.array(resolve(root, relative).read_text(encoding="ascii").split(), dtype=np.float64)
+        values = np.array(root.path_of(relative).read_text(encoding="ascii").split(), dtype=np.float64)
     except (OSError, ValueError) as error:
         raise DataError(f"{relative}: not a matrix of 4 x 4 numbers ({error})") from error
     if values.size != 16:

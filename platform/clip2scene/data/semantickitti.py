@@ -15,13 +15,14 @@ Legend: S scans that a sequence's ``poses.txt`` lists.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from clip2scene.data.clouds import image_size
-from clip2scene.data.dataroot import DatasetFiles, resolve
+from clip2scene.data.dataroot import DataRoot, DatasetFiles
 from clip2scene.data.index import Camera, Frame, Index, Sweep
 from clip2scene.data.poses import check_pinhole, is_rotation
 from clip2scene.errors import DataError
@@ -44,7 +45,7 @@ class _Sequence:
     timestamp_us_S: np.ndarray
 
 
-def build_index(root: Path, *, max_sweeps: int = 10) -> Index:
+def build_index(root: Path, *, max_sweeps: int = 10, linked_folders: Iterable[Path] = ()) -> Index:
     """Index every scan on disk: cloud, earlier scans, image of the left colour camera, poses, labels.
 
     A scan without a finite pose is left out, as a keyframe and as a sweep. The keyframes of a sequence without a folder
@@ -53,6 +54,7 @@ def build_index(root: Path, *, max_sweeps: int = 10) -> Index:
     Args:
         root: the dataset's folder, which holds ``sequences`` or ``dataset/sequences``.
         max_sweeps: earlier scans of the sequence to list per keyframe, nearest first.
+        linked_folders: folders outside of the root to which links in it may lead.
 
     Returns:
         The index, with keyframes ordered by sequence and time; ``frame_id`` is like ``00_000123``, ``scene`` like
@@ -62,22 +64,22 @@ def build_index(root: Path, *, max_sweeps: int = 10) -> Index:
         DataError: a file is missing or damaged (any image of a sequence that has ``image_2``), ``calib.txt`` has no
             ``Tr``, or a finite pose is not a rigid transform.
     """
-    root = Path(root).resolve()
-    files = DatasetFiles(root)
+    data_root = DataRoot.at(root, linked_folders)
+    files = DatasetFiles(data_root)
     frames: list[Frame] = []
     left_out: list[str] = []
-    for folder in _sequence_folders(root):
+    for folder in _sequence_folders(data_root.path):
         scans = [name.removesuffix(".bin") for name in files.names(f"{folder}/velodyne", r"\d{6}\.bin")]
         if scans:
-            kept, lost = _sequence_frames(root, folder, scans, files, max_sweeps)
+            kept, lost = _sequence_frames(data_root, folder, scans, files, max_sweeps)
             frames += kept
             left_out += lost
     if not frames:
         raise DataError(
-            f"{root}: no scan with a finite pose; "
+            f"{data_root.path}: no scan with a finite pose; "
             + (left_out[0] if left_out else "allowed: files like sequences/00/velodyne/000000.bin")
         )
-    return Index(NAME, root, NAME, tuple(frames), tuple(left_out))
+    return Index(NAME, data_root, NAME, tuple(frames), tuple(left_out))
 
 
 def _sequence_folders(root: Path) -> list[str]:
@@ -90,11 +92,11 @@ def _sequence_folders(root: Path) -> list[str]:
 
 
 def _sequence_frames(
-    root: Path, folder: str, scans: list[str], files: DatasetFiles, max_sweeps: int
+    root: DataRoot, folder: str, scans: list[str], files: DatasetFiles, max_sweeps: int
 ) -> tuple[list[Frame], list[str]]:
     """Keyframes of one sequence, and sentences about the scans or images that were left out."""
     sequence, scene = _read_sequence(root, folder), folder[-2:]
-    labelled, pictured = ((root / folder / part).is_dir() for part in ("labels", CAMERA))
+    labelled, pictured = ((root.path / folder / part).is_dir() for part in ("labels", CAMERA))
     frames: list[Frame] = []
     left_out: list[str] = []
     earlier: list[Sweep] = []
@@ -102,7 +104,7 @@ def _sequence_frames(
         row = int(scan)
         if row >= len(sequence.timestamp_us_S):
             raise DataError(
-                f"{root / folder / 'poses.txt'}: {len(sequence.timestamp_us_S)} poses, none for scan {scan}; "
+                f"{root.path / folder / 'poses.txt'}: {len(sequence.timestamp_us_S)} poses, none for scan {scan}; "
                 "line n is the pose of scan n, counted from 0"
             )
         world_from_camera0 = sequence.world_from_camera0_S44[row]
@@ -113,7 +115,8 @@ def _sequence_frames(
         cameras: tuple[Camera, ...] = ()
         if pictured:
             image_path = files.existing(f"{folder}/{CAMERA}/{scan}.png", f"scan {scene}_{scan}")
-            width, height = image_size(resolve(root, image_path), "PNG")
+            width, height = image_size(root.path_of(image_path), "PNG")
+            # Not `inverse`: the file's rotations are rounded to 2e-6, which is 0.8 mm at the far end of a sequence.
             camera = Camera(
                 name=CAMERA,
                 image_path=image_path,
@@ -142,8 +145,8 @@ def _sequence_frames(
     return frames, left_out
 
 
-def _read_sequence(root: Path, folder: str) -> _Sequence:
-    calib, poses, times = (resolve(root, f"{folder}/{name}") for name in _TABLES)
+def _read_sequence(root: DataRoot, folder: str) -> _Sequence:
+    calib, poses, times = (root.path_of(f"{folder}/{name}") for name in _TABLES)
     projection, tr = (_calibration(calib, key) for key in ("P2", "Tr"))
     intrinsics = projection[:, :3]
     check_pinhole(intrinsics, f"{calib}: P2")

@@ -54,7 +54,7 @@ others are for pre-training. Source: github.com/valeoai/SLidR, pretrain/dataload
 
 
 @cache
-def split_scenes(name: str) -> frozenset[str]:
+def nuscenes_scenes(name: Split) -> frozenset[str]:
     """Scene names of a split of nuScenes (and of a streetworld, which uses scene names of nuScenes).
 
     Args:
@@ -77,21 +77,21 @@ def split_scenes(name: str) -> frozenset[str]:
     return frozenset(official[name])
 
 
-def scenes_of_split(dataset: str, root: Path, name: str) -> frozenset[str]:
+def scenes_of_split(dataset: str, root: Path, name: Split) -> frozenset[str]:
     """Scene names of a split of a data set, whether they are on disk or not.
 
     Args:
         dataset: ``nuscenes``, ``semantickitti`` or ``scannet``.
         root: folder with ScanNet's official lists.
-        name: nuScenes: see :func:`split_scenes`. SemanticKITTI: ``train`` (10 sequences), ``val`` (08), ``test`` (11 to
-            21). ScanNet: ``train`` (1,201), ``val`` (312), ``test`` (100). Both: ``parametrizing``, ``verifying``.
+        name: nuScenes: see :func:`nuscenes_scenes`. SemanticKITTI: ``train`` (10 sequences), ``val`` (08), ``test`` (11
+            to 21). ScanNet: ``train`` (1,201), ``val`` (312), ``test`` (100). Both: ``parametrizing``, ``verifying``.
 
     Raises:
         ConfigError: no such split.
         DataError: one of ScanNet's lists is missing or damaged.
     """
     if dataset == "nuscenes":
-        return split_scenes(name)
+        return nuscenes_scenes(name)
     allowed = [split for split in get_args(Split) if not split.startswith("mini")]
     if name not in allowed:
         raise ConfigError(f"split {name!r}: unknown for {dataset}; allowed: {', '.join(allowed)}")
@@ -121,22 +121,24 @@ def _scannet_scenes(root: Path, part: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def split_frames(index: Index, name: str) -> tuple[Frame, ...]:
+def split_frames(index: Index, name: Split) -> tuple[Frame, ...]:
     """Keyframes of a split of the index's data set, in the index's order.
 
     Raises:
         ConfigError: no such split.
         DataError: the index has no keyframe of it, or one of ScanNet's lists is missing or damaged.
     """
-    frames = index.select(scenes_of_split(index.dataset, index.root, name))
+    frames = index.select(scenes_of_split(index.dataset, index.root.path, name))
     if not frames:
         scenes = sorted({frame.scene for frame in index.frames})
         listed = ", ".join(scenes[:5]) + (f" and {len(scenes) - 5} more" if len(scenes) > 5 else "")
-        raise DataError(f"split {name!r} has no keyframe in the index of {index.root} (its scenes: {listed or 'none'})")
+        raise DataError(
+            f"split {name!r} has no keyframe in the index of {index.root.path} (its scenes: {listed or 'none'})"
+        )
     return frames
 
 
-def missing_of_split(index: Index, name: str) -> str | None:
+def missing_of_split(index: Index, name: Split) -> str | None:
     """How much of an official split is on disk, like ``3 of 4071 scans``; None where all of it is.
 
     Scores on a part of a split are not those of the split. Counted in scenes, and in SemanticKITTI in scans.
@@ -145,7 +147,7 @@ def missing_of_split(index: Index, name: str) -> str | None:
         ConfigError: no such split.
         DataError: one of ScanNet's lists is missing or damaged.
     """
-    scenes = scenes_of_split(index.dataset, index.root, name)
+    scenes = scenes_of_split(index.dataset, index.root.path, name)
     frames = index.select(scenes)
     found, expected, unit = len({frame.scene for frame in frames}), len(scenes), "scenes"
     if index.dataset == "semantickitti":

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from clip2scene.segments import full_precision, segment_mean
 
 
-def info_nce(queries_ND: torch.Tensor, keys_ND: torch.Tensor, temperature: float = 0.07) -> torch.Tensor:
+def info_nce(queries_ND: torch.Tensor, keys_ND: torch.Tensor, temperature: float) -> torch.Tensor:
     """InfoNCE: row i of the queries matches row i of the keys, and all other keys are its negatives.
 
     ``L = - 1/N sum_i log [ exp(q_i . k_i / temperature) / sum_j exp(q_i . k_j / temperature) ]``

@@ -12,7 +12,7 @@ from clip2scene.segments import full_precision
 
 
 def class_divergence(
-    points_ND: torch.Tensor, pixels_ND: torch.Tensor, text_CD: torch.Tensor, tau: float = 0.5
+    points_ND: torch.Tensor, pixels_ND: torch.Tensor, text_CD: torch.Tensor, tau: float
 ) -> torch.Tensor:
     """KL divergence of the points' class probabilities from those of their pixels, mean over pairs ("KL", Table 3).
 

@@ -12,7 +12,7 @@ from clip2scene.segments import full_precision, segment_max, segment_sum
 
 
 def semantic_consistency(
-    points_ND: torch.Tensor, labels_N: torch.Tensor, text_CD: torch.Tensor, tau: float = 0.5
+    points_ND: torch.Tensor, labels_N: torch.Tensor, text_CD: torch.Tensor, tau: float
 ) -> torch.Tensor:
     """SCR: draw points to the text of their pixel's class, against the points of all *other* classes (equation 1).
 

@@ -43,7 +43,7 @@ def spatial_temporal_consistency(
     labels_N: torch.Tensor,
     cells_N: torch.Tensor,
     text_CD: torch.Tensor,
-    lambda_: float = 1.0,
+    lambda_: float,
     *,
     pixel_term: bool = True,
     cell_text: Literal["point", "first"] = "point",
@@ -74,12 +74,7 @@ def spatial_temporal_consistency(
 
     Returns:
         A scalar; 0 (attached to the graph) when there are no pairs.
-
-    Raises:
-        ValueError: ``count_empty_slots`` without ``max_points_per_cell``.
     """
-    if count_empty_slots and max_points_per_cell is None:
-        raise ValueError("count_empty_slots=True needs max_points_per_cell: without it a cell has no empty slots")
     if not labels_N.shape[0]:
         return points_ND.sum() * 0.0
     with torch.autocast(points_ND.device.type, enabled=False):
@@ -96,7 +91,8 @@ def spatial_temporal_consistency(
         total = _Disagreement.apply(points_ND, pixels, text_CD, labels_N, cells, lambda_)
         if not count_empty_slots:
             return total / cells.count
-        slots = cells.count * (max_points_per_cell or 0)
+        assert max_points_per_cell is not None, "count_empty_slots needs max_points_per_cell, which bounds the slots"
+        slots = cells.count * max_points_per_cell
         return (total + 0.5 * (slots - len(labels_N))) / slots
 
 

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import shutil
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,9 @@ def _is_finished(root: Path, digest: str) -> bool:
     raise DataError(f"{root}: holds {held}; choose another folder or remove this one")
 
 
-def _record_all(folder: Path, settings: StreetworldSettings, seed: int, names: list[str], workers: int) -> Any:
+def _record_all(
+    folder: Path, settings: StreetworldSettings, seed: int, names: list[str], workers: int
+) -> Iterator[dict[str, list[Row]]]:
     tasks = [(folder, settings, seed, number, name) for number, name in enumerate(names)]
     if workers <= 1:
         yield from map(_record, tasks)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clip2scene.data.splits import split_scenes
+from clip2scene.data.splits import nuscenes_scenes
 from clip2scene.streetworld.sensors import CAMERA_NAMES, LIDAR
 from clip2scene.streetworld.world import CATEGORIES
 
@@ -36,7 +36,7 @@ _VISIBILITY = {"1": (0, 40), "2": (40, 60), "3": (60, 80), "4": (80, 100)}
 
 def scene_names(train: int, val: int) -> list[str]:
     """The first ``train`` names of the official train split, then ``val`` of the val split."""
-    return [*sorted(split_scenes("train"))[:train], *sorted(split_scenes("val"))[:val]]
+    return [*sorted(nuscenes_scenes("train"))[:train], *sorted(nuscenes_scenes("val"))[:val]]
 
 
 def token(*parts: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,14 +117,13 @@ class Sweep:
         return parse(Job, values, source)
 
 
-def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
+def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """Overrides of the space, and those of the job without their ``job.``."""
-    overrides = list(overrides)
     of_job = [override.removeprefix("job.") for override in overrides if override.startswith("job.")]
     return [override for override in overrides if not override.startswith("job.")], of_job
 
 
-def load_sweep(space_path: str | Path, job_path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
+def load_sweep(space_path: str | Path, job_path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a search space and a job; ``key=value`` overrides the space, ``job.key=value`` the job.
 
     Raises:
@@ -134,7 +133,7 @@ def load_sweep(space_path: str | Path, job_path: str | Path, overrides: Iterable
         raise ConfigError(f"--job {job_path}: a {kind}, but a job is needed")
     of_space, of_job = split_overrides(overrides)
     return combine(
-        read_values(space_path, of_space, "search space"),
+        read_values(space_path, of_space, "sweep"),
         read_values(job_path, of_job, "job"),
         str(space_path),
         str(job_path),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ class Cell:
         return self.job.digest()
 
 
-def load_table(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Table:
+def load_table(path: str | Path, overrides: Sequence[str] = ()) -> Table:
     """Read a table file and apply ``key.path=value`` overrides (``dataset=nuscenes jobs.nuscenes.dataset.root=/data``).
 
     Raises:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clip2scene.config import ExtractSettings, TeacherSettings
 from clip2scene.data.clouds import read_image
-from clip2scene.data.dataroot import resolve
+from clip2scene.data.dataroot import DataRoot
 from clip2scene.data.index import Frame
 from clip2scene.errors import ConfigError, DataError, StorageError, one_line
 from clip2scene.machine import use_threads
@@ -54,7 +54,7 @@ class Encoder:
         self,
         teacher_settings: TeacherSettings,
         settings: ExtractSettings,
-        root: Path,
+        root: DataRoot,
         store_path: Path,
         digest: str,
         storage: Storage,
@@ -115,7 +115,7 @@ class Encoder:
     def _read(self, teacher: DenseClip, image: dict[str, Any]) -> Tensor | str:
         """Preprocessed pixels, or why there are none."""
         try:
-            file = resolve(self._root, image["path"])
+            file = self._root.path_of(image["path"])
             return teacher.preprocess(read_image(file, image["width"], image["height"]))
         except DataError as error:
             return str(error)

@@ -147,7 +147,7 @@ def _encode_all(
                 fn_constructor_args=(
                     teacher.settings,
                     settings,
-                    index.root.resolve(),
+                    index.root,
                     path,
                     teacher.digest,
                     storage,

@@ -24,7 +24,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from clip2scene.data.clouds import read_image
-from clip2scene.data.dataroot import resolve
+from clip2scene.data.dataroot import DataRoot
 from clip2scene.data.index import Frame
 from clip2scene.errors import DataError, one_line
 from clip2scene.storage import Storage
@@ -252,7 +252,7 @@ def remove_leftovers(path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def is_current(root: Path, frame: Frame, cameras: Collection[str], broken: Collection[str]) -> bool:
+def is_current(root: DataRoot, frame: Frame, cameras: Collection[str], broken: Collection[str]) -> bool:
     """Whether a stored frame has an entry for each of its images, and no broken one was repaired since.
 
     Args:
@@ -266,7 +266,7 @@ def is_current(root: Path, frame: Frame, cameras: Collection[str], broken: Colle
     for camera in frame.cameras:
         if camera.name in broken:
             with contextlib.suppress(DataError):
-                read_image(resolve(root, camera.image_path), camera.width, camera.height)
+                read_image(root.path_of(camera.image_path), camera.width, camera.height)
                 return False
     return True
 

@@ -28,7 +28,7 @@ from PIL import Image
 
 from clip2scene.config import ContrastSettings, digest_of
 from clip2scene.data.clouds import read_image
-from clip2scene.data.dataroot import resolve
+from clip2scene.data.dataroot import DataRoot
 from clip2scene.data.index import Camera, Frame, Index
 from clip2scene.errors import DataError, StorageError, one_line
 from clip2scene.progress import progress
@@ -42,7 +42,7 @@ _ABOUT = "about"
 _FRAMES_AT_A_TIME = 16
 """Stored frames checked at once: each is a download where the storage is an object store."""
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile)
-_Job = tuple[Path, Storage, Path, str, tuple[Camera, ...], dict[str, Any]]
+_Job = tuple[Path, Storage, DataRoot, str, tuple[Camera, ...], dict[str, Any]]
 _Done = tuple[str, str]
 """Frame id, and why the frame could not be written (empty if it was)."""
 _log = logging.getLogger(__name__)
@@ -148,9 +148,10 @@ def segment_images(
             storage.remove(manifest)
             total = sum(len(frame.cameras) for frame in pending.values())
             with progress("superpixels", total, unit="images") as advance:
-                root = index.root.resolve()
                 # Not the frame: pickling one takes the index's whole table along, 147 MB for nuScenes.
-                jobs = ((path, storage, root, frame_id, frame.cameras, how) for frame_id, frame in pending.items())
+                jobs = (
+                    (path, storage, index.root, frame_id, frame.cameras, how) for frame_id, frame in pending.items()
+                )
                 for frame_id, error in _run_all(jobs, num_workers):
                     if error:
                         raise DataError(error)
@@ -229,14 +230,14 @@ def _run_all(jobs: Iterable[_Job], num_workers: int) -> Iterator[_Done]:
 
 
 def _segment_frame(
-    path: Path, storage: Storage, root: Path, frame_id: str, cameras: tuple[Camera, ...], how: dict[str, Any]
+    path: Path, storage: Storage, root: DataRoot, frame_id: str, cameras: tuple[Camera, ...], how: dict[str, Any]
 ) -> _Done:
     """Segment and store one frame. Runs on a worker, and returns errors instead of raising them."""
     maps: dict[str, np.ndarray] = {}
     broken: dict[str, str] = {}
     for camera in cameras:
         try:
-            image_HW3 = read_image(resolve(root, camera.image_path), camera.width, camera.height)
+            image_HW3 = read_image(root.path_of(camera.image_path), camera.width, camera.height)
         except DataError as error:
             broken[camera.name] = str(error)
             continue

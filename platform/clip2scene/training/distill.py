@@ -26,8 +26,8 @@ class Distillation(Training):
     def __post_init__(self) -> None:
         if self.source.label_vocabulary is not None:
             raise ValueError("annotation-free training must not read labels")
-        if self.settings.method == "slidr" and self.source.superpixels is None:
-            raise ValueError("distill.method=slidr needs a source with superpixels")
+        has_superpixels = self.source.superpixels is not None
+        assert self.settings.method != "slidr" or has_superpixels, "slidr needs a source with superpixels"
 
     def build(self) -> nn.Module:
         """A student with the heads into the teacher's space that the loss trains: ``scr``, and ``stcr`` beside it."""

@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,7 +21,7 @@ import torch
 
 from clip2scene.config import AugmentSettings, DistillSettings
 from clip2scene.data.clouds import read_cloud, read_depths, read_labels
-from clip2scene.data.dataroot import resolve
+from clip2scene.data.dataroot import DataRoot
 from clip2scene.data.index import Frame, Sweep, sampled
 from clip2scene.data.vocabulary import Vocabulary
 from clip2scene.errors import ConfigError, DataError
@@ -76,7 +75,7 @@ class Sample:
 class SampleSource:
     """How keyframes are read; picklable, so that every worker reads its own."""
 
-    root: Path
+    root: DataRoot
     store: FeatureStore | None = None
     """Without a store there are no pairs."""
     num_sweeps: int = 1
@@ -98,7 +97,7 @@ class SampleSource:
         clouds, starts, pairs = [], [0], []
         depths = None if self.store is None else read_depths(self.root, frame)
         for number, (path, world_from_lidar) in enumerate(self._sweeps(frame, rng)):
-            cloud_NI = read_cloud(resolve(self.root, path))
+            cloud_NI = read_cloud(self.root.path_of(path))
             if number:  # the keyframe's are scored, and never in view
                 cloud_NI = without_ego_returns(cloud_NI, self.ego_half_edge_m)
             if self.store is not None:
@@ -193,7 +192,7 @@ class SampleSource:
             return torch.zeros(0, dtype=torch.uint8)
         if frame.label_path is None:
             raise DataError(f"frame {frame.frame_id}: has no label file, and labels are needed here")
-        labels_N = read_labels(resolve(self.root, frame.label_path), num_points, self.label_vocabulary)
+        labels_N = read_labels(self.root.path_of(frame.label_path), num_points, self.label_vocabulary)
         return torch.from_numpy(labels_N)
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clip2scene.data.clouds import read_cloud, read_depths, read_image, read_labels
-from clip2scene.data.dataroot import resolve
 from clip2scene.data.index import Frame, Index
 from clip2scene.data.vocabulary import Vocabulary
 from clip2scene.errors import DataError
@@ -30,7 +29,7 @@ def readable_images(index: Index, frame: Frame) -> dict[str, np.ndarray]:
     images = {}
     for camera in frame.cameras:
         try:
-            images[camera.name] = read_image(resolve(index.root, camera.image_path), camera.width, camera.height)
+            images[camera.name] = read_image(index.root.path_of(camera.image_path), camera.width, camera.height)
         except DataError as error:
             _log.warning("%s; it is left out of the figures", error)
     return images
@@ -58,9 +57,9 @@ def frame_figure(
     images = readable_images(index, frame) if images is None else images
     if not images:
         raise DataError(f"frame {frame.frame_id}: has no readable image to draw its points on")
-    cloud = read_cloud(resolve(index.root, frame.cloud_path))
+    cloud = read_cloud(index.root.path_of(frame.cloud_path))
     if labels_N is None and frame.label_path is not None:
-        labels_N = read_labels(resolve(index.root, frame.label_path), len(cloud), vocabulary)
+        labels_N = read_labels(index.root.path_of(frame.label_path), len(cloud), vocabulary)
     pairs = pair(cloud[:, :3], frame.world_from_lidar, frame.cameras, read_depths(index.root, frame))
     pixels, labels = {}, {}
     for position, camera in enumerate(frame.cameras):
