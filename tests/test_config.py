@@ -107,6 +107,22 @@ def test_an_invalid_base_is_one_sentence(tmp_path, base, sentence):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "distill: {epochs: 3}\nseed: 1\ndistill: {batch_size: 4}\n",
+            "the key 'distill' is given twice, again in line 3",
+        ),
+        ("distill:\n  epochs: 3\n  epochs: 4\n", "the key 'epochs' is given twice, again in line 3"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(tmp_path, text, sentence):
+    (tmp_path / "job.yaml").write_text(text + f"base: {JOBS / 'demo.yaml'}\n")
+    with pytest.raises(ConfigError, match=sentence):
+        load_job(tmp_path / "job.yaml")
+
+
 def test_models_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         load_job(JOBS / "demo.yaml").seed = 4

@@ -135,12 +135,13 @@ def test_labels_that_change_in_their_place_are_indexed_again(stages, streetworld
     assert index_file.stat().st_mtime_ns == written
 
 
-def test_a_partial_split_is_named_in_the_protocol(stages, capsys):
-    job = stages()
+def test_a_partial_split_is_named_in_the_protocol(stages, monkeypatch):
+    job, said = stages(), []
     pipeline = Pipeline(job.job, brief=True)
     log = BriefRunLog(Silent(), Silent(), pipeline.stages)
+    monkeypatch.setattr(log, "say", said.append)
     pipeline._index(log)
-    assert capsys.readouterr().err.count("are there") == 2
+    assert sum("are there" in sentence for sentence in said) == 2
     assert log.report["protocol"].startswith("train (2 of 700 scenes)->val (2 of 150 scenes);")
     vars(job)["index"] = job.index
     whole = job.job.dataset.model_copy(update={"kind": "streetworld"})
@@ -148,7 +149,7 @@ def test_a_partial_split_is_named_in_the_protocol(stages, capsys):
     assert job.missing == {}
 
 
-def test_scores_on_keyframes_that_are_trained_on_are_named(stages, capsys):
+def test_scores_on_keyframes_that_are_trained_on_are_named(stages):
     assert stages().trained_on is None
     assert stages("stage=distill", "dataset.eval_split=train").trained_on is None
     job = stages("dataset.eval_split=train")
@@ -158,6 +159,14 @@ def test_scores_on_keyframes_that_are_trained_on_are_named(stages, capsys):
     log = BriefRunLog(Silent(), Silent(), pipeline.stages)
     pipeline._index(log)
     assert f"({count} of {count} keyframes trained on);" in log.report["protocol"]
+
+
+def test_self_training_that_never_begins_is_named(stages):
+    never = "S3 never begins: distill.s3.start_epoch=3, distill.epochs=3"
+    assert stages("distill.s3.start_epoch=3", "distill.epochs=3").omissions[-1] == never
+    for other in ("distill.epochs=4", "distill.s3.probability=0", "distill.method=kl", "stage=extract"):
+        omissions = stages("distill.s3.start_epoch=3", "distill.epochs=3", other).omissions
+        assert not any("S3" in sentence for sentence in omissions)
 
 
 def test_linked_folders_are_a_setting_that_changes_no_features_and_no_student(stages, streetworld_root, tmp_path):

@@ -151,16 +151,22 @@ class Artifacts:
     @property
     def omissions(self) -> tuple[str, ...]:
         """One sentence per thing that the index has left out, that a split lacks on disk, or that teaches nothing, and
-        one if what is scored is not held out.
+        one each if what is scored is not held out, and if self-training never begins.
         """
+        distill = self.job.distill
+        never_switches = (
+            distill.method == "clip2scene" and distill.s3.probability > 0 and distill.s3.start_epoch >= distill.epochs
+        )
         total = len(self.train_frames)
         blind = total - len(self.distilled_frames)
+        never = f"S3 never begins: distill.s3.start_epoch={distill.s3.start_epoch}, distill.epochs={distill.epochs}"
         held_out = f"split {self.job.dataset.eval_split} is not held out: {self.trained_on} are also trained on"
         return (
             *self.index.left_out,
             *(f"split {name}: {part} are there" for name, part in self.missing.items()),
             *([f"{blind} of {total} training keyframes have no image to distil from"] if blind else []),
             *([held_out] if self.trained_on else []),
+            *([never] if never_switches and self.job.reaches("distill") and self.job.needs_teacher else []),
         )
 
     # --- teacher ---

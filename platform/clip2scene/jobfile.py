@@ -46,9 +46,9 @@ def kind_with_job(path: str | Path, job_path: str | Path | None) -> Kind:
     """As :func:`kind_of`, for a command that may have ``--job JOB``.
 
     Raises:
-        ConfigError: a search space without a job, or another file with one.
+        ConfigError: a search space without a job, another file with one, or the file cannot be read.
     """
-    kind = kind_of(path)
+    kind = _kind(_read(Path(path), "job" if job_path is None else "sweep"))
     if kind == "sweep" and job_path is None:
         raise ConfigError(f"{path}: a search space varies a job; give --job JOB")
     if kind != "sweep" and job_path is not None:
@@ -93,7 +93,7 @@ def read_values(path: str | Path, overrides: Sequence[str], kind: Kind) -> dict[
         if key.rpartition(".")[2] == BASE:
             raise ConfigError(f"override {override!r}: base can only be set in the file")
         try:
-            put(values, key, yaml.safe_load(text), f"override {override!r}")
+            put(values, key, _parsed(text), f"override {override!r}")
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
     return values
@@ -150,9 +150,26 @@ def put(values: dict[str, Any], key: str, value: Any, source: str) -> None:
     node[last] = copy.deepcopy(value)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice in a group, of which YAML would silently drop the first."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for at, key in enumerate(keys):
+            if any(key.value == before.value for before in keys[:at]):
+                problem = f"the key {key.value!r} is given twice, again in line {key.start_mark.line + 1}"
+                raise yaml.MarkedYAMLError(problem=problem)
+        return node
+
+
+def _parsed(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
 def _read(path: Path, kind: Kind) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the {_NAMES[kind]} file ({error.strerror})") from error
     except (yaml.YAMLError, ValueError) as error:

@@ -68,3 +68,31 @@ def test_a_scheduler_remembers_reports_after_a_kill(load, tmp_path):
     resumed = scheduler()
     assert tell(resumed, 2, 1, 0) == undisturbed[2::-1]
     assert tell(resumed, 3) == undisturbed[3:]
+
+
+def test_a_trial_that_was_stopped_reports_all_its_epochs_again_after_a_kill(load, tmp_path):
+    from ray.tune.schedulers import TrialScheduler
+
+    stop, go_on = TrialScheduler.STOP, TrialScheduler.CONTINUE
+    storage = SimpleNamespace(experiment_fs_path=str(tmp_path))
+    trials = [SimpleNamespace(trial_id=str(number), storage=storage) for number in range(2)]
+    objectives = {0: (0.5, 0.6, 0.7, 0.8), 1: (0.9, 0.5)}  # the second is worse at epoch 2, where it is first compared
+
+    def decisions():
+        asha = {"kind": "asha", "grace_epochs": 2, "reduction_factor": 2}
+        keys = {"distill.scr.tau": {"uniform": [0.1, 2.0]}}
+        made = scheduler_of(load(parameters=keys, num_trials=2, budget={"epochs": 4}, scheduler=asha))
+        made.set_search_properties("objective", "max")
+        for trial in trials:
+            made.on_trial_add(None, trial)
+        return [
+            [
+                made.on_trial_result(None, trials[number], {"epoch": epoch, "objective": objective})
+                for epoch, objective in enumerate(reported, start=1)
+            ]
+            for number, reported in objectives.items()
+        ]
+
+    first = decisions()
+    assert first == [[go_on, go_on, go_on, stop], [go_on, stop]]
+    assert decisions() == first

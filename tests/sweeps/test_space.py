@@ -169,6 +169,13 @@ def test_a_mistake_is_one_sentence(load, space, sentence):
         ("distill.contrast.max_pairs", [64, 128], {"method": "slidr"}, "distill.method=slidr"),
         ("distill.sweep_window_s", [0.1, 0.5], {"sweep_choice": "random"}, "distill.sweep_choice=random"),
         ("distill.sweep_window_s", [0.1, 0.5], {"num_sweeps": 1}, "distill.num_sweeps=1"),
+        (
+            "distill.s3.probability",
+            [0.1, 0.5],
+            {"s3": {"start_epoch": 12}},
+            "distill.s3.start_epoch=12 and .*epochs=12",
+        ),
+        ("distill.optimiser.momentum", [0.8, 0.9], {"optimiser": {"kind": "adamw"}}, "distill.optimiser.kind=adamw"),
     ],
 )
 def test_a_parameter_that_nothing_reads_is_refused(load, key, values, distill, reason):
@@ -190,3 +197,35 @@ def test_overrides_go_to_the_space_or_to_the_job(load):
     assert sweep.job_of(sweep.trials[0]).distill.batch_size == 8
     with pytest.raises(ConfigError, match="num_trails: unknown key"):
         load("num_trails=4", parameters={TAU: {"uniform": [0.1, 1.0]}})
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("job.distill.epochs=9", "job.distill.epochs: changes nothing, as budget.epochs of the space sets it"),
+        ("job.resources.num_workers=2", "as resources.num_workers of the space sets it for every trial"),
+        ("job.dataset.eval_split=val", "as the sweep itself sets it"),
+        ("job.stage=finetune", "as the sweep itself sets it"),
+        ("job.seed=4", "as the space's seeds sets it"),
+        (f"job.{TAU}=9", f"as parameters.{TAU} of the space sets it"),
+        ("job.distill.scr.weight=2", "as the space sets it"),
+        (f"job.{GRID}=2", "as the space sets it"),
+    ],
+)
+def test_a_setting_of_the_job_that_every_trial_overwrites_is_refused(load, override, sentence):
+    space = {
+        "parameters": {TAU: {"uniform": [0.1, 1.0]}},
+        "set": {"distill.scr.weight": 0.5},
+        "variants": {"fine": {GRID: 0.5}, "coarse": {GRID: 2.0}},
+        "seeds": [1, 2],
+        "budget": {"epochs": 5},
+    }
+    load(**space)
+    with pytest.raises(ConfigError, match=sentence):
+        load(override, **space)
+
+
+def test_a_setting_of_the_job_that_the_space_leaves_to_it_is_taken(load):
+    sweep = load("job.distill.epochs=9", "job.seed=4", f"job.{GRID}=2", parameters={TAU: {"uniform": [0.1, 1.0]}})
+    made = sweep.job_of(sweep.trials[0])
+    assert (made.distill.epochs, made.seed, made.distill.stcr.grid_size_m) == (9, 4, 2)

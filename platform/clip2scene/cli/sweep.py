@@ -17,7 +17,8 @@ def register(commands: Commands) -> None:
         "sweep",
         help="search settings of a job: many trials on one extraction",
         description="Search settings of a job: many trials on the same extracted features, compared in MLflow. A sweep "
-        "that was interrupted continues with --resume NAME, or with the same command.",
+        "that was interrupted continues with --resume NAME, or with the same command. The exit status is 1 if a trial "
+        "failed, or if none has a score.",
         example="clip2scene sweep search_spaces/temperatures.yaml --job jobs/streetworld.yaml",
     )
     sweep.add_argument("space", nargs="?", metavar="FILE", help="search space, such as search_spaces/temperatures.yaml")
@@ -68,7 +69,10 @@ def _sweep(options: argparse.Namespace) -> int:
     print(f"report: {report_command(sweep.space.sweep, storage, options.tracking_uri)}")
     if best.is_file():
         print(f"best:   {shlex.join(['clip2scene', 'run', str(best)])}")
-    return 0
+    failed = any(trial.state == "failed" for trial in record.trials)
+    # A sweep whose hours are over before any score has not failed.
+    nothing = record.best is None and not record.num_left
+    return 1 if failed or nothing else 0
 
 
 def _folder_of(name: str, storage: str | None) -> Path:

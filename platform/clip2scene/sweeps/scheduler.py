@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,8 @@ class _Asha(ASHAScheduler):
         super().__init__(**settings)
         self._file: Path | None = None
         self._reported: set[tuple[str, int]] = set()
-        self._stopped: set[str] = set()
+        self._stopped: dict[str, int] = {}
+        """The epoch at which each stopped trial was stopped."""
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if self._file is None:
@@ -36,7 +38,8 @@ class _Asha(ASHAScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         assert self._file is not None
         if (trial.trial_id, result["epoch"]) in self._reported:  # a restarted trial reports its history again
-            return TrialScheduler.STOP if trial.trial_id in self._stopped else TrialScheduler.CONTINUE
+            ends = result["epoch"] >= self._stopped.get(trial.trial_id, math.inf)
+            return TrialScheduler.STOP if ends else TrialScheduler.CONTINUE
         decision = self._decide(trial, result)
         line = {"trial": trial.trial_id, "epoch": result["epoch"], "objective": result["objective"]}
         with self._file.open("a", encoding="utf-8") as file:
@@ -57,7 +60,7 @@ class _Asha(ASHAScheduler):
         self._reported.add((trial.trial_id, result["epoch"]))
         decision: str = super().on_trial_result(None, trial, result)
         if decision == TrialScheduler.STOP:
-            self._stopped.add(trial.trial_id)
+            self._stopped.setdefault(trial.trial_id, result["epoch"])
         return decision
 
 

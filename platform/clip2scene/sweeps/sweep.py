@@ -19,6 +19,9 @@ from clip2scene.remote import is_remote
 from clip2scene.sweeps.space import TRAIN_SPLIT, VERIFY_SPLIT, Space, TrialResources
 from clip2scene.sweeps.unread import why_unread
 
+_FIXED = {"stage": "distill", "dataset.train_split": TRAIN_SPLIT, "dataset.eval_split": VERIFY_SPLIT}
+"""What every trial does, whatever its job says."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -94,6 +97,26 @@ class Sweep:
             for number, (variant, corner, draw, seed) in enumerate(configurations)
         )
 
+    def setter_of(self, key: str) -> str | None:
+        """What sets a setting of the job for every trial, whatever the job says; None if the job does."""
+        space = self.space
+        by_variants = set.intersection(*(set(changes) for changes in space.variants.values())) if space.variants else ()
+        if key in _FIXED:
+            return "the sweep itself"
+        if key in space.parameters:
+            return f"parameters.{key} of the space"
+        if key in by_variants or key in space.set_:
+            return "the space"
+        if key == "seed" and space.seeds:
+            return "the space's seeds"
+        if key == "distill.epochs" and space.budget.epochs:
+            return "budget.epochs of the space"
+        if key.startswith("resources.") and key.removeprefix("resources.") in TrialResources.model_fields:
+            # Without a word of the space, trials have the workers of a job on GPUs.
+            own = "resources" in space.model_fields_set or not self.job.resources.gpus_per_worker
+            return f"{key} of the space" if own else None
+        return None
+
     def job_of(self, trial: Trial, source: str = "trial") -> Job:
         """The job that a trial runs.
 
@@ -102,10 +125,8 @@ class Sweep:
         """
         space, values = self.space, copy.deepcopy(dict(self.job_values))
         changes: dict[str, Any] = {
-            "stage": "distill",
+            **_FIXED,
             "seed": trial.seed,
-            "dataset.train_split": TRAIN_SPLIT,
-            "dataset.eval_split": VERIFY_SPLIT,
             "distill.epochs": self.epochs,
             **{f"resources.{name}": value for name, value in space.resources.model_dump().items()},
         }
@@ -132,12 +153,16 @@ def load_sweep(space_path: str | Path, job_path: str | Path, overrides: Sequence
     if (kind := kind_of(job_path)) != "job":
         raise ConfigError(f"--job {job_path}: a {kind}, but a job is needed")
     of_space, of_job = split_overrides(overrides)
-    return combine(
+    sweep = combine(
         read_values(space_path, of_space, "sweep"),
         read_values(job_path, of_job, "job"),
         str(space_path),
         str(job_path),
     )
+    for key in (override.partition("=")[0] for override in of_job):
+        if setter := sweep.setter_of(key):
+            raise ConfigError(f"job.{key}: changes nothing, as {setter} sets it for every trial")
+    return sweep
 
 
 def combine(space: dict[str, Any], job: dict[str, Any], space_source: str, job_source: str) -> Sweep:

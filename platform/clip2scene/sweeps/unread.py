@@ -42,6 +42,12 @@ def why_unread(key: str, settings: DistillSettings) -> str | None:
     reasons = {
         "scr.weight=0": ours and scr.weight == 0 and (_below(key, ["s3"]) or key in ("scr.tau", "scr.form")),
         "scr.form=cross_entropy": ours and scr.form == "cross_entropy" and key == "scr.tau",
+        f"s3.start_epoch={settings.s3.start_epoch} and distill.epochs={settings.epochs}": (
+            ours and settings.s3.start_epoch >= settings.epochs and _below(key, ["s3"])
+        ),
+        "optimiser.kind=adamw": (
+            settings.optimiser.kind == "adamw" and key in ("optimiser.momentum", "optimiser.dampening")
+        ),
         "s3.probability=0": ours and settings.s3.probability == 0 and _below(key, ["s3"]) and key != "s3.probability",
         "stcr.weight=0": ours and stcr.weight == 0 and _below(key, ["stcr"]) and key != "stcr.weight",
         "stcr.grid=voxel": ours and stcr.grid == "voxel" and key == "stcr.grid_size_m",

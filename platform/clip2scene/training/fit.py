@@ -135,8 +135,9 @@ class Training(ABC):
         worker.emit("step", step)
         metrics = totals.mean(worker)
         if not math.isfinite(metrics["loss"]):
+            shown = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
             raise DivergedError(
-                f"the loss is not finite after epoch {epoch + 1}: {metrics}; lower the learning rate"
+                f"the loss is not finite after epoch {epoch + 1} ({shown}); lower the learning rate"
                 + (" or train with precision=fp32" if self.settings.precision == "fp16" else "")
             )
         seconds = time.perf_counter() - started
