@@ -135,13 +135,14 @@ def test_labels_that_change_in_their_place_are_indexed_again(stages, streetworld
     assert index_file.stat().st_mtime_ns == written
 
 
-def test_a_partial_split_is_named_in_the_protocol(stages, monkeypatch):
-    job, said = stages(), []
+def test_a_partial_split_is_said_and_named_in_the_protocol(stages, monkeypatch):
+    job = stages()
     pipeline = Pipeline(job.job, brief=True)
     log = BriefRunLog(Silent(), Silent(), pipeline.stages)
+    said: list[str] = []
     monkeypatch.setattr(log, "say", said.append)
     pipeline._index(log)
-    assert sum("are there" in sentence for sentence in said) == 2
+    assert [sentence.endswith("are there") for sentence in said] == [True, True]
     assert log.report["protocol"].startswith("train (2 of 700 scenes)->val (2 of 150 scenes);")
     vars(job)["index"] = job.index
     whole = job.job.dataset.model_copy(update={"kind": "streetworld"})
