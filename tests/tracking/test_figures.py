@@ -133,7 +133,7 @@ def test_a_keyframe_is_drawn_on_the_images_that_can_be_read(world, caplog):
 
 
 def test_an_evaluation_goes_on_without_images_to_show(world, tmp_path):
-    words = ["dataset.kind=nuscenes", f"dataset.root={world.root}", f"dataset.version={world.version}"]
+    words = ["dataset.kind=nuscenes", f"dataset.root={world.root.path}", f"dataset.version={world.version}"]
     stages, logged = Stages(load_job(DEMO, [*words, f"storage={tmp_path / 'storage'}"])), []
     frame = stages.eval_frames[0]
     labels_N = np.zeros((world.root.path / frame.cloud_path).stat().st_size // 20, np.uint8)
