@@ -18,7 +18,7 @@ from clip2scene.cluster.plan_data import count_data
 from clip2scene.errors import ConfigError, DataError
 from clip2scene.jobfile import load_job
 from clip2scene.pipeline import Pipeline
-from clip2scene.run_log import BriefRunLog, RunLog
+from clip2scene.run_log import BriefRunLog
 from clip2scene.stages import Stages
 from clip2scene.student.checkpoint import save_checkpoint
 from clip2scene.student.network import Student
@@ -135,13 +135,14 @@ def test_labels_that_change_in_their_place_are_indexed_again(stages, streetworld
     assert index_file.stat().st_mtime_ns == written
 
 
-def test_a_partial_split_is_named_in_the_protocol(stages, capsys, monkeypatch):
-    monkeypatch.setattr(BriefRunLog, "say", RunLog.say)  # a table's jobs say nothing, a single one does
+def test_a_partial_split_is_said_and_named_in_the_protocol(stages, monkeypatch):
     job = stages()
     pipeline = Pipeline(job.job, brief=True)
     log = BriefRunLog(Silent(), Silent(), pipeline.stages)
+    said: list[str] = []
+    monkeypatch.setattr(log, "say", said.append)
     pipeline._index(log)
-    assert capsys.readouterr().err.count("are there") == 2
+    assert [sentence.endswith("are there") for sentence in said] == [True, True]
     assert log.report["protocol"].startswith("train (2 of 700 scenes)->val (2 of 150 scenes);")
     vars(job)["index"] = job.index
     whole = job.job.dataset.model_copy(update={"kind": "streetworld"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,11 @@ from clip2scene.training.samples import SampleSource
 STUDENT = StudentSettings(voxel_size_m=1.0, channels=(8, 8, 16))
 CONTRAST = ContrastSettings(max_pairs=256, superpixels_per_image=20)
 ADAMW = OptimiserSettings(kind="adamw", learning_rate=5e-3)
+
+
+def truncate(path: Path) -> None:
+    """Cut off half of a file, as a crash of its machine may."""
+    os.truncate(path, path.stat().st_size // 2)
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,7 @@ class Artifacts:
         """Make what is missing of everything that :attr:`inputs_digest` covers."""
         done = self.extract()
         if self.job.distill.method == "slidr":
-            self.superpixels()
+            self.make_superpixels()
         return done
 
     @property
@@ -243,7 +243,7 @@ class Artifacts:
         key = superpixel_digest(self.index.digests.images, self.job.distill.contrast, *size)
         return self.storage.path("superpixels", key)
 
-    def superpixels(self) -> SuperpixelStore:
+    def make_superpixels(self) -> SuperpixelStore:
         """Segment the training images that are not segmented yet; SLidR needs them."""
         teacher = self.job.teacher
         segment_images(

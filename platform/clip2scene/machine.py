@@ -12,6 +12,8 @@ from pathlib import Path
 from clip2scene.config import ExtractSettings, WorkerSettings
 from clip2scene.errors import ConfigError
 
+HOST = "127.0.0.1"
+"""Where servers for this machine alone listen."""
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """torch's own switch, read when the first tensor of megabytes is made: Linux then gives it 2 MiB pages, not 4 KiB."""
 CPUS_PER_WORKER = 1

@@ -19,7 +19,7 @@ from clip2scene.progress import say
 from clip2scene.stages import Stages, Trained
 from clip2scene.tracking.figures import charts, labels
 from clip2scene.tracking.figures.keyframe import frame_figure, readable_images
-from clip2scene.tracking.run import Run
+from clip2scene.tracking.run import Run, params_of
 from clip2scene.tracking.tracker import Tracker
 from clip2scene.training.evaluate import Scores, example_frame
 from clip2scene.training.fit import Metrics
@@ -47,7 +47,7 @@ class RunLog:
     def stage(self, name: str, group: str | None = None) -> Iterator[Run]:
         """The run of a stage, for the length of a block; ``group`` is what stages of one kind have in common."""
         tags = {"stage": group or name, **self._tags}
-        params = _params(self._stages.job, group or name)
+        params = params_of(self._stages.job, group or name)
         with self._tracker.run(name, parent=self.run, tags=tags, params=params) as run:
             started = time.perf_counter()
             yield run
@@ -217,20 +217,6 @@ def comparable(job: Job, prompts_digest: str, missing: Mapping[str, str] = Mappi
         for name in (job.dataset.train_split, job.dataset.eval_split)
     )
     return {"protocol": f"{'->'.join(splits)};{job.finetune.protocol}", "vocabulary": prompts_digest}
-
-
-def _params(job: Job, stage: str) -> dict[str, Any]:
-    """The groups of settings that a stage depends on, so that runs of a stage compare side by side."""
-    groups = {
-        "streetworld": ("dataset",),
-        "index": ("dataset",),
-        "extract": ("dataset", "teacher", "extract"),
-        "distill": ("dataset", "teacher", "prompts", "student", "distill", "resources"),
-        "evaluate": ("dataset", "prompts", "student", "distill"),
-        "finetune": ("dataset", "student", "finetune", "resources"),
-    }
-    settings = job.model_dump(mode="json", by_alias=True)
-    return {"seed": job.seed} | {group: settings[group] for group in groups[stage]}
 
 
 def _grouped(name: str) -> str:

@@ -123,7 +123,7 @@ class Stages(Artifacts):
                 job.distill.sweep_window_s,
                 job.distill.sweep_choice,
                 job.distill.merge_sweeps,
-                self.superpixels() if job.distill.method == "slidr" else None,
+                self.make_superpixels() if job.distill.method == "slidr" else None,
                 ego_half_edge_m(job.dataset.kind),
             ),
             resources=job.resources,

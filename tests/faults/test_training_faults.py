@@ -7,13 +7,11 @@ workers have one thread each, and a sum over two ranks has one order.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -23,6 +21,7 @@ from clip2scene.config import ResourceSettings
 from clip2scene.training.fit import fit
 from clip2scene.training.launch import worker_group
 from commands import tell_recovery, wait_until
+from tiny_training import truncate
 
 pytestmark = pytest.mark.long
 
@@ -116,10 +115,6 @@ def test_killed_while_it_writes_a_checkpoint(tiny, tmp_path, undisturbed):
     assert speeds(again)[:2] == [row["frames_per_second"] for row in history]
     assert not list((tmp_path / "run").glob(".checkpoint.*"))
     assert len(checkpoints(tmp_path)) == 2
-
-
-def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
 
 
 def stop_after(epochs):

@@ -84,7 +84,7 @@ def test_border_is_excluded_on_every_side_and_on_the_limit() -> None:
     assert project(points, np.eye(4), camera, border_px=0)[0].sum() == 10
 
 
-def test_depth_limit_and_points_behind_thesmall_camera() -> None:
+def test_depth_limit_and_points_behind_the_camera() -> None:
     points = np.array([[0, 0, 1.0], [0, 0, 1.0001], [0, 0, 0], [0, 0, -4], [np.nan, 0, 4]])
     visible, pixels, depth = project(points, np.eye(4), small_camera())
     np.testing.assert_array_equal(visible, [False, True, False, False, False])

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from clip2scene.training.checkpoints import SEAL, newest_intact, seal
 from clip2scene.training.launch import Worker
-
-
-def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
+from tiny_training import truncate
 
 
 @pytest.mark.parametrize("name", ["weights", "state", SEAL])

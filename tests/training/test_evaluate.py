@@ -16,13 +16,7 @@ from clip2scene.student.network import Student
 from clip2scene.teacher.clip import load_teacher
 from clip2scene.teacher.prompts import text_embeddings
 from clip2scene.training.evaluate import answered, evaluate
-from clip2scene.training.methods import (
-    UNSEEN,
-    ConstantMethod,
-    EnsembleMethod,
-    PointClipMethod,
-    StudentMethod,
-)
+from clip2scene.training.methods import UNSEEN, ConstantMethod, EnsembleMethod, PointClipMethod, StudentMethod
 from clip2scene.training.samples import SampleSource
 
 HERE = ResourceSettings(num_workers=0)

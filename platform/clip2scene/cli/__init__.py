@@ -16,6 +16,7 @@ from clip2scene.cli import cluster, data, plan, results, run, settings, sweep
 from clip2scene.cli.options import Commands
 from clip2scene.config import Job
 from clip2scene.errors import Clip2sceneError
+from clip2scene.machine import HOST
 
 _EXAMPLES = """\
 examples:
@@ -26,7 +27,7 @@ examples:
 `clip2scene COMMAND --help` explains a command."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
-_LOOPBACK = ("127.0.0.1", "localhost")
+_LOOPBACK = (HOST, "localhost")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,10 +10,11 @@ from typing import Any
 
 from clip2scene.cli.options import Commands, add_dashboard, add_submission, folder_to_write
 from clip2scene.cli.session import TRACKING_URI
+from clip2scene.cluster.jobs import API_ADDRESS, DASHBOARD_PORT, DEFAULT_ADDRESS, RAY_ADDRESS
 from clip2scene.errors import ConfigError
+from clip2scene.tracking.server import DEFAULT_PORT
 
-_DASHBOARD_PORT, _TRACKING_PORT = 8265, 5000
-_DASHBOARD = "Ray's dashboard (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, else http://127.0.0.1:8265)"
+_DASHBOARD = f"Ray's dashboard (default: {API_ADDRESS}, {RAY_ADDRESS}, else {DEFAULT_ADDRESS})"
 
 
 def register(commands: Commands) -> None:
@@ -40,10 +41,10 @@ def register(commands: Commands) -> None:
         help="folder for runs and secrets (default: %(default)s)",
     )
     up.add_argument(
-        "--port", metavar="N", type=int, default=_DASHBOARD_PORT, help="port of Ray's dashboard (default: %(default)s)"
+        "--port", metavar="N", type=int, default=DASHBOARD_PORT, help="port of Ray's dashboard (default: %(default)s)"
     )
     up.add_argument(
-        "--tracking-port", metavar="N", type=int, default=_TRACKING_PORT, help="port of MLflow (default: %(default)s)"
+        "--tracking-port", metavar="N", type=int, default=DEFAULT_PORT, help="port of MLflow (default: %(default)s)"
     )
     up.set_defaults(verb=_up)
 

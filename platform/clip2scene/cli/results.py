@@ -12,7 +12,7 @@ from pathlib import Path
 from clip2scene.cli.options import Commands, file_to_write
 from clip2scene.cli.session import TRACKING_URI
 from clip2scene.errors import ConfigError
-from clip2scene.tracking.server import UI_PORT
+from clip2scene.tracking.server import DEFAULT_PORT
 
 
 def register(commands: Commands) -> None:
@@ -24,7 +24,9 @@ def register(commands: Commands) -> None:
         example="clip2scene ui --storage demo-output",
     )
     ui.add_argument("--storage", metavar="FOLDER", required=True, help="a job's storage: a folder, or s3://BUCKET/...")
-    ui.add_argument("--port", metavar="N", type=int, default=UI_PORT, help="port to serve on (default: %(default)s)")
+    ui.add_argument(
+        "--port", metavar="N", type=int, default=DEFAULT_PORT, help="port to serve on (default: %(default)s)"
+    )
     ui.set_defaults(verb=_ui)
 
     report = commands.add_parser(

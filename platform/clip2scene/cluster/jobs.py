@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 
 from clip2scene.cluster.auth import token_wanted, use_token
 from clip2scene.errors import ClusterError, ConfigError, one_line
+from clip2scene.machine import HOST
 
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+DASHBOARD_PORT = 8265
+DEFAULT_ADDRESS = f"http://{HOST}:{DASHBOARD_PORT}"
 API_ADDRESS, RAY_ADDRESS = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
 DETACHED = 130
 """Exit status of a command that stops following a job while the job goes on."""

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-HOST = "127.0.0.1"
+from clip2scene.machine import HOST
+
 ONLY_THIS_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Ray's switch for laptops with firewalls: a node's address is 127.0.0.1, and Ray's servers listen only there. Without
 it they listen on every interface, whatever address they are given."""

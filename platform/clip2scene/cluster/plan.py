@@ -58,17 +58,16 @@ def plan(
     """
     kind = kind_with_job(path, job_path)
     planner = Planner(machine, rates, num_frames)
-    words = list(overrides)
     if job_path is not None:
-        values = read_values(job_path, split_overrides(words)[1], "job")
-        return plan_sweep(load_sweep(path, job_path, [*words, *_no_root(values, "job.")]), planner)
+        values = read_values(job_path, split_overrides(overrides)[1], "job")
+        return plan_sweep(load_sweep(path, job_path, [*overrides, *_no_root(values, "job.")]), planner)
     if kind == "table":
-        values = read_values(path, words, "table")
+        values = read_values(path, overrides, "table")
         jobs, dataset = values.get("jobs"), values.get("dataset")
         base = jobs.get(dataset) if isinstance(jobs, dict) and isinstance(dataset, str) else None
-        table = load_table(path, [*words, *_no_root(base, f"jobs.{dataset}.")])
+        table = load_table(path, [*overrides, *_no_root(base, f"jobs.{dataset}.")])
         return plan_jobs(list(jobs_of(expand(table, path)).values()), table.table, planner)
-    job = load_job(path, [*words, *_no_root(read_values(path, words, "job"))])
+    job = load_job(path, [*overrides, *_no_root(read_values(path, overrides, "job"))])
     return plan_jobs([job], job.name, planner)
 
 

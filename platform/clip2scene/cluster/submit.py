@@ -81,25 +81,25 @@ def read_submission(path: str, overrides: Sequence[str] = (), job_path: str | No
     from clip2scene.sweeps.sweep import load_sweep
     from clip2scene.tables.spec import expand, jobs_of, load_table
 
-    words = tuple(overrides)
+    overrides = tuple(overrides)
     settings: Any
     kind = kind_with_job(path, job_path)
     if job_path is not None:
-        sweep = load_sweep(path, job_path, words)
+        sweep = load_sweep(path, job_path, overrides)
         space = sweep.space.model_dump(mode="json", by_alias=True)
         jobs = tuple(sweep.job_of(trial) for trial in sweep.trials)
         settings = [space, sweep.job.model_dump(mode="json", by_alias=True)]
         files = (Path(path), Path(job_path))
-        return Submission("sweep", files, words, sweep.space.sweep, settings, jobs, ("job.", "job."))
+        return Submission("sweep", files, overrides, sweep.space.sweep, settings, jobs, ("job.", "job."))
     if kind == "table":
-        table = load_table(path, words)
+        table = load_table(path, overrides)
         jobs = tuple(jobs_of(expand(table, path)).values())
         prefixes = ("", f"jobs.{table.dataset}.")
         settings = table.model_dump(mode="json", by_alias=True)
-        return Submission("run", (Path(path),), words, table.table, settings, jobs, prefixes)
-    job = load_job(path, words)
+        return Submission("run", (Path(path),), overrides, table.table, settings, jobs, prefixes)
+    job = load_job(path, overrides)
     settings = job.model_dump(mode="json", by_alias=True)
-    return Submission("run", (Path(path),), words, job.name, settings, (job,), ("", ""))
+    return Submission("run", (Path(path),), overrides, job.name, settings, (job,), ("", ""))
 
 
 def variables(words: Sequence[str]) -> dict[str, str]:

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from clip2scene.config import Settings
 from clip2scene.data.vocabulary import vocabulary
-from clip2scene.errors import Clip2sceneError, ConfigError
+from clip2scene.errors import Clip2sceneError, ConfigError, one_line
 from clip2scene.jobfile import parse
 from clip2scene.paths import from_home
 from clip2scene.progress import Advance, progress, uncounted
@@ -94,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         total = len(settings.world_seeds) * settings.scenes_per_world + settings.steps
         with progress("streetworld clip", total) as advance:
             train(settings, output, advance)
-    except Clip2sceneError as error:
-        print(f"clip_training: {error}", file=sys.stderr)
+    except (Clip2sceneError, OSError) as error:
+        print(f"clip_training: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("clip_training: interrupted; nothing was written", file=sys.stderr)

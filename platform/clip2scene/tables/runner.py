@@ -22,14 +22,7 @@ from clip2scene.storage import Storage, locked
 from clip2scene.tables.spec import Cell, Table, expand
 from clip2scene.tracking.run import Run
 from clip2scene.tracking.table.keep import keep_table
-from clip2scene.tracking.table.record import (
-    FORMAT,
-    TableRecord,
-    finished_jobs,
-    metrics_of,
-    read_table_run,
-    table_run,
-)
+from clip2scene.tracking.table.record import FORMAT, TableRecord, finished_jobs, metrics_of, read_table_run, table_run
 from clip2scene.tracking.tracker import Tracker
 
 

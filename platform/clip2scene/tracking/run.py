@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip2scene.config import Job
 from clip2scene.errors import ConfigError
 from clip2scene.tracking.outbox import send
 
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 
 MAX_PARAM_CHARACTERS = 6000
 PATIENCE_S = 60.0
+_GROUPS = {
+    "streetworld": ("dataset",),
+    "index": ("dataset",),
+    "extract": ("dataset", "teacher", "extract"),
+    "distill": ("dataset", "teacher", "prompts", "student", "distill", "resources"),
+    "evaluate": ("dataset", "prompts", "student", "distill"),
+    "finetune": ("dataset", "student", "finetune", "resources"),
+}
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,12 @@ class Run:
 
     def _send(self, call: dict[str, Any]) -> None:
         send(self.uri, client_of(self.uri), self.run_id, call, self.outbox, self.patience_s)
+
+
+def params_of(job: Job, stage: str) -> dict[str, Any]:
+    """The seed and the groups of settings that a stage depends on, so that its runs compare side by side."""
+    settings = job.model_dump(mode="json", by_alias=True)
+    return {"seed": job.seed} | {group: settings[group] for group in _GROUPS[stage]}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

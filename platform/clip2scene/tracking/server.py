@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip2scene.errors import ConfigError, TrackingError
+from clip2scene.machine import HOST
 from clip2scene.progress import console
 from clip2scene.storage import locked
 from clip2scene.tracking.watchdog import watched
 
-HOST = "127.0.0.1"
-UI_PORT = 5000
-UI_PAGES = f"http://{HOST}:{UI_PORT}"
+DEFAULT_PORT = 5000
+UI_PAGES = f"http://{HOST}:{DEFAULT_PORT}"
 """Where ``clip2scene ui`` shows runs after the embedded server that kept them has ended."""
 START_TIMEOUT_S = 300.0
 _LOG = "server.log"
@@ -95,7 +95,7 @@ def _running(
         _stop(process)
 
 
-def serve_ui(folder: str | Path, port: int = UI_PORT) -> None:
+def serve_ui(folder: str | Path, port: int = DEFAULT_PORT) -> None:
     """Serve the runs kept in ``folder`` until Ctrl-C (or SIGTERM); ``clip2scene ui``.
 
     Raises:

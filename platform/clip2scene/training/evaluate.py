@@ -21,11 +21,7 @@ from clip2scene.config import ResourceSettings
 from clip2scene.data.index import Frame
 from clip2scene.errors import TrainingError
 from clip2scene.training.launch import Worker, launch
-from clip2scene.training.methods import (
-    UNSEEN,
-    Method,
-    seen,
-)
+from clip2scene.training.methods import UNSEEN, Method, seen
 from clip2scene.training.metrics import confusion
 from clip2scene.training.samples import Sample, SampleSource
 

@@ -14,7 +14,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from clip2scene.data.vocabulary import Vocabulary
-from clip2scene.tracking.figures.style import BLUE, GREY, GRID, INK, ORANGE, legend, new_figure, quiet, readable
+from clip2scene.tracking.figures.style import (
+    BLUE,
+    GREY,
+    GRID,
+    INK,
+    ORANGE,
+    WIDE_IN,
+    legend,
+    new_figure,
+    quiet,
+    readable,
+)
 
 _LINES = (BLUE, ORANGE, "#2e8b57", "#a23b72", "#6b6f76", "#00a3a3")
 
@@ -103,7 +114,7 @@ def class_bars(iou_by_method: Mapping[str, Mapping[str, float | None]], title: s
     classes = list(dict.fromkeys(name for scores in iou_by_method.values() for name in scores))
     methods = list(iou_by_method)
     width = 0.84 / max(len(methods), 1)
-    figure = new_figure(15.0, 5.8, title)
+    figure = new_figure(WIDE_IN, 5.8, title)
     axes = figure.subplots()
     absent = set(classes)
     for place, (colour, method) in enumerate(zip(_LINES * len(methods), methods, strict=False)):

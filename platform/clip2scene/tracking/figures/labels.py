@@ -27,6 +27,8 @@ from clip2scene.tracking.figures.style import (
     GREY,
     INK,
     MISSING,
+    RADIUS_M,
+    WIDE_IN,
     WRONG,
     legend,
     new_figure,
@@ -34,8 +36,6 @@ from clip2scene.tracking.figures.style import (
 )
 
 _CAMERA_ORDER = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
-_RADIUS_M = 35.0
-"""Half the side of the square that is drawn from above."""
 
 
 def frame_overview(
@@ -57,8 +57,8 @@ def frame_overview(
     columns = min(3, max(len(names), 1))
     rows = math.ceil(len(names) / columns)
     ratio = max((image.shape[0] / image.shape[1] for image in images.values()), default=0.5)
-    panel_in = 15.0 / columns
-    figure = new_figure(15.0, rows * (panel_in * ratio + 0.35) + 1.0)
+    panel_in = WIDE_IN / columns
+    figure = new_figure(WIDE_IN, rows * (panel_in * ratio + 0.35) + 1.0)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, name in zip(grid.flat, names, strict=False):
         labels_P = None if labels is None else labels[name]
@@ -87,7 +87,7 @@ def birds_eye(
         truth_N: True labels; points with 0 are not scored and appear in no error map.
         vocabulary: classes and colours.
     """
-    near_N = (np.abs(points_N3[:, :2]) <= _RADIUS_M).all(axis=1)
+    near_N = (np.abs(points_N3[:, :2]) <= RADIUS_M).all(axis=1)
     points_M3 = points_N3[near_N]
     order_M = np.argsort(points_M3[:, 2], kind="stable")  # points higher up cover those below
     xy_M2 = points_M3[order_M, :2]
@@ -100,13 +100,13 @@ def birds_eye(
     grid = figure.subplots(2, columns, squeeze=False)
     truth_M = visible(truth_N)
     scored_M = truth_M != IGNORE
-    draw_top_view(grid[0, 0], xy_M2, colours(truth_M, vocabulary), ~scored_M, _RADIUS_M, "ground truth")
+    draw_top_view(grid[0, 0], xy_M2, colours(truth_M, vocabulary), ~scored_M, RADIUS_M, "ground truth")
     occurring = [truth_M]
     for axes, below, (name, labels_N) in zip(grid[0, 1:], grid[1, 1:], panels.items(), strict=True):
         labels_M = visible(labels_N)
         occurring.append(labels_M)
-        draw_top_view(axes, xy_M2, colours(labels_M, vocabulary), labels_M == IGNORE, _RADIUS_M, name)
-        draw_errors(below, xy_M2, truth_M, labels_M, _RADIUS_M, f"errors of {name}")
+        draw_top_view(axes, xy_M2, colours(labels_M, vocabulary), labels_M == IGNORE, RADIUS_M, name)
+        draw_errors(below, xy_M2, truth_M, labels_M, RADIUS_M, f"errors of {name}")
     corner = grid[1, 0]
     corner.set_axis_off()
     style: dict[str, Any] = {"title_fontsize": 12, "handletextpad": 0.1}

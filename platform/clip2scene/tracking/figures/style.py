@@ -9,6 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
 DPI = 110
+WIDE_IN = 15.0
+"""Width of a figure of several panels."""
+RADIUS_M = 35.0
+"""Half the side of the largest square that is drawn from above."""
 INK = "#2b2f36"
 FRAME = "#c4c8ce"
 GREY = "#808080"

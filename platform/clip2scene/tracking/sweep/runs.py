@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, get_args
+from typing import get_args
 
 from clip2scene.config import Job, Score
 from clip2scene.tracking.records import find, parent_run
-from clip2scene.tracking.run import Run
+from clip2scene.tracking.run import Run, params_of
 from clip2scene.tracking.tracker import Tracker
 
 FORMAT = "clip2scene-sweep-1"
@@ -56,7 +56,7 @@ class TrialRun:
         tags = {**identity, "seed": str(job.seed), "state": "running"} | ({"variant": variant} if variant else {})
         self._tracker = tracker
         self.run = tracker.open_run(f"trial {number:02d}", parent, known, tags)
-        self.run.log_params(_compared(job))
+        self.run.log_params(params_of(job, "distill"))
 
     def _continued(self, tracker: Tracker, run_id: str) -> tuple[bool, bool]:
         """Whether an earlier attempt kept metrics of an end, and a reason.
@@ -110,10 +110,3 @@ class TrialRun:
 
 def _identity(name: str, sweep_id: str) -> dict[str, str]:
     return {"stage": "sweep", "sweep": name, "sweep_id": sweep_id}
-
-
-def _compared(job: Job) -> dict[str, Any]:
-    """The settings in which trials can differ."""
-    settings = job.model_dump(mode="json", by_alias=True)
-    groups = ("dataset", "teacher", "prompts", "student", "distill", "resources")
-    return {"seed": job.seed} | {group: settings[group] for group in groups}

@@ -25,6 +25,7 @@ from clip2scene.tracking.figures.style import (
     INK,
     MISSING,
     ORANGE,
+    RADIUS_M,
     WRONG,
     legend,
     new_figure,
@@ -32,8 +33,8 @@ from clip2scene.tracking.figures.style import (
     readable,
 )
 
-_HEIGHT_QUANTILES = (0.02, 0.98)
-"""Quantiles of the heights at the ends of the input's colour scale."""
+_QUANTILES = (0.02, 0.98)
+"""Of coordinates: where a scan ends for its middle, its size and the colours of its heights, outliers aside."""
 
 
 def scene_row(
@@ -49,13 +50,13 @@ def scene_row(
         title: title of the figure.
     """
     xyz_N3 = points_N3[:, :3].astype(np.float64)
-    low, high = np.quantile(xyz_N3[:, :2], 0.02, axis=0), np.quantile(xyz_N3[:, :2], 0.98, axis=0)
+    low, high = np.quantile(xyz_N3[:, :2], _QUANTILES, axis=0)
     room = not ((low < 0) & (high > 0)).all() or np.abs(xyz_N3[:, :2]).max() < 15
     if room:
         xyz_N3 = xyz_N3 - [*(low + high) / 2, 0.0]
         radius_m = float((high - low).max() / 2 * 1.08)
     else:
-        radius_m = float(np.clip(np.quantile(np.abs(xyz_N3[:, :2]).max(axis=1), 0.95), 5.0, 35.0))
+        radius_m = float(np.clip(np.quantile(np.abs(xyz_N3[:, :2]).max(axis=1), 0.95), 5.0, RADIUS_M))
     near_N = (np.abs(xyz_N3[:, :2]) <= radius_m).all(axis=1)
     order_M = np.argsort(xyz_N3[near_N, 2], kind="stable")  # points higher up cover those below
 
@@ -66,7 +67,7 @@ def scene_row(
     scored_M = truth_M != IGNORE
     figure = new_figure(14.0, 4.75, title, 13)
     panels = figure.subplots(1, 4)
-    bottom, top = np.quantile(xyz_M3[:, 2], _HEIGHT_QUANTILES)
+    bottom, top = np.quantile(xyz_M3[:, 2], _QUANTILES)
     heights_M = np.clip((xyz_M3[:, 2] - bottom) / max(top - bottom, 1e-6), 0, 1)
     nothing_M = np.zeros(len(xyz_M3), dtype=bool)
     colours_M3 = matplotlib.colormaps["viridis"](0.92 * heights_M)[:, :3]
