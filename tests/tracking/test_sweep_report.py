@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import yaml
-from synthetic_sweeps import JOB, LAMBDA, TAU, interval, listed, write_sweep
+from synthetic_sweeps import JOB, LAMBDA, TAU, interval, listed, read_sweep, write_sweep
 
 from clip2scene.config import Job
 from clip2scene.errors import ConfigError, TrackingError
@@ -23,7 +23,7 @@ from clip2scene.tracking.sweep.figures import importances, sweep_figures
 from clip2scene.tracking.sweep.keep import keep_sweep
 from clip2scene.tracking.sweep.names import short_names
 from clip2scene.tracking.sweep.page import sweep_html
-from clip2scene.tracking.sweep.record import read_sweep, read_sweep_run
+from clip2scene.tracking.sweep.record import read_sweep_run
 from clip2scene.tracking.sweep.runs import TrialRun, sweep_run
 from clip2scene.tracking.sweep.text import compare_url, sweep_text
 from clip2scene.tracking.tracker import connect

@@ -13,7 +13,7 @@ import pytest
 
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.errors import ConfigError
-from clip2scene.tracking.records import mean_and_deviation
+from clip2scene.tracking.records import find_named, mean_and_deviation
 from clip2scene.tracking.table.figures import class_panels, scene_row
 from clip2scene.tracking.table.page import table_figures, table_html
 from clip2scene.tracking.table.record import (
@@ -22,7 +22,6 @@ from clip2scene.tracking.table.record import (
     difference,
     direction,
     finished_jobs,
-    read_table,
     read_table_run,
     table_run,
 )
@@ -83,7 +82,7 @@ def record(uri, tmp_path_factory):
             "failures": failures,
         }
         parent.log_dict(about, "table.json")
-    return read_table(uri, "demo")
+    return read_table_run(uri, parent.run_id)
 
 
 def test_scores_are_read_back_from_the_runs(record):
@@ -181,7 +180,8 @@ def test_figures_of_a_table(record):
 
 def test_a_table_can_be_read_by_its_run(record, uri):
     assert read_table_run(f"{uri}/", record.run_id) == record
-    assert read_table(uri, "demo-streetworld").run_id == record.run_id
+    for name in ("demo", "demo-streetworld"):
+        assert [run.info.run_id for run in find_named(uri, name)] == [record.run_id]
 
 
 def test_the_same_table_goes_on_in_its_run_and_closes_what_was_left_open(record, uri):

@@ -6,6 +6,7 @@ import functools
 import getpass
 import socket
 import subprocess
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 REVISION = "REVISION"
 """File in the package that says its revision where there is no checkout to ask: in an image, and on a cluster."""
 HOST_TAG, _PID_TAG, _STARTED_TAG = "process.host", "process.pid", "process.started"
+OPENED_TAG = "process.opened"
+"""When a process last opened the run (seconds since 1970); the run's own start is that of the first."""
 _CLOCK_S = 60.0
 """A process's start seems to move by as much as the clock is set."""
 
@@ -58,11 +61,16 @@ def user_name() -> str | None:
 
 
 def process_tags() -> dict[str, str]:
-    """Tags of an open run by which :func:`is_gone` knows this process."""
+    """Tags of a run that is opened or continued: by which :func:`is_gone` knows this process, and when that was."""
     import psutil
 
     this = psutil.Process()
-    return {HOST_TAG: socket.gethostname(), _PID_TAG: str(this.pid), _STARTED_TAG: f"{this.create_time():.2f}"}
+    return {
+        HOST_TAG: socket.gethostname(),
+        _PID_TAG: str(this.pid),
+        _STARTED_TAG: f"{this.create_time():.2f}",
+        OPENED_TAG: f"{time.time():.3f}",
+    }
 
 
 def is_gone(tags: Mapping[str, str]) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clip2scene.tracking.records import Record, find_known, mean_and_deviation, read_record, search_runs, seconds_of
+from clip2scene.tracking.records import Record, mean_and_deviation, read_record, search_runs, seconds_of
 from clip2scene.tracking.run import client_of, flatten
 from clip2scene.tracking.sweep.runs import FINAL, FORMAT, SO_FAR
 
@@ -204,20 +204,6 @@ class SweepRecord(Record):
         finished = [trial for trial in scored if trial.state == "finished"] or scored
         most = max((trial.epochs or 0 for trial in finished), default=0)
         return tuple(trial for trial in finished if (trial.epochs or 0) == most)
-
-
-def read_sweep(uri: str, name: str) -> SweepRecord:
-    """The latest sweep of that name, from MLflow alone.
-
-    Args:
-        uri: an MLflow server.
-        name: name of a sweep.
-
-    Raises:
-        ConfigError: there is no such sweep; the sentence lists those that there are.
-        TrackingError: it was written in another format.
-    """
-    return _record(uri, find_known(uri, "sweep", name))
 
 
 def read_sweep_run(uri: str, run_id: str) -> SweepRecord:

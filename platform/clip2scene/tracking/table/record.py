@@ -18,7 +18,6 @@ import numpy as np
 from clip2scene.tracking.records import (
     Record,
     download,
-    find_known,
     mean_and_deviation,
     parent_run,
     read_record,
@@ -151,20 +150,6 @@ def table_run(tracker: Tracker, table: str, dataset: str, digest: str) -> Abstra
     """The parent run of a table; see :func:`parent_run`."""
     identity = {"stage": "table", "table": table, "table_dataset": dataset, "table_digest": digest}
     return parent_run(tracker, f"{table}-{dataset}", identity)
-
-
-def read_table(uri: str, name: str) -> TableRecord:
-    """The latest table of that name, from MLflow alone.
-
-    Args:
-        uri: an MLflow server.
-        name: a table (``table3``), or a table of one dataset (``table3-streetworld``).
-
-    Raises:
-        ConfigError: there is no such table; the sentence lists those that there are.
-        TrackingError: it was written in another format.
-    """
-    return _record(uri, find_known(uri, "table", name))
 
 
 def read_table_run(uri: str, run_id: str) -> TableRecord:
