@@ -116,6 +116,7 @@ def test_a_difference_within_its_deviation_is_unclear(record):
 
     assert direction(cell(10.0, 0.3, 0.1), cell(20.0, 0.2, 0.18)) == "unclear"
     assert direction(cell(10.0, 0.1, 0.1), cell(20.0, 0.2, 0.18)) == "same"
+    assert direction(cell(10.0, 0.1), cell(20.0, 0.2)) == "unclear"  # with one seed, noise would decide
     assert direction(cell(10.0, math.nan), cell(20.0, 0.2)) == "–"
 
 
@@ -133,6 +134,7 @@ def test_text(record):
     assert re.search(r"2D-only +1 +30\.0 ± – +– +\+10\.0 +– +–", found["2D-only"])
     assert re.search(r"ST +2 +26\.0 ± 1\.4 +10\.1 +\+5\.0 +−10\.7 +opposite", found["ST"])
     assert "paper (nuScenes)" in text
+    assert "less than one standard deviation, for which both rows need two seeds" in " ".join(text.split())
     assert "failed: ST: seed 2: no memory" in text
     assert "protocol: train->val" in text
     assert "vocabulary: v1" in text

@@ -124,13 +124,13 @@ def direction(cell: TableCell, reference: TableCell) -> str:
     """Whether our score moves the way the paper's does, from the reference row to this one.
 
     Returns:
-        ``same`` or ``opposite``; ``unclear`` when our difference is below its standard deviation over seeds or is
-        printed as 0.0; a dash where either has no difference.
+        ``same`` or ``opposite``; ``unclear`` when our difference is below its standard deviation over seeds, is of one
+        seed, which has none, or is printed as 0.0; a dash where either has no difference.
     """
     mean, deviation = difference(cell, reference)
     if mean is None or cell.paper is None or reference.paper is None or cell.paper == reference.paper:
         return "–"
-    if abs(mean) <= max(deviation or 0.0, _PRINTED):
+    if deviation is None or abs(mean) <= max(deviation, _PRINTED):
         return "unclear"
     return "same" if (mean > 0) == (cell.paper > reference.paper) else "opposite"
 
