@@ -23,8 +23,9 @@ _CLOCK_S = 60.0
 
 @functools.cache
 def git_revision() -> str:
-    """The checkout's commit, ``-dirty`` when files differ from it, or ``unknown`` outside a checkout of this code.
+    """The checkout's commit, ``-dirty`` when its files were changed, or ``unknown`` outside a checkout of this code.
 
+    Files that git does not know, such as a user's own jobs and outputs, are no change of the code.
     Where the package has a file ``REVISION``, that says it instead.
     """
     with suppress(OSError):
@@ -36,7 +37,7 @@ def git_revision() -> str:
 
     try:
         git("ls-files", "--error-unmatch", ".")  # an environment may lie in the checkout of another project
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return f"{commit}-dirty" if changes else commit
