@@ -214,6 +214,8 @@ def test_stopped_trials_compete_only_when_none_finished(tracker):
     four = [(0.1, "stopped", 4, {"label_free": 0.3}), (0.2, "stopped", 4, {"label_free": 0.4})]
     record = small(tracker, "stopped", [two, *four, (0.7, "running", 1, {"label_free": 0.95})], metric="label_free")
     assert record.best_trial.number == 2
+    assert "label-free 40.00% on verifying scenes after 4 of 6 epochs." in best_yaml(record)
+    assert load_best(record).distill.epochs == 6
     assert [trial.state for trial in record.trials] == ["stopped"] * 3 + ["interrupted"]
 
 
@@ -310,10 +312,10 @@ def test_the_best_job_can_be_run(record, ablation):
     assert job.name == "demo-best"
     assert job.distill.scr.tau == pytest.approx(own[TAU])
     assert job.distill.stcr.lambda_ == pytest.approx(own[LAMBDA])
-    assert job.distill.epochs == JOB["distill"]["epochs"]
+    assert job.distill.epochs == record.about["epochs"] != JOB["distill"]["epochs"]  # as its score says
     assert job.distill.sweep_window_s == 0.2 != JOB["distill"]["sweep_window_s"]  # the space sets it in all trials
     unchanged = yaml.safe_load(best_yaml(record))
-    unchanged["distill"]["sweep_window_s"] = JOB["distill"]["sweep_window_s"]
+    unchanged["distill"] |= {name: JOB["distill"][name] for name in ("epochs", "sweep_window_s")}
     unchanged["name"], unchanged["distill"]["scr"], unchanged["distill"]["stcr"]["lambda"] = "demo", {"tau": 0.5}, 1.0
     assert unchanged == JOB
     comments = [line for line in best_yaml(record).splitlines() if line.startswith("#")]
