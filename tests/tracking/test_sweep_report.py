@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -331,6 +333,55 @@ def test_the_changes_of_the_best_variant_are_in_the_job(tracker):
     trials = [trial for trial in variants() if trial["variant"] != "full"]
     write_sweep(tracker, "rest", [], trials, seeds=[0, 1], variants=VARIANTS)
     assert load_best(read_sweep(tracker.uri, "rest")).distill.stcr.weight == 0
+
+
+def test_a_sweep_that_still_runs_is_shown_so_far_and_names_no_best(tracker):
+    trials = [(0.1, "running", 2, scores(0.3, 0.3)), (0.2, "running", 1, scores(0.6, 0.2)), (0.3, "running", 1, {})]
+    record = small(tracker, "early", trials, num_trials=12)
+    assert [trial.so_far for trial in record.trials] == [
+        pytest.approx(scores(0.3, 0.3) | {"epochs": 2}),
+        pytest.approx(scores(0.6, 0.2) | {"epochs": 1}),
+        {},
+    ]
+    assert (record.best, record.best_trial, record.ranking()) == (None, None, None)
+    text = sweep_text(record)
+    assert re.search(r" 00 +0\.1 +2 so far +30\.0 .* interrupted ", text)
+    assert re.search(r" 01 +0\.2 +1 so far +60\.0 ", text)
+    assert re.search(r" 02 +0\.3 +– +– ", text)
+    assert "* the best" not in text
+    assert "'so far': the trial has not ended" in text
+    assert "0 of 12 trials ended, 3 interrupted, 9 to come" in text.splitlines()
+    ((name, _, figure),) = sweep_figures(record)
+    assert (name, len(figure.axes[0].lines)) == ("learning", 2 * 2)
+    page = sweep_html(record, figures=())
+    assert "2 so far" in page
+    assert "0 of 12 trials ended, 3 interrupted, 9 to come" in page
+
+
+def test_a_trial_that_has_not_ended_is_not_compared_with_those_that_have(tracker):
+    ended = (0.1, "finished", 6, scores(0.4, 0.4))
+    record = small(tracker, "half", [ended, (0.2, "running", 2, scores(0.9, 0.9))])
+    assert record.best_trial.number == 0
+    assert [trial.so_far.get("epochs") for trial in record.trials] == [None, 2]
+    assert record.comparable("miou") == record.trials[:1]
+    assert "1 of 2 trials ended, 1 interrupted" in sweep_text(record).splitlines()
+    assert "* the best." in sweep_text(record)
+
+
+def test_a_trial_whose_driver_is_gone_is_interrupted(tracker):
+    with sweep_run(tracker, "gone", "digest", {"selection": "no labels"}) as parent:
+        parent.log_dict({"format": "clip2scene-sweep-1", "parameters": []}, "sweep.json")
+        trial = TrialRun(tracker, parent, "gone", 0, Job(**JOB), None)
+        (running,) = read_sweep(tracker.uri, "gone").trials
+        child = subprocess.Popen([sys.executable, "-c", ""])
+        child.wait()
+        trial.run.set_tags({"process.pid": str(child.pid)})
+        (left,) = read_sweep(tracker.uri, "gone").trials
+        trial.run.set_tags({"process.host": "elsewhere"})  # whose processes nobody here knows
+        (elsewhere,) = read_sweep(tracker.uri, "gone").trials
+        trial.abandon()
+    assert [found.state for found in (running, left, elsewhere)] == ["running", "interrupted", "running"]
+    assert math.isnan(running.seconds)
 
 
 def test_a_sweep_without_a_score_has_no_best(tracker):

@@ -75,10 +75,11 @@ def process_tags() -> dict[str, str]:
 
 
 def is_gone(tags: Mapping[str, str]) -> bool:
-    """Whether the process of a run's :func:`process_tags`, on this machine, has ended; other users' count as there."""
+    """Whether the process of a run's :func:`process_tags` has ended; other users' and machines' count as there."""
     import psutil
 
-    if tags.get("mlflow.user") != user_name():  # whose processes may be hidden
+    own = tags.get("mlflow.user") == user_name()  # others' processes may be hidden
+    if not own or tags.get(HOST_TAG) != socket.gethostname():
         return False
     try:
         process = psutil.Process(int(tags[_PID_TAG]))
