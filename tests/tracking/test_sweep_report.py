@@ -22,7 +22,7 @@ from clip2scene.tracking.sweep.axes import axes_of
 from clip2scene.tracking.sweep.best import best_job, best_yaml
 from clip2scene.tracking.sweep.charts import Point, surface
 from clip2scene.tracking.sweep.figures import importances, sweep_figures
-from clip2scene.tracking.sweep.keep import keep_sweep
+from clip2scene.tracking.sweep.keep import keep_best, keep_sweep
 from clip2scene.tracking.sweep.names import short_names
 from clip2scene.tracking.sweep.page import sweep_html
 from clip2scene.tracking.sweep.record import read_sweep_run
@@ -479,6 +479,35 @@ def test_everything_is_kept_in_the_sweeps_run(tracker, ablation):
     assert kept == {"sweep.json", "trials.json", "trials.txt", "best.yaml", "sweep.html", "figures"}
     figures = {item.path for item in client.list_artifacts(parent.run_id, "figures")}
     assert figures == {f"figures/{name}.png" for name in ("curve_variant", "learning", "ranking")}
+
+
+def test_mlflows_list_of_runs_shows_what_is_best(tracker, record, ablation):
+    def kept(record):
+        with sweep_run(tracker, record.about["sweep"], f"digest-{record.about['sweep']}", {}) as parent:
+            keep_best(record, parent)
+        return client_of(tracker.uri).get_run(record.run_id).data
+
+    best, data = record.best_trial, kept(record)
+    assert data.metrics == pytest.approx(COUNTS | {f"best/{name}": best.finals[name] for name in scores(0, 0)})
+    assert data.tags["best_trial"] == f"{best.number:02d}"
+    assert {key: float(data.tags[f"best.{key}"]) for key in (TAU, LAMBDA)} == pytest.approx(best.values)
+    settings = f"`{TAU}` = {best.values[TAU]:.3g}, `{LAMBDA}` = {best.values[LAMBDA]:.3g}"
+    score = f"mIoU {best.score('miou'):.2f}% on verifying scenes after 6 epochs"
+    assert data.tags["mlflow.note.content"].split("\n\n") == [
+        "**The sweep temperatures** (streetworld)",
+        f"Varied: `{TAU}`, `{LAMBDA}`, in 12 trials of 6 epochs.",
+        f"Best: trial {best.number:02d}, {score}, with {settings}.",
+        "The artifact `best.yaml` is a job with the best settings. The whole sweep again: "
+        "`clip2scene sweep temperatures.yaml --job jobs/demo.yaml`",
+    ]
+    data = kept(ablation)
+    assert data.metrics["best/miou"] == pytest.approx(0.52)
+    assert (data.tags["best_trial"], data.tags["best.variant"]) == ("01", "full")
+    assert "Varied: variants (full, without StCR, released code), in 6" in data.tags["mlflow.note.content"]
+    nothing = small(tracker, "unscored", [(0.5, "diverged", 1, {})])
+    data = kept(nothing)
+    assert data.metrics == {}
+    assert "Best: no trial has ended with a score." in data.tags["mlflow.note.content"]
 
 
 def test_another_format_is_refused(tracker):

@@ -90,7 +90,7 @@ def sentences(record: SweepRecord) -> Iterator[str]:
     for trial in record.trials:
         if trial.reason:
             yield f"trial {trial.number:02d} {trial.state}: {trial.reason}"
-    if record.metrics:
+    if "epochs_run" in record.metrics:
         if record.num_left:
             yield (
                 f"{record.num_left} of {record.about['num_trials']} trials failed or lacked time (budget.hours); "
