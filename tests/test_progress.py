@@ -46,6 +46,22 @@ def test_intermediate_lines_are_limited_and_show_the_time_left(capsys, monkeypat
     ]
 
 
+def test_steps_of_an_earlier_command_are_done_but_make_this_one_no_faster(capsys, monkeypatch):
+    now_s = 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now_s)
+    with progress("distill", 80) as advance:
+        advance(60, restored=True)
+        for _ in range(4):
+            now_s += 5.0
+            advance(5)
+    assert capsys.readouterr().err.splitlines() == [
+        "distill: 65/80 steps, 1 steps/s, 15 s left",
+        "distill: 70/80 steps, 1 steps/s, 10 s left",
+        "distill: 75/80 steps, 1 steps/s, 5.0 s left",
+        "distill: 80/80 steps, 1 steps/s, 20 s",
+    ]
+
+
 def test_a_sentence_is_one_line_with_its_brackets(capsys):
     sentence = f"seeds=[red]: {'/a/long/path' * 20}"
     say(sentence)
@@ -104,6 +120,15 @@ def test_a_terminal_gets_a_bar_and_no_lines():
     assert re.search(r"extract \[a\] ━+ 4/4 images, .* loss 0\.125", text), text
     assert re.search(r"inner ━+ 3 files", text), text
     assert "extract:" not in text
+
+
+def test_a_bar_does_not_count_restored_steps_as_speed(monkeypatch):
+    counted = []
+    monkeypatch.setattr(module, "_counts", lambda done, before, *_: counted.append((done, before)) or "")
+    with module._bar("distill", 80, "steps") as advance:
+        advance(60, restored=True)
+        advance(20)
+    assert counted[-1] == (80, 60)
 
 
 def test_what_a_bar_shows_is_not_changed_while_it_is_drawn(monkeypatch):

@@ -23,11 +23,14 @@ SECONDS_BETWEEN_LINES = 5.0
 class Advance(Protocol):
     """What a progress block yields, to be called as work gets done."""
 
-    def __call__(self, n: int = 1, **fields: Any) -> None:
-        """Count ``n`` more units, and show ``fields`` (``loss=0.41``) beside the bar until their next values."""
+    def __call__(self, n: int = 1, *, restored: bool = False, **fields: Any) -> None:
+        """Count ``n`` more units, and show ``fields`` (``loss=0.41``) beside the bar until their next values.
+
+        Those that an earlier command did are ``restored``: they are done, but say nothing of this one's speed.
+        """
 
 
-def uncounted(n: int = 1, **fields: Any) -> None:
+def uncounted(n: int = 1, *, restored: bool = False, **fields: Any) -> None:
     """An :class:`Advance` that shows nothing."""
 
 
@@ -84,7 +87,7 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
     class Counts(ProgressColumn):
         def render(self, task: Task) -> Text:
             elapsed_s = task.finished_time if task.finished and task.finished_time is not None else task.elapsed
-            return Text(_counts(int(task.completed), total, unit, elapsed_s or 0.0, task.fields["shown"]))
+            return Text(_counts(int(task.completed), before, total, unit, elapsed_s or 0.0, task.fields["shown"]))
 
     columns = (
         SpinnerColumn(finished_text="[green]✓"),
@@ -92,12 +95,14 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
         BarColumn(bar_width=28),
         Counts(),
     )
+    before = 0
     fields: dict[str, Any] = {}
     with Progress(*columns, console=console(), refresh_per_second=4) as bars:
         task = bars.add_task(escape(description), total=total, shown=fields)
 
-        def advance(n: int = 1, **new_fields: Any) -> None:
-            nonlocal fields
+        def advance(n: int = 1, *, restored: bool = False, **new_fields: Any) -> None:
+            nonlocal before, fields
+            before += n * restored
             fields = fields | new_fields  # a new one: rich draws the old one in its own thread
             bars.update(task, advance=n, shown=fields)
 
@@ -111,14 +116,15 @@ class _Lines:
 
     def __init__(self, description: str, total: int | None, unit: str):
         self._description, self._total, self._unit = description, total, unit
-        self._done = 0
+        self._done = self._before = 0
         self._fields: dict[str, Any] = {}
         self._started_s = self._said_s = time.monotonic()
         self._lock = threading.Lock()
 
-    def __call__(self, n: int = 1, **fields: Any) -> None:
+    def __call__(self, n: int = 1, *, restored: bool = False, **fields: Any) -> None:
         with self._lock:
             self._done += n
+            self._before += n * restored
             self._fields.update(fields)
             due = time.monotonic() - self._said_s >= SECONDS_BETWEEN_LINES and self._done != self._total
         if due:
@@ -127,14 +133,18 @@ class _Lines:
     def say(self, prefix: str = "") -> None:
         with self._lock:
             self._said_s = time.monotonic()
-            counts = _counts(self._done, self._total, self._unit, self._said_s - self._started_s, self._fields)
+            elapsed_s = self._said_s - self._started_s
+            counts = _counts(self._done, self._before, self._total, self._unit, elapsed_s, self._fields)
         print(f"{self._description}: {prefix}{counts}", file=sys.stderr, flush=True)
 
 
-def _counts(done: int, total: int | None, unit: str, elapsed_s: float, fields: dict[str, Any]) -> str:
-    """``96/192 images, 31.2 images/s, 3 s left, loss 0.41``; at the end the time taken, not left."""
+def _counts(done: int, before: int, total: int | None, unit: str, elapsed_s: float, fields: dict[str, Any]) -> str:
+    """``96/192 images, 31.2 images/s, 3 s left, loss 0.41``; at the end the time taken, not left.
+
+    ``before`` of those done are of an earlier command, which took none of ``elapsed_s``.
+    """
     parts = [f"{done}/{total} {unit}" if total is not None else f"{done} {unit}"]
-    rate = done / elapsed_s if elapsed_s > 0 else 0.0
+    rate = (done - before) / elapsed_s if elapsed_s > 0 else 0.0
     if rate > 0:
         parts.append(f"{_short(rate)} {unit}/s")
     if total is not None and 0 < done < total and rate > 0:

@@ -23,7 +23,7 @@ from clip2scene.jobfile import load_job
 from clip2scene.pipeline import Pipeline
 from clip2scene.tracking.outbox import Outbox
 from clip2scene.tracking.run import client_of
-from clip2scene.tracking.sweep.record import read_sweep
+from clip2scene.tracking.sweep.record import read_sweep_run
 from clip2scene.tracking.sweep.runs import FORMAT, TrialRun, sweep_run
 from clip2scene.tracking.tracker import Tracker, connect
 from commands import REPOSITORY, tell_recovery, wait_until
@@ -288,7 +288,7 @@ def test_a_sweep_whose_server_is_away_at_its_end_waits_and_reads_all(server, tmp
         back = threading.Timer(1.0, server.start)
         back.start()
         with tracker.synced("read the sweep"):
-            record = read_sweep(server.uri, "away")
+            record = read_sweep_run(server.uri, parent.run_id)
         back.join()
     assert [trial.finals for trial in record.trials] == [{"miou": 0.25, "epochs": 1.0, "seconds": 3.0}]
     assert client_of(server.uri).get_run(record.trials[0].run_id).info.status == "FINISHED"

@@ -137,10 +137,15 @@ def test_the_best_job_runs_as_it_is(undisturbed, mlflow_folder):
     best = folder / "storage" / "sweeps" / "tiny" / "best.yaml"
     assert f"clip2scene run {best}" in printed
     job = yaml.safe_load(best.read_text())
-    _, trials = runs_of(mlflow_folder)
+    parent, trials = runs_of(mlflow_folder)
     finished = max((t for t in trials if t.tags["state"] == "finished"), key=lambda trial: trial.final("miou"))
     assert f"trial {int(finished.tags['trial']):02d}" in best.read_text()
     assert job["distill"]["scr"]["tau"] != 0.5
+    assert job["distill"]["epochs"] == SPACE["budget"]["epochs"]
+    assert parent.metrics["best/miou", 0] == pytest.approx([finished.final("miou")])
+    assert parent.tags["best_trial"] == f"{int(finished.tags['trial']):02d}"
+    assert float(parent.tags["best.distill.scr.tau"]) == job["distill"]["scr"]["tau"]
+    assert "clip2scene sweep" in parent.tags["mlflow.note.content"]
     assert len(Stages(load_job(best)).train_frames) == IMAGES // 6 - 1  # without the verifying scene
 
 

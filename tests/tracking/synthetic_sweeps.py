@@ -7,6 +7,8 @@ import copy
 import yaml
 
 from clip2scene.config import Job
+from clip2scene.tracking.records import find_named
+from clip2scene.tracking.sweep.record import read_sweep_run
 from clip2scene.tracking.sweep.runs import FORMAT, TrialRun, sweep_run
 from commands import REPOSITORY
 
@@ -71,6 +73,11 @@ def write_sweep(tracker, name, parameters, trials, *, metrics=None, **about):
             write_trial(tracker, parent, about, number, **trial)
         parent.log_metrics(metrics or {})
     return parent
+
+
+def read_sweep(uri, name):
+    """The sweep of that name that ran last."""
+    return read_sweep_run(uri, find_named(uri, name)[0].info.run_id)
 
 
 def write_trial(tracker, parent, about, number, values, state, scores, epochs, seed=0, variant=None, reason=""):

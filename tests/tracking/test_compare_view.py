@@ -8,9 +8,8 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
-from synthetic_sweeps import LAMBDA, TAU, interval, write_sweep
+from synthetic_sweeps import LAMBDA, TAU, interval, read_sweep, write_sweep
 
-from clip2scene.tracking.sweep.record import read_sweep
 from clip2scene.tracking.sweep.text import compare_url
 from clip2scene.tracking.tracker import connect
 

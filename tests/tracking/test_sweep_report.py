@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import yaml
-from synthetic_sweeps import JOB, LAMBDA, TAU, interval, listed, write_sweep
+from synthetic_sweeps import JOB, LAMBDA, TAU, interval, listed, read_sweep, write_sweep
 
 from clip2scene.config import Job
 from clip2scene.errors import ConfigError, TrackingError
@@ -20,10 +22,10 @@ from clip2scene.tracking.sweep.axes import axes_of
 from clip2scene.tracking.sweep.best import best_job, best_yaml
 from clip2scene.tracking.sweep.charts import Point, surface
 from clip2scene.tracking.sweep.figures import importances, sweep_figures
-from clip2scene.tracking.sweep.keep import keep_sweep
+from clip2scene.tracking.sweep.keep import keep_best, keep_sweep
 from clip2scene.tracking.sweep.names import short_names
 from clip2scene.tracking.sweep.page import sweep_html
-from clip2scene.tracking.sweep.record import read_sweep, read_sweep_run
+from clip2scene.tracking.sweep.record import read_sweep_run
 from clip2scene.tracking.sweep.runs import TrialRun, sweep_run
 from clip2scene.tracking.sweep.text import compare_url, sweep_text
 from clip2scene.tracking.tracker import connect
@@ -214,6 +216,8 @@ def test_stopped_trials_compete_only_when_none_finished(tracker):
     four = [(0.1, "stopped", 4, {"label_free": 0.3}), (0.2, "stopped", 4, {"label_free": 0.4})]
     record = small(tracker, "stopped", [two, *four, (0.7, "running", 1, {"label_free": 0.95})], metric="label_free")
     assert record.best_trial.number == 2
+    assert "label-free 40.00% on verifying scenes after 4 of 6 epochs." in best_yaml(record)
+    assert load_best(record).distill.epochs == 6
     assert [trial.state for trial in record.trials] == ["stopped"] * 3 + ["interrupted"]
 
 
@@ -310,10 +314,10 @@ def test_the_best_job_can_be_run(record, ablation):
     assert job.name == "demo-best"
     assert job.distill.scr.tau == pytest.approx(own[TAU])
     assert job.distill.stcr.lambda_ == pytest.approx(own[LAMBDA])
-    assert job.distill.epochs == JOB["distill"]["epochs"]
+    assert job.distill.epochs == record.about["epochs"] != JOB["distill"]["epochs"]  # as its score says
     assert job.distill.sweep_window_s == 0.2 != JOB["distill"]["sweep_window_s"]  # the space sets it in all trials
     unchanged = yaml.safe_load(best_yaml(record))
-    unchanged["distill"]["sweep_window_s"] = JOB["distill"]["sweep_window_s"]
+    unchanged["distill"] |= {name: JOB["distill"][name] for name in ("epochs", "sweep_window_s")}
     unchanged["name"], unchanged["distill"]["scr"], unchanged["distill"]["stcr"]["lambda"] = "demo", {"tau": 0.5}, 1.0
     assert unchanged == JOB
     comments = [line for line in best_yaml(record).splitlines() if line.startswith("#")]
@@ -329,6 +333,55 @@ def test_the_changes_of_the_best_variant_are_in_the_job(tracker):
     trials = [trial for trial in variants() if trial["variant"] != "full"]
     write_sweep(tracker, "rest", [], trials, seeds=[0, 1], variants=VARIANTS)
     assert load_best(read_sweep(tracker.uri, "rest")).distill.stcr.weight == 0
+
+
+def test_a_sweep_that_still_runs_is_shown_so_far_and_names_no_best(tracker):
+    trials = [(0.1, "running", 2, scores(0.3, 0.3)), (0.2, "running", 1, scores(0.6, 0.2)), (0.3, "running", 1, {})]
+    record = small(tracker, "early", trials, num_trials=12)
+    assert [trial.so_far for trial in record.trials] == [
+        pytest.approx(scores(0.3, 0.3) | {"epochs": 2}),
+        pytest.approx(scores(0.6, 0.2) | {"epochs": 1}),
+        {},
+    ]
+    assert (record.best, record.best_trial, record.ranking()) == (None, None, None)
+    text = sweep_text(record)
+    assert re.search(r" 00 +0\.1 +2 so far +30\.0 .* interrupted ", text)
+    assert re.search(r" 01 +0\.2 +1 so far +60\.0 ", text)
+    assert re.search(r" 02 +0\.3 +– +– ", text)
+    assert "* the best" not in text
+    assert "'so far': the trial has not ended" in text
+    assert "0 of 12 trials ended, 3 interrupted, 9 to come" in text.splitlines()
+    ((name, _, figure),) = sweep_figures(record)
+    assert (name, len(figure.axes[0].lines)) == ("learning", 2 * 2)
+    page = sweep_html(record, figures=())
+    assert "2 so far" in page
+    assert "0 of 12 trials ended, 3 interrupted, 9 to come" in page
+
+
+def test_a_trial_that_has_not_ended_is_not_compared_with_those_that_have(tracker):
+    ended = (0.1, "finished", 6, scores(0.4, 0.4))
+    record = small(tracker, "half", [ended, (0.2, "running", 2, scores(0.9, 0.9))])
+    assert record.best_trial.number == 0
+    assert [trial.so_far.get("epochs") for trial in record.trials] == [None, 2]
+    assert record.comparable("miou") == record.trials[:1]
+    assert "1 of 2 trials ended, 1 interrupted" in sweep_text(record).splitlines()
+    assert "* the best." in sweep_text(record)
+
+
+def test_a_trial_whose_driver_is_gone_is_interrupted(tracker):
+    with sweep_run(tracker, "gone", "digest", {"selection": "no labels"}) as parent:
+        parent.log_dict({"format": "clip2scene-sweep-1", "parameters": []}, "sweep.json")
+        trial = TrialRun(tracker, parent, "gone", 0, Job(**JOB), None)
+        (running,) = read_sweep(tracker.uri, "gone").trials
+        child = subprocess.Popen([sys.executable, "-c", ""])
+        child.wait()
+        trial.run.set_tags({"process.pid": str(child.pid)})
+        (left,) = read_sweep(tracker.uri, "gone").trials
+        trial.run.set_tags({"process.host": "elsewhere"})  # whose processes nobody here knows
+        (elsewhere,) = read_sweep(tracker.uri, "gone").trials
+        trial.abandon()
+    assert [found.state for found in (running, left, elsewhere)] == ["running", "interrupted", "running"]
+    assert math.isnan(running.seconds)
 
 
 def test_a_sweep_without_a_score_has_no_best(tracker):
@@ -426,6 +479,35 @@ def test_everything_is_kept_in_the_sweeps_run(tracker, ablation):
     assert kept == {"sweep.json", "trials.json", "trials.txt", "best.yaml", "sweep.html", "figures"}
     figures = {item.path for item in client.list_artifacts(parent.run_id, "figures")}
     assert figures == {f"figures/{name}.png" for name in ("curve_variant", "learning", "ranking")}
+
+
+def test_mlflows_list_of_runs_shows_what_is_best(tracker, record, ablation):
+    def kept(record):
+        with sweep_run(tracker, record.about["sweep"], f"digest-{record.about['sweep']}", {}) as parent:
+            keep_best(record, parent)
+        return client_of(tracker.uri).get_run(record.run_id).data
+
+    best, data = record.best_trial, kept(record)
+    assert data.metrics == pytest.approx(COUNTS | {f"best/{name}": best.finals[name] for name in scores(0, 0)})
+    assert data.tags["best_trial"] == f"{best.number:02d}"
+    assert {key: float(data.tags[f"best.{key}"]) for key in (TAU, LAMBDA)} == pytest.approx(best.values)
+    settings = f"`{TAU}` = {best.values[TAU]:.3g}, `{LAMBDA}` = {best.values[LAMBDA]:.3g}"
+    score = f"mIoU {best.score('miou'):.2f}% on verifying scenes after 6 epochs"
+    assert data.tags["mlflow.note.content"].split("\n\n") == [
+        "**The sweep temperatures** (streetworld)",
+        f"Varied: `{TAU}`, `{LAMBDA}`, in 12 trials of 6 epochs.",
+        f"Best: trial {best.number:02d}, {score}, with {settings}.",
+        "The artifact `best.yaml` is a job with the best settings. The whole sweep again: "
+        "`clip2scene sweep temperatures.yaml --job jobs/demo.yaml`",
+    ]
+    data = kept(ablation)
+    assert data.metrics["best/miou"] == pytest.approx(0.52)
+    assert (data.tags["best_trial"], data.tags["best.variant"]) == ("01", "full")
+    assert "Varied: variants (full, without StCR, released code), in 6" in data.tags["mlflow.note.content"]
+    nothing = small(tracker, "unscored", [(0.5, "diverged", 1, {})])
+    data = kept(nothing)
+    assert data.metrics == {}
+    assert "Best: no trial has ended with a score." in data.tags["mlflow.note.content"]
 
 
 def test_another_format_is_refused(tracker):

@@ -13,7 +13,7 @@ import pytest
 
 from clip2scene.data.vocabulary import vocabulary
 from clip2scene.errors import ConfigError
-from clip2scene.tracking.records import mean_and_deviation
+from clip2scene.tracking.records import find_named, mean_and_deviation
 from clip2scene.tracking.table.figures import class_panels, scene_row
 from clip2scene.tracking.table.page import table_figures, table_html
 from clip2scene.tracking.table.record import (
@@ -22,7 +22,6 @@ from clip2scene.tracking.table.record import (
     difference,
     direction,
     finished_jobs,
-    read_table,
     read_table_run,
     table_run,
 )
@@ -83,7 +82,7 @@ def record(uri, tmp_path_factory):
             "failures": failures,
         }
         parent.log_dict(about, "table.json")
-    return read_table(uri, "demo")
+    return read_table_run(uri, parent.run_id)
 
 
 def test_scores_are_read_back_from_the_runs(record):
@@ -117,6 +116,7 @@ def test_a_difference_within_its_deviation_is_unclear(record):
 
     assert direction(cell(10.0, 0.3, 0.1), cell(20.0, 0.2, 0.18)) == "unclear"
     assert direction(cell(10.0, 0.1, 0.1), cell(20.0, 0.2, 0.18)) == "same"
+    assert direction(cell(10.0, 0.1), cell(20.0, 0.2)) == "unclear"  # with one seed, noise would decide
     assert direction(cell(10.0, math.nan), cell(20.0, 0.2)) == "–"
 
 
@@ -134,6 +134,7 @@ def test_text(record):
     assert re.search(r"2D-only +1 +30\.0 ± – +– +\+10\.0 +– +–", found["2D-only"])
     assert re.search(r"ST +2 +26\.0 ± 1\.4 +10\.1 +\+5\.0 +−10\.7 +opposite", found["ST"])
     assert "paper (nuScenes)" in text
+    assert "less than one standard deviation, for which both rows need two seeds" in " ".join(text.split())
     assert "failed: ST: seed 2: no memory" in text
     assert "protocol: train->val" in text
     assert "vocabulary: v1" in text
@@ -181,7 +182,8 @@ def test_figures_of_a_table(record):
 
 def test_a_table_can_be_read_by_its_run(record, uri):
     assert read_table_run(f"{uri}/", record.run_id) == record
-    assert read_table(uri, "demo-streetworld").run_id == record.run_id
+    for name in ("demo", "demo-streetworld"):
+        assert [run.info.run_id for run in find_named(uri, name)] == [record.run_id]
 
 
 def test_the_same_table_goes_on_in_its_run_and_closes_what_was_left_open(record, uri):

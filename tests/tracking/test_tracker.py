@@ -277,7 +277,9 @@ def test_git_revision(tmp_path, monkeypatch):
     git("commit", "-m", "second")
     commit = revision()
     assert len(commit) == 40
-    (tmp_path / "new").touch()
+    (tmp_path / "own_job.yaml").touch()
+    assert revision() == commit
+    (tmp_path / "__init__.py").write_text("changed = True\n")
     assert revision() == f"{commit}-dirty"
     (tmp_path / "REVISION").write_text("1234-dirty\n")
     assert revision() == "1234-dirty"

@@ -27,9 +27,16 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tiny, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run(tiny.distillation(), tmp_path / "parts", on_epoch=stop)
-    epochs = []
-    resumed = run(tiny.distillation(), tmp_path / "parts", on_epoch=lambda epoch, metrics: epochs.append(epoch))
+    epochs, steps = [], []
+    resumed = run(
+        training := tiny.distillation(),
+        tmp_path / "parts",
+        on_epoch=lambda epoch, metrics: epochs.append(epoch),
+        on_steps=lambda count, restored=False: steps.append((count, restored)),
+    )
     assert epochs == [1, 2, 3, 4]
+    assert steps[0] == (training.steps_per_epoch, True)  # the second epoch was not saved
+    assert sum(count for count, restored in steps if not restored) == 3 * training.steps_per_epoch
     assert all(torch.equal(whole.weights[key], value) for key, value in resumed.weights.items())
 
 

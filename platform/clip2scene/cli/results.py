@@ -110,18 +110,24 @@ def _report_from_mlflow(options: argparse.Namespace) -> int:
 
 def _text_and_page(uri: str, name: str, pages_at: str | None) -> tuple[str, Callable[[], str]]:
     """A table or a sweep as text, and a function that makes its HTML page."""
-    from clip2scene.tracking.sweep.runs import is_sweep
+    from clip2scene.progress import say
+    from clip2scene.tracking.records import find_named
 
-    if is_sweep(uri, name):
+    latest, *others = find_named(uri, name)
+    if others:
+        kinds = " and ".join(sorted({f"{run.data.tags['stage']}s" for run in (latest, *others)}))
+        shown = f"the one that ran last is shown ({latest.info.run_name}, MLflow run {latest.info.run_id})"
+        say(f"{1 + len(others)} {kinds} are named {name!r}; {shown}")
+    if latest.data.tags["stage"] == "sweep":
         from clip2scene.tracking.sweep.page import sweep_html
-        from clip2scene.tracking.sweep.record import read_sweep
+        from clip2scene.tracking.sweep.record import read_sweep_run
         from clip2scene.tracking.sweep.text import sweep_text
 
-        sweep = read_sweep(uri, name)
+        sweep = read_sweep_run(uri, latest.info.run_id)
         return sweep_text(sweep), lambda: sweep_html(sweep, pages_at)
     from clip2scene.tracking.table.page import table_html
-    from clip2scene.tracking.table.record import read_table
+    from clip2scene.tracking.table.record import read_table_run
     from clip2scene.tracking.table.text import table_text
 
-    table = read_table(uri, name)
+    table = read_table_run(uri, latest.info.run_id)
     return table_text(table), lambda: table_html(table, pages_at)

@@ -30,7 +30,7 @@ from clip2scene.sweeps.trial import TrialWork
 from clip2scene.sweeps.tuner import has_begun, search, slots_of
 from clip2scene.tracking.run import Run
 from clip2scene.tracking.sweep.best import best_yaml
-from clip2scene.tracking.sweep.keep import keep_sweep
+from clip2scene.tracking.sweep.keep import keep_best, keep_sweep
 from clip2scene.tracking.sweep.record import SweepRecord, read_sweep_run
 from clip2scene.tracking.sweep.runs import FORMAT, is_complete, is_known, sweep_run
 from clip2scene.tracking.tracker import Tracker
@@ -135,7 +135,9 @@ def run_sweep(kept: KeptSweep, tracker: Tracker, pages_at: str | None = None) ->
             labels = _prepare(sweep, folder)
             parent.log_dict(_about(sweep, kept.command, labels), "sweep.json")
             search(sweep, TrialWork(sweep, folder / TRIALS, labels), tracker, parent, folder, slots)
-            _record_counts(sweep, parent, folder, _read(tracker, parent))
+            record = _read(tracker, parent)
+            keep_best(record, parent)  # before the counts, which say that the sweep is complete
+            _record_counts(sweep, parent, folder, record)
         record = _read(tracker, parent)
         if not record.num_left:
             shutil.rmtree(folder / TRIALS, ignore_errors=True)  # checkpoints, which nothing will continue from

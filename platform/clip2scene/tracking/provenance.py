@@ -6,6 +6,7 @@ import functools
 import getpass
 import socket
 import subprocess
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,14 +15,17 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 REVISION = "REVISION"
 """File in the package that says its revision where there is no checkout to ask: in an image, and on a cluster."""
 HOST_TAG, _PID_TAG, _STARTED_TAG = "process.host", "process.pid", "process.started"
+OPENED_TAG = "process.opened"
+"""When a process last opened the run (seconds since 1970); the run's own start is that of the first."""
 _CLOCK_S = 60.0
 """A process's start seems to move by as much as the clock is set."""
 
 
 @functools.cache
 def git_revision() -> str:
-    """The checkout's commit, ``-dirty`` when files differ from it, or ``unknown`` outside a checkout of this code.
+    """The checkout's commit, ``-dirty`` when its files were changed, or ``unknown`` outside a checkout of this code.
 
+    Files that git does not know, such as a user's own jobs and outputs, are no change of the code.
     Where the package has a file ``REVISION``, that says it instead.
     """
     with suppress(OSError):
@@ -33,7 +37,7 @@ def git_revision() -> str:
 
     try:
         git("ls-files", "--error-unmatch", ".")  # an environment may lie in the checkout of another project
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return f"{commit}-dirty" if changes else commit
@@ -58,18 +62,24 @@ def user_name() -> str | None:
 
 
 def process_tags() -> dict[str, str]:
-    """Tags of an open run by which :func:`is_gone` knows this process."""
+    """Tags of a run that is opened or continued: by which :func:`is_gone` knows this process, and when that was."""
     import psutil
 
     this = psutil.Process()
-    return {HOST_TAG: socket.gethostname(), _PID_TAG: str(this.pid), _STARTED_TAG: f"{this.create_time():.2f}"}
+    return {
+        HOST_TAG: socket.gethostname(),
+        _PID_TAG: str(this.pid),
+        _STARTED_TAG: f"{this.create_time():.2f}",
+        OPENED_TAG: f"{time.time():.3f}",
+    }
 
 
 def is_gone(tags: Mapping[str, str]) -> bool:
-    """Whether the process of a run's :func:`process_tags`, on this machine, has ended; other users' count as there."""
+    """Whether the process of a run's :func:`process_tags` has ended; other users' and machines' count as there."""
     import psutil
 
-    if tags.get("mlflow.user") != user_name():  # whose processes may be hidden
+    own = tags.get("mlflow.user") == user_name()  # others' processes may be hidden
+    if not own or tags.get(HOST_TAG) != socket.gethostname():
         return False
     try:
         process = psutil.Process(int(tags[_PID_TAG]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import itertools
 import json
 import statistics
 import tempfile
@@ -15,11 +14,11 @@ from typing import Any
 
 from clip2scene.errors import ConfigError, TrackingError, one_line
 from clip2scene.jobfile import did_you_mean
+from clip2scene.tracking.provenance import OPENED_TAG
 from clip2scene.tracking.run import Run, client_of
 from clip2scene.tracking.server import answering
 from clip2scene.tracking.tracker import Tracker
 
-_LATEST_FIRST = "attributes.start_time DESC"
 _RUNS_PER_PAGE = 500
 
 
@@ -82,24 +81,23 @@ def reading(uri: str) -> Iterator[None]:
         raise TrackingError(f"MLflow at {uri} cannot be read ({one_line(error, 200)})") from error
 
 
-def find(uri: str, kind: str, name: str) -> Any | None:
-    """The own run of the latest ``sweep`` or ``table`` of that name in MLflow; None where there is none."""
-    return next((run for run in _all_of(uri, kind) if name in (run.data.tags[kind], run.info.run_name)), None)
-
-
-def find_known(uri: str, kind: str, name: str) -> Any:
-    """Like :func:`find`, but an unknown name is an error.
+def find_named(uri: str, name: str) -> list[Any]:
+    """The own runs of the sweeps and tables of that name in MLflow, at least one; first the one that ran last.
 
     Raises:
         ConfigError: there is none; the sentence lists the sweeps and tables that there are.
     """
-    found = find(uri, kind, name)
-    if found is None:
-        known = {each: sorted({run.info.run_name for run in _all_of(uri, each)}) for each in ("sweep", "table")}
-        there = "; ".join(f"{each}s there: {', '.join(names) or 'none'}" for each, names in known.items())
-        meant = did_you_mean(name, itertools.chain(*known.values()))
-        raise ConfigError(f"{name!r}: no sweep or table of that name in MLflow; {there}{meant}")
-    return found
+    uri = uri.rstrip("/")
+    experiment_ids = [experiment.experiment_id for experiment in client_of(uri).search_experiments()]
+    there = {kind: search_runs(uri, experiment_ids, f"tags.stage = '{kind}'") for kind in ("sweep", "table")}
+    # Names are compared in Python: a quotation mark in a name would break MLflow's condition.
+    named = [run for kind, runs in there.items() for run in runs if name in (run.data.tags[kind], run.info.run_name)]
+    if not named:
+        known = {kind: sorted({run.info.run_name for run in runs}) for kind, runs in there.items()}
+        listed = "; ".join(f"{kind}s there: {', '.join(names) or 'none'}" for kind, names in known.items())
+        meant = did_you_mean(name, [one for names in known.values() for one in names])
+        raise ConfigError(f"{name!r}: no sweep or table of that name in MLflow; {listed}{meant}")
+    return sorted(named, key=_opened_s, reverse=True)
 
 
 def read_record(uri: str, parent: Any, artifact: str, format: str) -> Record:
@@ -124,15 +122,17 @@ def read_record(uri: str, parent: Any, artifact: str, format: str) -> Record:
     return Record(about, uri, parent.info.experiment_id, run_id, revision, parent.info.start_time)
 
 
-def search_runs(
-    uri: str, experiment_ids: list[str], condition: str, order: str = "attributes.start_time ASC"
-) -> list[Any]:
-    """All runs that fulfil a condition, read page by page; the earliest first unless ``order`` says otherwise."""
+def search_runs(uri: str, experiment_ids: list[str], condition: str) -> list[Any]:
+    """All runs that fulfil a condition, read page by page; the earliest first."""
     client, token = client_of(uri), None
     found: list[Any] = []
     while True:
         page = client.search_runs(
-            experiment_ids, condition, max_results=_RUNS_PER_PAGE, page_token=token, order_by=[order]
+            experiment_ids,
+            condition,
+            max_results=_RUNS_PER_PAGE,
+            page_token=token,
+            order_by=["attributes.start_time ASC"],
         )
         found += page
         token = page.token
@@ -159,8 +159,6 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float | None, float | N
     return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
-def _all_of(uri: str, kind: str) -> list[Any]:
-    uri = uri.rstrip("/")
-    experiment_ids = [experiment.experiment_id for experiment in client_of(uri).search_experiments()]
-    # Names are compared in Python: a quotation mark in a name would break MLflow's condition.
-    return search_runs(uri, experiment_ids, f"tags.stage = '{kind}'", _LATEST_FIRST)
+def _opened_s(run: Any) -> float:
+    """When a run was last opened or continued; runs of earlier versions say only when they began."""
+    return float(run.data.tags.get(OPENED_TAG, run.info.start_time / 1000))

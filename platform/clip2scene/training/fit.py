@@ -22,6 +22,7 @@ from torch import nn
 from clip2scene.config import ResourceSettings, StudentSettings, TrainingSettings
 from clip2scene.data.index import Frame
 from clip2scene.errors import DivergedError, TrainingError
+from clip2scene.progress import Advance, uncounted
 from clip2scene.student.network import Forward
 from clip2scene.training.launch import Worker, launch
 from clip2scene.training.samples import Reader, Sample, SampleSource, augment, cached_reader, join, prefetched
@@ -186,7 +187,7 @@ def fit(
     name: str,
     folder: Path,
     on_epoch: Callable[[int, Metrics], None] = lambda epoch, metrics: None,
-    on_steps: Callable[[int], None] = lambda count: None,
+    on_steps: Advance = uncounted,
 ) -> Fitted:
     """Train on all workers of its resources; an unfinished run of the same name continues from its last checkpoint.
 
@@ -195,7 +196,8 @@ def fit(
         name: of the run below ``folder``.
         folder: absolute, shared by all nodes.
         on_epoch: called once per epoch, including those of an earlier attempt.
-        on_steps: called with the number of steps finished since the last call.
+        on_steps: called with the number of steps finished since the last call; first with those of an earlier attempt,
+            as ``restored``, if there are any.
 
     Raises:
         DataError: this process met a damaged file; from a Ray worker it is a TrainingError with the same message.
@@ -203,11 +205,15 @@ def fit(
         TrainingError: the run failed.
     """
     reported: set[int] = set()
-    steps = 0
+    steps: int | None = None
 
     def on_message(kind: str, value: Any) -> None:
         nonlocal steps
-        if kind == "step" and value > steps:  # the steps of a lost epoch are reported again
+        if kind == "step" and steps is None:  # a worker begins with those of its checkpoint
+            steps = value
+            if value:
+                on_steps(value, restored=True)
+        elif kind == "step" and value > steps:  # the steps of a lost epoch are reported again
             on_steps(value - steps)
             steps = value
         elif kind == "epoch" and int(value["epoch"]) not in reported:

@@ -25,13 +25,18 @@ _LABEL_FREE = ("label_free", "agreement", "consistency")
 
 
 def sweep_figures(record: SweepRecord) -> Iterator[tuple[str, str, Figure]]:
-    """All figures of a sweep: file name, caption and figure; none where no trial has a score.
+    """All figures of a sweep: file name, caption and figure; where no trial ended with a score, at most ``learning``.
 
     The names are ``surface`` (of two numeric parameters), ``curve_KEY`` for every parameter and for the variants,
     ``parallel``, ``importance``, ``learning`` and ``ranking``.
     """
     points, axes, score = _points(record), axes_of(record), f"{score_name(record.metric)} (%)"
+    best = record.best.compared if record.best else ()
+    curves = [(_percent(record.curve(trial, record.metric)), trial.state, trial in best) for trial in record.trials]
+    curves = [curve for curve in curves if curve[0]]
     if not points:
+        if curves:
+            yield "learning", "One line per trial.", learning(curves, record.about["epochs"], score)
         return
     numeric = [axis for axis in axes if axis.numeric]
     if len(numeric) == 2:
@@ -56,9 +61,7 @@ def sweep_figures(record: SweepRecord) -> Iterator[tuple[str, str, Figure]]:
             which = "that ran all epochs" if all(map(record.is_full, trials)) else "with a score, some of fewer epochs"
             caption = f"Functional ANOVA (a random forest, by Optuna) over the {len(trials)} trials {which}."
             yield "importance", caption, importance(shares)
-    best = record.best.compared if record.best else ()
-    curves = [(_percent(record.curve(trial, record.metric)), trial.state, trial in best) for trial in record.trials]
-    yield "learning", "One line per trial.", learning([c for c in curves if c[0]], record.about["epochs"], score)
+    yield "learning", "One line per trial.", learning(curves, record.about["epochs"], score)
     panels = [panel for name in _LABEL_FREE if (panel := _panel(record, name))]
     if panels:
         yield "ranking", "One point per trial.", rankings(panels, f"{score_name('miou')} (%)")

@@ -12,13 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clip2scene.tracking.records import Record, find_known, mean_and_deviation, read_record, search_runs, seconds_of
+from clip2scene.tracking.provenance import is_gone
+from clip2scene.tracking.records import Record, mean_and_deviation, read_record, search_runs, seconds_of
 from clip2scene.tracking.run import client_of, flatten
-from clip2scene.tracking.sweep.runs import FINAL, FORMAT, SO_FAR
+from clip2scene.tracking.sweep.runs import FINAL, FORMAT, OBJECTIVES, SO_FAR
 
 _FULL_TRIALS = 4
 """This many trials that ran all epochs are enough to compare them alone."""
 _RANKED_TRIALS = 3
+ENDED = ("finished", "stopped", "diverged")
+"""States of trials that no later command goes on with."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class TrialRecord:
     finals: Mapping[str, float]
     """What was recorded at its end of ``miou``, ``agreement``, ``consistency``, ``label_free`` (fractions of 1),
     ``epochs`` and ``seconds``."""
+    so_far: Mapping[str, float]
+    """The latest scores of a trial that has not ended, and their epoch as ``epochs``; empty where there are none."""
     reason: str
     """Why it diverged or failed."""
     seconds: float
@@ -53,8 +58,11 @@ class TrialRecord:
 
     def score(self, name: str) -> float | None:
         """A final score in percent; None where there is none."""
-        value = self.finals.get(name, math.nan)
-        return 100 * value if math.isfinite(value) else None
+        return _percent(self.finals, name)
+
+    def latest_score(self, name: str) -> float | None:
+        """The score so far, or at the end, in percent."""
+        return _percent(self.so_far or self.finals, name)
 
 
 @dataclass(frozen=True)
@@ -112,8 +120,7 @@ class SweepRecord(Record):
     @property
     def num_left(self) -> int:
         """How many trials the same command would go on with, or begin."""
-        ended = sum(trial.state in ("finished", "stopped", "diverged") for trial in self.trials)
-        return int(self.about["num_trials"]) - ended
+        return int(self.about["num_trials"]) - sum(trial.state in ENDED for trial in self.trials)
 
     @property
     def metric(self) -> str:
@@ -206,20 +213,6 @@ class SweepRecord(Record):
         return tuple(trial for trial in finished if (trial.epochs or 0) == most)
 
 
-def read_sweep(uri: str, name: str) -> SweepRecord:
-    """The latest sweep of that name, from MLflow alone.
-
-    Args:
-        uri: an MLflow server.
-        name: name of a sweep.
-
-    Raises:
-        ConfigError: there is no such sweep; the sentence lists those that there are.
-        TrackingError: it was written in another format.
-    """
-    return _record(uri, find_known(uri, "sweep", name))
-
-
 def read_sweep_run(uri: str, run_id: str) -> SweepRecord:
     """The sweep of one run, also where a later sweep has its name.
 
@@ -237,7 +230,7 @@ def _record(uri: str, parent: Any) -> SweepRecord:
     record = read_record(uri, parent, "sweep.json", FORMAT)
     below = f"tags.stage = 'trial' and tags.`mlflow.parentRunId` = '{record.run_id}'"
     runs = search_runs(record.uri, [record.experiment_id], below)
-    trials = {trial.number: trial for trial in (trial_from(run, record.about["parameters"]) for run in runs)}
+    trials = {trial.number: trial for trial in (_trial(record, run) for run in runs)}
     return SweepRecord(
         **vars(record),
         trials=tuple(trials[number] for number in sorted(trials)),
@@ -246,17 +239,13 @@ def _record(uri: str, parent: Any) -> SweepRecord:
     )
 
 
-def trial_from(run: Any, parameters: list[dict[str, Any]]) -> TrialRecord:
-    """The trial that an MLflow run holds.
-
-    Args:
-        run: MLflow's run.
-        parameters: of the sweep's ``sweep.json``.
-    """
+def _trial(record: Record, run: Any) -> TrialRecord:
+    """The trial that an MLflow run holds."""
     tags, metrics = run.data.tags, run.data.metrics
-    finals = _below(FINAL, metrics) or _below(SO_FAR, metrics)
+    final = _below(FINAL, metrics)
+    finals = final or _below(SO_FAR, metrics)
     state = tags["state"]
-    if state == "running" and run.info.status != "RUNNING":
+    if state == "running" and (run.info.status != "RUNNING" or is_gone(tags)):
         state = "interrupted"
     return TrialRecord(
         run_id=run.info.run_id,
@@ -264,11 +253,25 @@ def trial_from(run: Any, parameters: list[dict[str, Any]]) -> TrialRecord:
         state=state,
         seed=int(tags["seed"]),
         variant=tags.get("variant"),
-        values=_values(parameters, run.data.params),
+        values=_values(record.about["parameters"], run.data.params),
         finals=finals,
+        so_far={} if final else _so_far(record.uri, run),
         reason=tags.get("reason", ""),
-        seconds=finals.get("seconds", seconds_of(run)),
+        seconds=finals.get("seconds", seconds_of(run) or math.nan),
     )
+
+
+def _so_far(uri: str, run: Any) -> dict[str, float]:
+    latest = {name: run.data.metrics[name] for name in OBJECTIVES if name in run.data.metrics}
+    if not latest:
+        return {}
+    history = client_of(uri).get_metric_history(run.info.run_id, next(iter(latest)))
+    return latest | {"epochs": max(point.step for point in history)}
+
+
+def _percent(scores: Mapping[str, float], name: str) -> float | None:
+    value = scores.get(name, math.nan)
+    return 100 * value if math.isfinite(value) else None
 
 
 def _below(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import get_args
 
 from clip2scene.config import Job, Score
-from clip2scene.tracking.records import find, parent_run
+from clip2scene.tracking.records import parent_run
 from clip2scene.tracking.run import Run, params_of
 from clip2scene.tracking.tracker import Tracker
 
@@ -37,11 +37,6 @@ def is_complete(tracker: Tracker, run: Run) -> bool:
     """Whether a sweep's run says that no trial is left to run."""
     with tracker.reachable("look into the sweep's run") as client:
         return client.get_run(run.run_id).data.metrics.get("trials_left") == 0
-
-
-def is_sweep(uri: str, name: str) -> bool:
-    """Whether a server has a sweep of that name."""
-    return find(uri, "sweep", name) is not None
 
 
 class TrialRun:

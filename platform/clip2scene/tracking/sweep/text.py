@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from clip2scene.progress import duration
 from clip2scene.tracking.sweep.names import correlation_text, score_name, short_names, value_text
-from clip2scene.tracking.sweep.record import Configuration, SweepRecord, TrialRecord
+from clip2scene.tracking.sweep.record import ENDED, Configuration, SweepRecord, TrialRecord
 from clip2scene.tracking.sweep.runs import OBJECTIVES
 from clip2scene.tracking.text import new_table, plain_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-BEST = "*"
+BEST, SO_FAR = "*", "so far"
 TEXTUAL = ("variant", "state", "trials")
 """Headings of columns that hold words."""
 _COUNTS = ("images_encoded", "images_wanted", "images_cached", "epochs_run", "epochs_full")
@@ -28,16 +29,19 @@ _COMPARED_RUNS = 100
 def scores_shown(record: SweepRecord) -> tuple[str, ...]:
     """The objective, and the other scores that any trial has."""
     others = [name for name in OBJECTIVES if name != record.metric]
-    return (record.metric, *(name for name in others if any(t.score(name) is not None for t in record.trials)))
+    return (record.metric, *(name for name in others if any(t.latest_score(name) is not None for t in record.trials)))
 
 
 def legend(record: SweepRecord) -> str:
     """What the numbers of the tables are."""
     spread = "; mean ± sample standard deviation over the seeds that are compared" if has_seeds(record) else ""
-    return (
+    legend = (
         f"Scores in percent on the {record.about['splits']['verify']} scenes, at a trial's last epoch{spread}. Trials "
         f"that ran all {record.about['epochs']} epochs come first; the scores of others are of fewer."
     )
+    if any(trial.so_far for trial in record.trials):
+        legend += f" {SO_FAR!r}: the trial has not ended, and these are its latest scores."
+    return legend
 
 
 def has_seeds(record: SweepRecord) -> bool:
@@ -55,8 +59,9 @@ def trial_headings(record: SweepRecord) -> tuple[str, ...]:
 def trial_texts(record: SweepRecord, trial: TrialRecord) -> tuple[str, ...]:
     """Number, settings, epochs, scores, state, time; a dash for what is missing."""
     seed = (str(trial.seed),) if has_seeds(record) else ()
-    scores = (_number(trial.score(name)) for name in scores_shown(record))
+    scores = (_number(trial.latest_score(name)) for name in scores_shown(record))
     epochs = "–" if trial.epochs is None else str(trial.epochs)
+    epochs = f"{trial.so_far['epochs']} {SO_FAR}" if trial.so_far else epochs
     return (f"{trial.number:02d}", *_settings(record, trial), *seed, epochs, *scores, trial.state, _time(trial.seconds))
 
 
@@ -79,11 +84,13 @@ def configuration_texts(record: SweepRecord, configuration: Configuration) -> tu
 
 
 def sentences(record: SweepRecord) -> Iterator[str]:
-    """What failed, what the sweep cost, how trials were selected, and how well a score without labels ranks them."""
+    """How far it is, what failed, its cost, how trials were selected, and how well scores without labels rank them."""
+    if record.num_left:
+        yield _progress(record)
     for trial in record.trials:
         if trial.reason:
             yield f"trial {trial.number:02d} {trial.state}: {trial.reason}"
-    if record.metrics:
+    if "epochs_run" in record.metrics:
         if record.num_left:
             yield (
                 f"{record.num_left} of {record.about['num_trials']} trials failed or lacked time (budget.hours); "
@@ -145,7 +152,7 @@ def _parts(record: SweepRecord) -> Iterator[RenderableType]:
     trials = sorted(record.trials, key=record.order)
     yield _table(title, trial_headings(record), trials, best, trial_texts, record)
     best_row = "the best configuration, and its best trial" if has_seeds(record) else "the best"
-    yield f"{BEST} {best_row}. {legend(record)}"
+    yield f"{BEST} {best_row}. {legend(record)}" if best else legend(record)
     yield "\n".join(sentences(record))
     yield "\n".join(f"{key}: {value}" for key, value in provenance(record).items())
 
@@ -175,6 +182,15 @@ def _settings(record: SweepRecord, of: TrialRecord | Configuration) -> tuple[str
     values: Mapping[str, Any] = of.values
     texts = [value_text(values[key]) if key in values else "–" for key in record.keys]
     return (*texts, *((of.variant or "–",) if record.about["variants"] else ()))
+
+
+def _progress(record: SweepRecord) -> str:
+    """``2 of 12 trials ended, 1 running, 9 to come``."""
+    states = Counter(trial.state for trial in record.trials if trial.state not in ENDED)
+    ended = len(record.trials) - states.total()
+    others = states | {"to come": record.about["num_trials"] - len(record.trials)}
+    listed = (f", {count} {state}" for state, count in others.items() if count)
+    return f"{ended} of {record.about['num_trials']} trials ended{''.join(listed)}"
 
 
 def _ranking(record: SweepRecord) -> str:

@@ -18,7 +18,6 @@ import numpy as np
 from clip2scene.tracking.records import (
     Record,
     download,
-    find_known,
     mean_and_deviation,
     parent_run,
     read_record,
@@ -125,13 +124,13 @@ def direction(cell: TableCell, reference: TableCell) -> str:
     """Whether our score moves the way the paper's does, from the reference row to this one.
 
     Returns:
-        ``same`` or ``opposite``; ``unclear`` when our difference is below its standard deviation over seeds or is
-        printed as 0.0; a dash where either has no difference.
+        ``same`` or ``opposite``; ``unclear`` when our difference is below its standard deviation over seeds, is of one
+        seed, which has none, or is printed as 0.0; a dash where either has no difference.
     """
     mean, deviation = difference(cell, reference)
     if mean is None or cell.paper is None or reference.paper is None or cell.paper == reference.paper:
         return "–"
-    if abs(mean) <= max(deviation or 0.0, _PRINTED):
+    if deviation is None or abs(mean) <= max(deviation, _PRINTED):
         return "unclear"
     return "same" if (mean > 0) == (cell.paper > reference.paper) else "opposite"
 
@@ -151,20 +150,6 @@ def table_run(tracker: Tracker, table: str, dataset: str, digest: str) -> Abstra
     """The parent run of a table; see :func:`parent_run`."""
     identity = {"stage": "table", "table": table, "table_dataset": dataset, "table_digest": digest}
     return parent_run(tracker, f"{table}-{dataset}", identity)
-
-
-def read_table(uri: str, name: str) -> TableRecord:
-    """The latest table of that name, from MLflow alone.
-
-    Args:
-        uri: an MLflow server.
-        name: a table (``table3``), or a table of one dataset (``table3-streetworld``).
-
-    Raises:
-        ConfigError: there is no such table; the sentence lists those that there are.
-        TrackingError: it was written in another format.
-    """
-    return _record(uri, find_known(uri, "table", name))
 
 
 def read_table_run(uri: str, run_id: str) -> TableRecord:

@@ -15,7 +15,7 @@ _DATASETS = {"nuscenes": "nuScenes", "semantickitti": "SemanticKITTI", "scannet"
 LEGEND = (
     "mIoU in percent, mean ± sample standard deviation over seeds. Differences are to the row {reference!r}, ours over "
     "the seeds that both rows have; direction: does ours move the way the paper's does (unclear: less than one "
-    "standard deviation)?"
+    "standard deviation, for which both rows need two seeds)?"
 )
 
 
