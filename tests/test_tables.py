@@ -131,6 +131,27 @@ def test_a_base_job_is_a_file_beside_the_table_and_its_name_and_storage_are_the_
         load_table(written(tmp_path, values))
 
 
+def test_overrides_reach_rows_by_index_and_leave_rows_out(tmp_path):
+    values = changed(rows=[{"group": "a", "name": name, "set": {"distill.epochs": 3}} for name in ("full", "b", "c")])
+    for row in values["rows"]:
+        row["set"] = values["rows"][0]["set"]  # yaml.safe_dump writes an anchor
+    path = written(tmp_path, values)
+    assert "&id001" in path.read_text()
+    table = load_table(path, ["rows.1=null", "rows.2.set.distill.epochs=5", "rows.2.score=miou/teacher_2d"])
+    assert [(row.name, row.score, row.set_["distill.epochs"]) for row in table.rows] == [
+        ("full", None, 3),
+        ("c", "miou/teacher_2d", 5),
+    ]
+    for override in ("rows.3.score=x", "rows.x=1", "rows.-1=null"):
+        with pytest.raises(ConfigError, match=r"rows is a list; allowed after it: an index from 0 to 2$"):
+            load_table(path, [override])
+    with pytest.raises(ConfigError, match="reference='full': no row has this name"):
+        load_table(path, ["rows.0=null"])
+    path.write_text(path.read_text().replace("- group: a\n  name: b", "- null\n- group: a\n  name: b"))
+    with pytest.raises(ConfigError, match="rows: a list of mappings"):  # null is for the command line
+        load_table(path)
+
+
 def test_the_row_wins_over_the_column_and_both_over_the_base(tmp_path):
     values = with_row(set={"distill.epochs": 3})
     values["columns"] = {
