@@ -18,6 +18,8 @@ import pytest
 
 from clip2scene.cli import _interrupted_by
 from clip2scene.data.index import read_index
+from clip2scene.jobfile import load_job
+from clip2scene.scores import class_scores_of, mean_scores_of
 from clip2scene.tracking.run import client_of
 from clip2scene.tracking.tracker import connect
 from commands import REPOSITORY, begin, clip2scene, fail, succeed, wait_until
@@ -57,6 +59,14 @@ def test_demo_writes_its_report(demo):
     assert f"clip2scene ui --storage {storage}" in printed
     assert "mIoU" in printed
     assert succeed("report", "--storage", storage).strip() in printed
+    with sqlite3.connect(storage / "mlflow" / "mlflow.db") as database:
+        logged = {name for (name,) in database.execute("select distinct key from metrics")}
+    job = load_job(REPOSITORY / "jobs" / "demo.yaml")
+    means = {name for name in logged if name.startswith(("miou/", "accuracy/"))}
+    per_class = {name for name in logged if name.startswith("iou_")}
+    assert means == set(mean_scores_of(job))
+    assert per_class <= set(class_scores_of(job))
+    assert {name.partition("/")[0] for name in per_class} == {name.partition("/")[0] for name in class_scores_of(job)}
 
 
 def test_demo_is_tracked_as_a_parent_with_a_child_a_stage(demo):

@@ -35,6 +35,7 @@ ROOMS = (
     "doctor",
     "artifacts",
     "stages",
+    "scores",
     "run_log",
     "pipeline",
     "tables",

@@ -65,6 +65,11 @@ def test_doctor_tells_of_a_gpu_that_is_older_than_torchs_kernels(monkeypatch, ca
             ["sweep", "search_spaces/temperatures.yaml", "--job", "jobs/demo.yaml", "--storage", "x"],
             "sweep: --storage belongs to --resume",
         ),
+        (
+            ["sweep", "--resume", "temperatures", "num_trials=7"],
+            "sweep --resume temperatures: num_trials=7: settings of a kept sweep cannot be changed",
+        ),
+        (["sweep", "--resume", "temperatures", "space.yaml"], "takes no FILE and no --job"),
         (["inspect", "/nowhere.parquet"], "no such index file"),
         (["ui", "--storage", "/nowhere"], "no runs there"),
         (["report"], "without a NAME, --storage is required"),
@@ -161,6 +166,21 @@ def test_a_report_that_is_none_is_one_sentence(tmp_path, capsys):
         (tmp_path / "report.json").write_text(text)
         assert main(["report", "--storage", str(tmp_path)]) == 1
         assert "no readable report there" in capsys.readouterr().err
+    (tmp_path / "sweeps" / "temperatures").mkdir(parents=True)
+    assert main(["report", "--storage", str(tmp_path)]) == 1
+    assert "give the NAME of a sweep or table there: temperatures" in capsys.readouterr().err
+
+
+def test_a_report_without_a_name_also_lists_sweeps_and_tables(tmp_path, capsys):
+    (tmp_path / "report.json").write_text('{"majority_miou": 0.1}')
+    assert main(["report", "--storage", str(tmp_path)]) == 0
+    assert "sweeps" not in capsys.readouterr().out
+    (tmp_path / "sweeps" / "temperatures").mkdir(parents=True)
+    (tmp_path / "tables" / "table3-streetworld").mkdir(parents=True)
+    assert main(["report", "--storage", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"sweeps and tables here: table3-streetworld, temperatures (clip2scene report NAME --storage {tmp_path})"
+    )
 
 
 def test_a_wrong_number_of_nodes_is_one_sentence_and_makes_no_folder(tmp_path, capsys):

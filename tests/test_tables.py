@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import shutil
@@ -12,8 +13,10 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from clip2scene.cli import main
 from clip2scene.errors import ConfigError, DataError
 from clip2scene.jobfile import kind_of, load_job
+from clip2scene.scores import class_scores_of, mean_scores_of
 from clip2scene.stages import Stages
 from clip2scene.tables import runner
 from clip2scene.tables.runner import Done, TableJob, run_table
@@ -86,6 +89,16 @@ def with_row(**row):
         (changed(dataset="scannet"), "dataset=scannet: no job for it; jobs has: streetworld"),
         (changed(rows="full"), "rows: a list of mappings"),
         (changed(columns={"streetworld": [{"name": "a"}, {"name": "b"}]}), "columns.streetworld must be as many as"),
+        (
+            changed(score="miou/student3d"),
+            r"row 'full' \(score of the table\): score=miou/student3d: a job with stage=evaluate, .* writes no such "
+            r"score; allowed: miou/teacher_2d, .*, and iou_METHOD/CLASS.*mean miou/student_3d\?",
+        ),
+        (with_row(score="miou"), "row 'new': score=miou: "),
+        (with_row(score="miou/ensemble"), "row 'new': score=miou/ensemble: "),
+        (with_row(score="miou/finetuned_scratch"), "row 'new': score=miou/finetuned_scratch: "),
+        (with_row(score="iou_student_3d/tram"), "row 'new': score=iou_student_3d/tram: "),
+        (with_row(set={"stage": "distill"}), r"row 'new' \(score of the table\): .*stage=distill.*; allowed: none"),
     ],
 )
 def test_a_mistake_is_one_sentence(tmp_path, values, sentence):
@@ -116,6 +129,27 @@ def test_a_base_job_is_a_file_beside_the_table_and_its_name_and_storage_are_the_
     values["jobs"]["streetworld"]["storage"] = "mine"
     with pytest.raises(ConfigError, match="storage: the table sets it"):
         load_table(written(tmp_path, values))
+
+
+def test_overrides_reach_rows_by_index_and_leave_rows_out(tmp_path):
+    values = changed(rows=[{"group": "a", "name": name, "set": {"distill.epochs": 3}} for name in ("full", "b", "c")])
+    for row in values["rows"]:
+        row["set"] = values["rows"][0]["set"]  # yaml.safe_dump writes an anchor
+    path = written(tmp_path, values)
+    assert "&id001" in path.read_text()
+    table = load_table(path, ["rows.1=null", "rows.2.set.distill.epochs=5", "rows.2.score=miou/teacher_2d"])
+    assert [(row.name, row.score, row.set_["distill.epochs"]) for row in table.rows] == [
+        ("full", None, 3),
+        ("c", "miou/teacher_2d", 5),
+    ]
+    for override in ("rows.3.score=x", "rows.x=1", "rows.-1=null"):
+        with pytest.raises(ConfigError, match=r"rows is a list; allowed after it: an index from 0 to 2$"):
+            load_table(path, [override])
+    with pytest.raises(ConfigError, match="reference='full': no row has this name"):
+        load_table(path, ["rows.0=null"])
+    path.write_text(path.read_text().replace("- group: a\n  name: b", "- null\n- group: a\n  name: b"))
+    with pytest.raises(ConfigError, match="rows: a list of mappings"):  # null is for the command line
+        load_table(path)
 
 
 def test_the_row_wins_over_the_column_and_both_over_the_base(tmp_path):
@@ -245,6 +279,19 @@ def test_a_table_that_is_run_again_after_another_of_its_name_is_read_from_its_ow
     records = [run_table(table, tracker, str(path), "clip2scene run") for table in (first, second, first)]
     assert records[0].run_id == records[2].run_id != records[1].run_id
     assert [record.about["reference"] for record in records] == ["full", "the same", "full"]
+
+
+def test_a_finished_job_without_its_score_is_a_failure(tmp_path, uri, monkeypatch, capsys):
+    path, tracker = written(tmp_path, TINY), connect(uri, "unscored")
+    words = [f"storage={tmp_path}", "score=iou_student_3d/bus"]
+    (digest,) = jobs_of(expand(load_table(path, words), "tiny"))
+    with tracker.run("job", tags={"table": "tiny", "job_digest": digest}, system_metrics=False) as run:
+        run.log_metrics({"miou/student_3d": 0.2, "miou/teacher_2d": 0.3})
+    monkeypatch.setattr("clip2scene.cli.run.session", lambda *_: contextlib.nullcontext(lambda: tracker))
+    assert main(["run", str(path), *words]) == 1
+    sentence = "clip2scene: tiny: full, mIoU: iou_student_3d/bus: no value in the finished job of seed 7"
+    assert capsys.readouterr().err.splitlines()[-1] == sentence
+    assert main(["run", str(path), words[0]]) == 0
 
 
 def test_images_are_counted_over_all_attempts(tmp_path, uri, monkeypatch):
@@ -382,6 +429,10 @@ def test_a_table_runs_and_a_second_time_does_nothing(tmp_path, streetworld_root,
     assert job.data.tags["row"] == "full | the same"
     assert (job.data.tags["table"], job.data.tags["column"], job.data.tags["seed"]) == ("tiny", "mIoU", "7")
     full, same, broken = record.cells
+    settings = expand(table, "tiny")[0].job
+    means = {name for name in job.data.metrics if name.startswith(("miou/", "accuracy/"))}
+    assert means == set(mean_scores_of(settings))
+    assert {name for name in job.data.metrics if name.startswith("iou_")} <= set(class_scores_of(settings))
     assert full.values == {7: pytest.approx(100 * job.data.metrics["miou/student_3d_all_points"])}
     per_class = [iou for iou, _ in full.iou_per_class().values()]
     assert sum(per_class) / len(per_class) == pytest.approx(full.values[7])

@@ -32,6 +32,12 @@ _CROSS_FIELD_PROBLEMS = ("missing", "value_error")
 """Problems that further settings may solve: each setting by itself is valid."""
 _PLACEHOLDERS = {"additionalProperties": "KEY", "items": "N"}
 """What stands for a user's own key in a dotted key, and for an index in a list."""
+_ENTRIES: Mapping[Kind, tuple[str, ...]] = {"job": (), "sweep": ("parameters", "variants"), "table": ("rows",)}
+"""Groups and lists from which an override leaves out an entry: ``variants.NAME=null``."""
+
+
+class _LeftOut:
+    """Stands for an entry until all overrides are applied, so that indices stay those of the file."""
 
 
 def kind_of(path: str | Path) -> Kind:
@@ -69,6 +75,8 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
 def read_values(path: str | Path, overrides: Sequence[str], kind: Kind) -> dict[str, Any]:
     """Read a YAML file and apply ``key.path=value`` overrides, without validation; ``kind`` names the file in errors.
 
+    ``variants.NAME=null``, ``parameters.KEY=null`` and a table's ``rows.N=null`` leave that entry out.
+
     A job with the key ``base``, also one in a table's ``jobs``, has the settings of that job file with its own on top.
     The path of ``base`` is relative to the file that names it.
 
@@ -83,8 +91,7 @@ def read_values(path: str | Path, overrides: Sequence[str], kind: Kind) -> dict[
     elif isinstance(jobs := values.get("jobs"), dict):
         for name, job in jobs.items():
             if isinstance(job, dict) and BASE in job:
-                # Jobs that share a YAML anchor must not share its values, which overrides change.
-                whole = copy.deepcopy(_on_base(job, path, f"{path}: jobs.{name}"))
+                whole = _on_base(job, path, f"{path}: jobs.{name}")
                 jobs[name] = {key: value for key, value in whole.items() if key in job or key not in TABLE_KEYS}
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -93,9 +100,21 @@ def read_values(path: str | Path, overrides: Sequence[str], kind: Kind) -> dict[
         if key.rpartition(".")[2] == BASE:
             raise ConfigError(f"override {override!r}: base can only be set in the file")
         try:
-            put(values, key, _parsed(text), f"override {override!r}")
+            value = _parsed(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+        node, place = _place(values, key, f"override {override!r}")
+        if value is None and any(node is values.get(group) for group in _ENTRIES[kind]):
+            if isinstance(node, dict) and place not in node:
+                raise ConfigError(f"override {override!r}: not there to be left out; allowed: {', '.join(node)}")
+            value = _LeftOut
+        node[place] = value
+    for group in _ENTRIES[kind]:
+        entries = values.get(group)
+        if isinstance(entries, dict):
+            values[group] = {key: value for key, value in entries.items() if value is not _LeftOut}
+        elif isinstance(entries, list):
+            values[group] = [value for value in entries if value is not _LeftOut]
     return values
 
 
@@ -136,18 +155,37 @@ def did_you_mean(key: str, known: Iterable[str]) -> str:
 
 
 def put(values: dict[str, Any], key: str, value: Any, source: str) -> None:
-    """Set a dotted key in nested values.
+    """Set a dotted key in nested values; a part of it may be an index in a list, or a key that has dots itself.
 
     Raises:
-        ConfigError: a part of the key is already a value.
+        ConfigError: a part of the key is already a value, or no index in a list.
     """
-    *parents, last = key.split(".")
-    node = values
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"{source}: {key}: {parent} is a value, not a group of keys")
-    node[last] = copy.deepcopy(value)
+    node, place = _place(values, key, source)
+    node[place] = copy.deepcopy(value)
+
+
+def _place(values: dict[str, Any], key: str, source: str) -> tuple[Any, Any]:
+    """The group or list that holds a dotted key, and the place in it: the longest name that is there at each level.
+
+    What lies on the way is copied, because a YAML anchor may have put it elsewhere too.
+    """
+    node: Any = values
+    parts, above = key.split("."), ""
+    while True:
+        length = 1
+        if isinstance(node, dict):
+            length = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in node), 1)
+        elif not isinstance(node, list):
+            raise ConfigError(f"{source}: {key}: {above} is a value, not a group of keys")
+        elif not (parts[0].isdecimal() and int(parts[0]) < len(node)):
+            allowed = f"an index from 0 to {len(node) - 1}" if node else "nothing, as it is empty"
+            raise ConfigError(f"{source}: {key}: {above} is a list; allowed after it: {allowed}")
+        above, parts = ".".join(parts[:length]), parts[length:]
+        place: Any = int(above) if isinstance(node, list) else above
+        if not parts:
+            return node, place
+        node[place] = copy.copy(node[place] if isinstance(node, list) else node.get(place, {}))
+        node = node[place]
 
 
 class _Loader(yaml.SafeLoader):

@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from clip2scene.config import TEXT_FREE, Initialisation, Job
+from clip2scene.config import Initialisation, Job
 from clip2scene.run_log import BriefRunLog, RunLog, comparable
+from clip2scene.scores import Counted, annotation_free_scores, finetuned_scores, is_scored_annotation_free
 from clip2scene.stages import Stages, Trained
 from clip2scene.tracking.run import Run
-from clip2scene.tracking.table.record import ALL_POINTS
 from clip2scene.tracking.tracker import Tracker
+from clip2scene.training.evaluate import Scores
 from clip2scene.training.launch import worker_group
 from clip2scene.training.metrics import accuracy, mean_iou
 from clip2scene.training.samples import num_clouds
+
+_MEASURES = {"miou": mean_iou, "accuracy": accuracy}
+"""By the end of a score's name."""
 
 
 class Pipeline:
@@ -79,7 +83,7 @@ class Pipeline:
         with worker_group(job.resources):
             if distils:
                 student = self._distill(log)
-                if scored and job.distill.method not in TEXT_FREE:
+                if is_scored_annotation_free(job):
                     self._evaluate(log, student)
                 elif scored:
                     log.say(f"evaluate: left out, as distill.method={job.distill.method} has no classes yet")
@@ -137,14 +141,11 @@ class Pipeline:
     def _evaluate(self, log: RunLog, student: Trained) -> None:
         with log.stage("evaluate") as run:
             scores = self.stages.score_annotation_free(student)
-            # All methods on the points that an image shows; the student also on every point.
-            values: dict[str, float] = {}
-            for method, counts in scores.counts.items():
-                values |= {f"{method}_miou": mean_iou(counts["seen"]), f"{method}_accuracy": accuracy(counts["seen"])}
-            if "student_3d" in scores.counts:
-                every, counts_CC = f"student_3d{ALL_POINTS}", scores.counts["student_3d"]["all"]
-                values[f"{every}_miou"] = mean_iou(counts_CC)
-                log.per_class(run, every, counts_CC)
+            counted = annotation_free_scores(self.job.evaluate.methods)
+            values = _values(counted, scores)
+            for name, (method, domain) in counted.items():
+                if domain == "all":  # not in the figures
+                    log.per_class(run, name.removesuffix("_miou"), scores.counts[method][domain])
             log.evaluation(run, scores, values, dict.fromkeys(scores.counts, "seen"))
             log.overview(run, scores)
         log.report |= values
@@ -162,12 +163,11 @@ class Pipeline:
                 run.log_metrics({"labelled_frames": len(labelled)})
         with log.stage("evaluate-finetuned", group="evaluate") as run:
             scores = self.stages.score_finetuned(students)
-            mious = {name: mean_iou(scores.counts[name]["all"]) for name in scores.counts}
-            values = {f"finetuned_{name}_miou": mious[name] for name in students} | {"majority_miou": mious["majority"]}
+            values = _values(finetuned_scores(students), scores)
             log.evaluation(run, scores, values, dict.fromkeys(students, "all"), prefix="finetuned_")
         log.report |= {
-            "finetuned_miou": {name: mious[name] for name in students},
-            "majority_miou": mious["majority"],
+            "finetuned_miou": {name: values[f"finetuned_{name}_miou"] for name in students},
+            "majority_miou": values["majority_miou"],
             "label_fraction": len(labelled) / len(self.stages.train_frames),
             "labelled_frames": len(labelled),
         }
@@ -177,3 +177,10 @@ class Pipeline:
         if self.job.needs_teacher:
             digests |= {"teacher": self.stages.teacher.digest, "features": self.stages.store_digest}
         return digests
+
+
+def _values(counted: Mapping[str, Counted], scores: Scores) -> dict[str, float]:
+    return {
+        name: _MEASURES[name.rpartition("_")[2]](scores.counts[method][domain])
+        for name, (method, domain) in counted.items()
+    }

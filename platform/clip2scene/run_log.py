@@ -16,6 +16,7 @@ import numpy as np
 
 from clip2scene.config import Job
 from clip2scene.progress import say
+from clip2scene.scores import grouped, iou_name
 from clip2scene.stages import Stages, Trained
 from clip2scene.tracking.figures import charts, labels
 from clip2scene.tracking.figures.keyframe import frame_figure, readable_images
@@ -101,17 +102,17 @@ class RunLog:
             domains: methods to show, and the points on which each is scored.
             prefix: of the methods' names.
         """
-        grouped = {_grouped(name): value for name, value in values.items()}
-        self.scores |= grouped
+        named = {grouped(name): value for name, value in values.items()}
+        self.scores |= named
         for one in dict.fromkeys((run, self.run)):
-            one.log_metrics(grouped)
+            one.log_metrics(named)
         words, example = self._stages.vocabulary, scores.example
         counts = {method: scores.counts[method][domain] for method, domain in domains.items()}
         per_class = {name: self.per_class(run, f"{prefix}{name}", counts_CC) for name, counts_CC in counts.items()}
         self.report.setdefault("per_class", {}).update(per_class)
         panels = {method: example[method] for method in domains}
-        named = {f"{prefix}{method}": labels_N for method, labels_N in panels.items()}
-        self._keep_example({"points": example["points"], "truth": example["truth"], **named})
+        predicted = {f"{prefix}{method}": labels_N for method, labels_N in panels.items()}
+        self._keep_example({"points": example["points"], "truth": example["truth"], **predicted})
         self._figure(run, lambda: charts.class_bars(per_class, "IoU per class"), "figures/classes.png")
         for method, counts_CC in counts.items():
             draw = functools.partial(charts.confusion_matrix, counts_CC, words, method)
@@ -125,7 +126,9 @@ class RunLog:
     def per_class(self, run: Run, method: str, counts_CC: np.ndarray) -> dict[str, float]:
         """Log and return the IoU by class, NaN (which is not logged) for a class that does not occur."""
         ious = dict(zip(self._stages.vocabulary.classes, iou(counts_CC).tolist(), strict=True))
-        run.log_metrics({f"iou_{method}/{name}": value for name, value in ious.items() if not math.isnan(value)})
+        named = {iou_name(method, name): value for name, value in ious.items() if not math.isnan(value)}
+        self.scores |= named
+        run.log_metrics(named)
         return ious
 
     def _keep_example(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -230,12 +233,6 @@ def comparable(
     )
     trained = f" ({trained_on} trained on)" if trained_on else ""
     return {"protocol": f"{train}->{held_out}{trained};{job.finetune.protocol}", "vocabulary": prompts_digest}
-
-
-def _grouped(name: str) -> str:
-    """``student_3d_miou`` as ``miou/student_3d``: MLflow draws the metrics before a slash together."""
-    method, _, score = name.rpartition("_")
-    return f"{score}/{method}"
 
 
 def _json_able(value: Any) -> Any:

@@ -54,8 +54,12 @@ def test_a_kept_sweep_can_be_resumed_from_any_folder(load, tmp_path, monkeypatch
     assert held.job.dataset.linked_folders == (str(tmp_path / "fast"), "/data")
     assert (held.job.teacher.model, held.job.teacher.pretrained) == ("ViT-B-16", str(tmp_path / "home" / "clip.pt"))
     assert held.job.finetune.checkpoint == str(tmp_path / "student.safetensors")
-    with pytest.raises(ConfigError, match="another sweep of this name"):
-        remember(load(**space, seed=1, job=PATHS | {"storage": held.job.storage}), "", None)
+    other = space | {"seed": 1, "parameters": {TAU: {"choice": [0.1, 1.0]}, LAMBDA: {"uniform": [0.1, 1.0]}}}
+    differing = rf"parameters\.{TAU}\.choice=\[0\.1, 1\.0\] \(there null\), parameters\.{TAU}\.uniform=null \(there "
+    with pytest.raises(
+        ConfigError, match=rf"other settings: {differing}\[.*\]\), seed=1 \(there 0\), job\.seed=6 \(there 5"
+    ):
+        remember(load(**other, job=PATHS | {"storage": held.job.storage, "seed": 6}), "", None)
     elsewhere = remember(load(**space, job=PATHS | {"storage": str(tmp_path / "other")}), "", None)
     assert elsewhere.id != begun.id
 

@@ -229,3 +229,30 @@ def test_a_setting_of_the_job_that_the_space_leaves_to_it_is_taken(load):
     sweep = load("job.distill.epochs=9", "job.seed=4", f"job.{GRID}=2", parameters={TAU: {"uniform": [0.1, 1.0]}})
     made = sweep.job_of(sweep.trials[0])
     assert (made.distill.epochs, made.seed, made.distill.stcr.grid_size_m) == (9, 4, 2)
+
+
+def test_overrides_change_and_leave_out_entries_whose_names_have_dots(load):
+    space = {
+        "parameters": {TAU: {"loguniform": [0.1, 2.0]}, GRID: {"grid": [0.5, 1.0]}},
+        "variants": {"v1.0": {"distill.stcr.weight": 1.0}, "v1": {}},
+        "set": {"distill.batch_size": 4},
+    }
+    changed = load(
+        f"parameters.{TAU}.loguniform=[0.2, 1]",
+        f"parameters.{GRID}.grid.1=2.0",
+        "variants.v1.0.distill.stcr.weight=0.5",
+        "set.distill.batch_size=8",
+        **space,
+    ).space
+    assert changed.parameters[TAU].loguniform == (0.2, 1.0)
+    assert changed.parameters[GRID].grid == (0.5, 2.0)
+    assert changed.variants == {"v1.0": {"distill.stcr.weight": 0.5}, "v1": {}}
+    assert changed.set_ == {"distill.batch_size": 8}
+    less = load(f"parameters.{GRID}=null", "variants.v1.0=null", **space).space
+    assert (list(less.parameters), list(less.variants)) == ([TAU], ["v1"])
+    with pytest.raises(ConfigError, match=r"variants\.v2=null': not there to be left out; allowed: v1, v1\.0$"):
+        load("variants.v2=null", **space)
+    with pytest.raises(ConfigError, match=r"grid is a list; allowed after it: an index from 0 to 1$"):
+        load(f"parameters.{GRID}.grid.2=2.0", **space)
+    with pytest.raises(ConfigError, match=f"parameters.{TAU}=None: a group of keys is needed"):
+        load(**space | {"parameters": {TAU: None}})  # null is for the command line

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,14 +74,21 @@ def _report(options: argparse.Namespace) -> int:
     from clip2scene.storage import Storage, folder_of
     from clip2scene.tracking.report import summary_text
 
-    path = folder_of(options.storage) / "report.json"
+    root = folder_of(options.storage)
+    path = root / "report.json"
+    # Their folders tell without a server; a table's is named as its run in MLflow.
+    names = ", ".join(sorted(each.name for kind in ("sweeps", "tables") for each in (root / kind).glob("*")))
     if is_remote(options.storage):
         Storage(options.storage).fetch(path, refresh=True)
     try:
         text = summary_text(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
-        raise ConfigError(f"--storage {options.storage}: no readable report there ({path}); run a job first") from error
+        advice = f"give the NAME of a sweep or table there: {names}" if names else "run a job first"
+        raise ConfigError(f"--storage {options.storage}: no readable report there ({path}); {advice}") from error
     print(text)
+    if names:
+        command = shlex.join(["clip2scene", "report", "NAME", "--storage", options.storage])
+        print(f"sweeps and tables here: {names} ({command})")
     return 0
 
 

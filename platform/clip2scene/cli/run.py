@@ -61,13 +61,14 @@ def _run_table(options: argparse.Namespace) -> int:
     command = shlex.join(["clip2scene", "run", options.file, *options.overrides])
     root, job = Storage(table.storage).root, expand(table, options.file)[0].job
     with session(options, root, table.experiment, job) as tracker:
-        from clip2scene.tables.runner import run_table  # takes seconds, in which MLflow starts
+        from clip2scene.tables.runner import run_table, unscored  # takes seconds, in which MLflow starts
 
         pages_at = None if options.tracking_uri else UI_PAGES
         record = run_table(table, tracker(), options.file, command, pages_at)
     print(table_text(record))
     print(f"report: {report_command(table.table, table.storage, options.tracking_uri)}")
+    for sentence in (lacking := unscored(record)):
+        print(f"clip2scene: {sentence}", file=sys.stderr)
     if failures(record):
         print("clip2scene: some jobs failed; the same command tries those again", file=sys.stderr)
-        return 1
-    return 0
+    return 1 if lacking or failures(record) else 0

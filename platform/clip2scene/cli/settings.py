@@ -19,9 +19,11 @@ _INTRODUCTIONS = {
     "one, from which it takes all settings that it does not give itself.",
     "sweep": "Settings of a search space with what is allowed and [default]; key=value after the file changes one, as "
     "in `clip2scene sweep search_spaces/joint.yaml --job jobs/demo.yaml num_trials=8`. KEY is a setting of the job, "
-    "such as distill.scr.tau; `clip2scene settings` lists those.",
+    "such as distill.scr.tau; `clip2scene settings` lists those. variants.NAME=null and parameters.KEY=null leave one "
+    "out.",
     "table": "Settings of a table with what is allowed and [default]; key=value after the file changes one, as in "
-    "`clip2scene run jobs/table3_ablation.yaml seeds=[0]`. KEY is a data set, N an index in the list.",
+    "`clip2scene run jobs/table3_ablation.yaml seeds=[0]`. KEY is a data set, N an index in the list, from 0; "
+    "rows.N=null leaves one out.",
 }
 _TYPES = {
     "boolean": "true or false",

@@ -38,6 +38,12 @@ def _sweep(options: argparse.Namespace) -> int:
     from clip2scene.sweeps.sweep import load_sweep
 
     if options.resume is not None:
+        changes = [word for word in (options.space, *options.overrides) if word is not None and "=" in word]
+        if changes and options.space in (None, *changes) and options.job is None:
+            raise ConfigError(
+                f"sweep --resume {options.resume}: {changes[0]}: settings of a kept sweep cannot be changed; start "
+                "another one instead (clip2scene sweep FILE --job FILE sweep=NAME ...)"
+            )
         if options.space is not None or options.job is not None:
             raise ConfigError(f"sweep --resume {options.resume}: takes no FILE and no --job; it has kept its own")
         from clip2scene.sweeps.runner import recall

@@ -38,6 +38,8 @@ from clip2scene.training.samples import check_window
 
 TRIALS = "trials"
 """Folder of the trials' checkpoints, in the sweep's own."""
+_SHOWN = 5
+"""How many differing settings a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,11 @@ def remember(sweep: Sweep, command: str, tracking_uri: str | None) -> KeptSweep:
         kept = recall(folder)
         held = kept.sweep
         if held.digest != sweep.digest:
+            changes = [f"{key}={new} (there {old})" for key, (new, old) in sweep.differences(held).items()]
+            more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
             raise ConfigError(
-                f"sweep={sweep.space.sweep}: {folder} holds another sweep of this name, with other settings; "
-                "give another name (sweep=NAME) or remove that folder"
+                f"sweep={sweep.space.sweep}: {folder} holds another sweep of this name, with other settings: "
+                f"{', '.join(changes[:_SHOWN])}{more}; give another name (sweep=NAME) or remove that folder"
             )
         hours = held.space.budget.model_copy(update={"hours": sweep.space.budget.hours})
         # Tune numbered the trials by the order of the keys that was kept; the digest does not depend on that order.

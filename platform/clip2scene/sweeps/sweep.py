@@ -18,6 +18,7 @@ from clip2scene.jobfile import kind_of, parse, put, read_values
 from clip2scene.remote import is_remote
 from clip2scene.sweeps.space import TRAIN_SPLIT, VERIFY_SPLIT, Space, TrialResources
 from clip2scene.sweeps.unread import why_unread
+from clip2scene.tracking.run import flatten
 
 _FIXED = {"stage": "distill", "dataset.train_split": TRAIN_SPLIT, "dataset.eval_split": VERIFY_SPLIT}
 """What every trial does, whatever its job says."""
@@ -45,8 +46,18 @@ class Sweep:
     @property
     def digest(self) -> str:
         """Hash of everything that decides the trials, so neither the title nor the hours."""
+        return digest_of(*self._deciding)
+
+    @property
+    def _deciding(self) -> tuple[dict[str, Any], dict[str, Any]]:
         space = self.space.model_dump(mode="json", by_alias=True, exclude={"title": True, "budget": {"hours"}})
-        return digest_of(space, self.job.model_dump(mode="json", by_alias=True, exclude={"name", "storage"}))
+        return space, self.job.model_dump(mode="json", by_alias=True, exclude={"name", "storage"})
+
+    def differences(self, held: Sweep) -> dict[str, tuple[str, str]]:
+        """Values of this sweep and of another one, by the keys that decide trials and differ (``job.seed``)."""
+        ours, theirs = (flatten(space | {"job": job}) for space, job in (self._deciding, held._deciding))
+        both = {key: (ours.get(key, "null"), theirs.get(key, "null")) for key in {**ours, **theirs}}
+        return {key: values for key, values in both.items() if values[0] != values[1]}
 
     @functools.cached_property
     def job(self) -> Job:

@@ -91,6 +91,17 @@ def run_table(table: Table, tracker: Tracker, source: str, command: str, pages_a
     return record
 
 
+def unscored(record: TableRecord) -> tuple[str, ...]:
+    """One sentence per row whose finished jobs lack its score, such as the IoU of a class that never occurs."""
+    lacking = [(cell, sorted(cell.runs.keys() - cell.values.keys())) for cell in record.cells]
+    return tuple(
+        f"{record.about['table']}: {cell.row}, {cell.column}: {cell.score}: "
+        f"no value in the finished job of seed {', '.join(map(str, seeds))}"
+        for cell, seeds in lacking
+        if seeds
+    )
+
+
 def _jobs(table: Table, cells: Sequence[Cell]) -> list[TableJob]:
     """The different jobs of a table's cells, in order."""
     sharing: dict[str, list[Cell]] = {}

@@ -17,7 +17,8 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from clip2scene.config import DatasetKind, Job, Settings, digest_of
 from clip2scene.errors import ConfigError
-from clip2scene.jobfile import TABLE_KEYS, parse, put, read_values
+from clip2scene.jobfile import TABLE_KEYS, did_you_mean, parse, put, read_values
+from clip2scene.scores import class_scores_of, mean_scores_of
 
 PAPER_OF: dict[DatasetKind, DatasetKind] = {"streetworld": "nuscenes"}
 """The dataset that the paper's numbers are taken from where the paper does not have ours."""
@@ -161,7 +162,8 @@ def expand(table: Table, source: str) -> tuple[Cell, ...]:
     """Every cell, rows first, then columns, then seeds.
 
     Raises:
-        ConfigError: settings that are not a valid job; the sentence names the row.
+        ConfigError: settings that are not a valid job, or a score that the job does not write; the sentence names the
+            row.
     """
     cells = []
     for row in table.rows:
@@ -170,6 +172,7 @@ def expand(table: Table, source: str) -> tuple[Cell, ...]:
             for seed in table.seeds:
                 where = f"{source}: row {row.name!r}" + (f", column {column.name!r}" if column.set_ else "")
                 job = _job(table, {**column.set_, **row.set_}, seed, where)
+                _check_score(row.score or table.score, job, where if row.score else f"{where} (score of the table)")
                 paper = None if numbers is None else numbers[place]
                 cells.append(Cell(row, column, seed, job, row.score or table.score, paper))
     return tuple(cells)
@@ -197,6 +200,18 @@ def _job(table: Table, changes: dict[str, Any], seed: int, where: str) -> Job:
     if job.dataset.kind != table.dataset:
         raise ConfigError(f"{where}: dataset.kind={job.dataset.kind}: jobs.{table.dataset} must be of {table.dataset}")
     return job
+
+
+def _check_score(score: str, job: Job, where: str) -> None:
+    scores, per_class = mean_scores_of(job), class_scores_of(job)
+    if score in scores or score in per_class:
+        return
+    allowed = f"{', '.join(scores)}, and iou_METHOD/CLASS, such as {per_class[0]}" if scores else "none"
+    because = f"stage={job.stage}, distill.method={job.distill.method}, evaluate.methods={list(job.evaluate.methods)}"
+    raise ConfigError(
+        f"{where}: score={score}: a job with {because} writes no such score; allowed: {allowed}"
+        f"{did_you_mean(score, [*scores, *per_class])}"
+    )
 
 
 def _listed(values: dict[str, Any], key: str, path: str) -> list[dict[str, Any]]:
