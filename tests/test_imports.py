@@ -35,6 +35,7 @@ ROOMS = (
     "doctor",
     "artifacts",
     "stages",
+    "predictions",
     "run_log",
     "pipeline",
     "tables",

@@ -47,7 +47,8 @@ def absolute_teacher(teacher: TeacherSettings) -> TeacherSettings:
 def relative_paths(job: Job) -> dict[str, tuple[str, str]]:
     """Every path of a job that is not absolute, by its dotted key: as given, and made absolute."""
     teacher = absolute_teacher(job.teacher)
-    given = {"storage": job.storage, "dataset.root": job.dataset.root, "finetune.checkpoint": job.finetune.checkpoint}
+    given = {"storage": job.storage, "dataset.root": job.dataset.root}
+    given |= {"finetune.checkpoint": job.finetune.checkpoint, "predict.checkpoint": job.predict.checkpoint}
     pairs = {key: (path, absolute(path)) for key, path in given.items() if path is not None}
     pairs |= {f"teacher.{key}": (getattr(job.teacher, key), getattr(teacher, key)) for key in ("model", "pretrained")}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

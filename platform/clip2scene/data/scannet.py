@@ -24,11 +24,13 @@ from clip2scene.data.poses import check_pinhole, is_rotation
 from clip2scene.errors import DataError
 
 FOLDER = "scans"
+TEST_FOLDER = "scans_test"
+"""Where ScanNet's download puts the scans of its test split."""
 _RATE_HZ = 30
 """Images per second, which turn an image's number into its time."""
 
 
-def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
+def build_index(root: Path, *, folder: str = FOLDER, images_per_scene: int | None = None) -> Index:
     """Index every scene of a ScanNet folder: mesh, posed images with depth, and labels if there are any.
 
     A scene without a mesh is left out, and so is an image without a finite pose (ScanNet writes -inf where tracking was
@@ -36,7 +38,8 @@ def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
     all three.
 
     Args:
-        root: the dataset's folder, which holds ``scans``.
+        root: the dataset's folder.
+        folder: the scenes' folder in it, ``scans`` or ``scans_test``.
         images_per_scene: at most this many images per scene, spread evenly over those with a finite pose; all images if
             not given.
 
@@ -52,15 +55,15 @@ def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
     root = Path(root).resolve()
     frames: list[Frame] = []
     left_out: list[str] = []
-    for scene in _scenes(root / FOLDER):
-        folder = f"{FOLDER}/{scene}"
+    for scene in _scenes(root / folder):
+        scene_folder = f"{folder}/{scene}"
         files = DatasetFiles(root)  # one per scene, as it keeps all names, and ScanNet has ten million
-        present = files.names(folder, rf"{scene}_vh_clean_2(\.labels)?\.ply")
+        present = files.names(scene_folder, rf"{scene}_vh_clean_2(\.labels)?\.ply")
         mesh, labels = f"{scene}_vh_clean_2.ply", f"{scene}_vh_clean_2.labels.ply"
         if mesh not in present:
             left_out.append(f"{scene}: left out, as its mesh {mesh} is missing")
             continue
-        cameras, unposed = _cameras(root, folder, files, images_per_scene)
+        cameras, unposed = _cameras(root, scene_folder, files, images_per_scene)
         if unposed:
             left_out.append(
                 f"{scene}: {len(unposed)} of its images left out, as their poses are not finite "
@@ -74,14 +77,14 @@ def build_index(root: Path, *, images_per_scene: int | None = None) -> Index:
             frame_id=scene,
             scene=scene,
             timestamp_us=0,
-            cloud_path=files.existing(f"{folder}/{mesh}", scene),
+            cloud_path=files.existing(f"{scene_folder}/{mesh}", scene),
             world_from_lidar=np.eye(4),
             sweeps=(),
             cameras=cameras,
-            label_path=files.existing(f"{folder}/{labels}", scene) if labels in present else None,
+            label_path=files.existing(f"{scene_folder}/{labels}", scene) if labels in present else None,
         )
         frames.append(frame)
-    return Index("scannet", root, FOLDER, tuple(frames), tuple(left_out))
+    return Index("scannet", root, folder, tuple(frames), tuple(left_out))
 
 
 def _cameras(
