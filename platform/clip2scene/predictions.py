@@ -121,8 +121,8 @@ def _method(stages: Stages, path: Path, checkpoint: Checkpoint) -> StudentMethod
     text_CD = stages.text(stages.vocabulary, job.prompts.templates)
     if len(weights[_TEXT_HEAD]) != text_CD.shape[1] or teacher not in (None, stages.teacher.text_digest):
         raise DataError(
-            f"{path}: distilled from another teacher than teacher.model={job.teacher.model} with "
-            f"teacher.pretrained={job.teacher.pretrained}, whose texts it would not understand"
+            f"{path}: distilled from another teacher than this job's (teacher.model={job.teacher.model}); allowed: the "
+            "teacher.model and teacher.pretrained that it was distilled with"
         )
     return StudentMethod(job.student, weights, text_CD, num_classes)
 
