@@ -378,7 +378,7 @@ class FinetuneSettings(TrainingSettings):
 
 
 class PredictSettings(Settings):
-    """A label for every point of the evaluation split, in files of its benchmark's format. No label file is read."""
+    """A label for every point of the evaluation split, in files of its benchmark's format."""
 
     network: Literal["finetuned", "distilled"] = "finetuned"
     """``finetuned``: the network fine-tuned from the student (from random weights if ``finetune.initialisations`` has

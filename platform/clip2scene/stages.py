@@ -65,8 +65,9 @@ class Stages(Artifacts):
 
     def distill(self, on_epoch: OnEpoch) -> Trained:
         """Pre-train a student on the training split, unless it is there already."""
+        training = self.distillation()
         about = {"method": self.job.distill.method, "teacher": self.teacher.text_digest}
-        return self._train(self.distillation(), "distill", self.distill_digest, on_epoch, about)
+        return self._train(training, "distill", self.distill_digest, on_epoch, about)
 
     def check_sweeps(self) -> None:
         """Refuse to distil without the sweeps that the settings ask for.

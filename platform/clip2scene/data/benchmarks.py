@@ -98,8 +98,8 @@ def prediction_file(dataset: str, split: str, frame: Frame) -> str:
 def submission_files(dataset: str, split: str) -> dict[str, Any]:
     """What a benchmark wants beside the labels: contents, to be written as JSON, by path.
 
-    nuScenes' ``meta`` tells what the network gets as input: the LiDAR alone. ``use_external`` is true as CLIP, which it
-    was trained with, has learned from data other than nuScenes.
+    nuScenes' ``meta`` tells the inputs of the network: the LiDAR alone. ``use_external`` is true because CLIP has
+    learned from other data, and not from the image-level labels that the challenge allows as pre-training.
     """
     if dataset != "nuscenes":
         return {}
