@@ -61,7 +61,7 @@ def predict(stages: Stages) -> Predictions:
     with stages.alone(manifest_path, "predicts this") as cached:
         if not cached:
             for aside in folder.rglob(".*"):  # of killed writers
-                aside.unlink()
+                aside.unlink(missing_ok=True)
             with progress("predict", len(files), unit="frames") as advance:
                 counts_C = write_predictions(
                     files,
