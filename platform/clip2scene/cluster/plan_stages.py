@@ -1,7 +1,7 @@
 """The stages that a job needs and the work of each, without doing any of it.
 
-What the storage has (world, index, encoded images, distilled student) counts as done; scores and fine-tuned students
-are not looked up.
+What the storage has (world, index, encoded images, distilled student) counts as done; scores, fine-tuned students and
+predictions are not looked up.
 """
 
 from __future__ import annotations
