@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from clip2scene.cli import main
-from clip2scene.config import Job
+from clip2scene.config import STAGES, Job
 from clip2scene.errors import ConfigError, last_line, one_line
 from clip2scene.jobfile import load_job
 from clip2scene.sweeps.space import Space
@@ -198,11 +198,37 @@ def test_a_mistake_is_one_sentence_with_the_keys_path(override, sentence):
             "pointcontrast compares two views of a cloud, but distill.augment has rotate, flip and scale off",
         ),
         (["variant=released", "distill.stcr.max_points_per_cell=null"], "count_empty_slots=true needs"),
+        (
+            ["stage=predict", "predict.network=distilled", "distill.method=pointcontrast"],
+            r"pointcontrast has no classes before it is fine-tuned; allowed: predict\.network=finetuned$",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_together(overrides, sentence):
     with pytest.raises(ConfigError, match=sentence):
         load_job(JOBS / "demo.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("words", "teacher", "finetuned", "initialisations", "trains"),
+    [
+        ([], True, True, ("pretrained",), True),
+        (["finetune.initialisations=[scratch]"], False, True, ("scratch",), True),
+        (["finetune.checkpoint=student.safetensors"], False, True, ("pretrained",), True),
+        (["predict.network=distilled"], True, False, ("pretrained",), True),
+        (["predict.checkpoint=network.safetensors"], False, False, ("pretrained",), False),
+    ],
+)
+def test_predictions_need_the_stages_of_their_network_alone(words, teacher, finetuned, initialisations, trains):
+    job = load_job(JOBS / "demo.yaml", ["stage=predict", *words])
+    assert (job.needs_teacher, job.finetunes, job.reads_train_split) == (teacher, finetuned, trains)
+    assert job.initialisations == initialisations
+    assert not job.scores
+    before = load_job(JOBS / "demo.yaml", ["stage=finetune", *words])
+    assert before.scores
+    assert before.finetunes
+    assert before.initialisations == before.finetune.initialisations
+    assert "predict" not in [stage for stage in STAGES if before.reaches(stage)]
 
 
 def test_a_mistake_in_a_list_of_groups_has_its_index():

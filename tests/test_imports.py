@@ -36,6 +36,7 @@ ROOMS = (
     "artifacts",
     "stages",
     "scores",
+    "predictions",
     "run_log",
     "pipeline",
     "tables",

@@ -20,13 +20,16 @@ from clip2scene import cli, remote
 from clip2scene.config import ContrastSettings
 from clip2scene.errors import DataError, StorageError
 from clip2scene.jobfile import load_job
+from clip2scene.predictions import predict
 from clip2scene.remote import ObjectStore
 from clip2scene.stages import Stages
 from clip2scene.storage import CACHE, Storage, folder_of
 from clip2scene.teacher import superpixels
 from clip2scene.teacher.store import FeatureStore, frame_file, read_entry
 from clip2scene.training.distill import Distillation
+from clip2scene.training.samples import SampleSource
 from commands import REPOSITORY, free_ports, succeed
+from predicting import network_file
 
 pytestmark = pytest.mark.long
 
@@ -246,6 +249,33 @@ def test_superpixels_are_segmented_once_for_all_machines(first, machine):
     again = segment(two)
     assert again[name] > written[name]
     assert {key for key in written if again[key] == written[key]} == set(written) - {name}
+
+
+def test_predictions_are_made_once_for_all_machines(first, machine, tmp_path, monkeypatch):
+    world, _, _ = first
+    words = ("student={voxel_size_m: 1.0, channels: [8, 8, 16]}", "stage=predict", "resources.num_workers=0")
+    machine("one")
+    job = stages_of(world, *words).job
+    network = network_file(tmp_path / "network.safetensors", job.student, num_classes=16)
+    words = (*words, f"predict.checkpoint={network}")
+    done = predict(stages_of(world, *words))
+    two = machine("two")
+    again = predict(stages_of(world, *words))
+    assert again.cached
+    assert again.manifest == done.manifest
+    folder = two.path("predictions", done.folder.name)
+    assert not folder.exists()  # nothing was brought
+    files = [file for file in sorted(done.folder.rglob("*")) if file.is_file()]
+    there = {f"lidarseg/val/{name}" for name in objects(two, two.name(folder / "lidarseg" / "val"))}
+    assert {file.relative_to(done.folder).as_posix() for file in files} == there | {"val/submission.json"}
+    assert two.where(folder) == f"s3://bucket/runs/predictions/{folder.name}"
+    lost = files[0]
+    two.remove(folder / lost.relative_to(done.folder))
+    machine("three")
+    read, ids = SampleSource.read, []
+    monkeypatch.setattr(SampleSource, "read", lambda source, frame: ids.append(frame) or read(source, frame))
+    assert predict(stages_of(world, *words)).manifest == done.manifest
+    assert len(ids) == 1
 
 
 def test_a_server_that_goes_away_costs_no_epoch(first, machine, server, monkeypatch):

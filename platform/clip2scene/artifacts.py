@@ -7,7 +7,7 @@ teacher, and on nothing that a sweep varies.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from clip2scene.config import TEXT_FREE, Job, digest_of
 from clip2scene.data.contents import are_current
-from clip2scene.data.datasets import build_index, fingerprint
+from clip2scene.data.datasets import build_index, fingerprint, version_of_test
 from clip2scene.data.index import Frame, Index, read_index, write_index
 from clip2scene.data.splits import missing_of_split, split_frames
 from clip2scene.data.vocabulary import Vocabulary, vocabulary, vocabulary_of
@@ -44,25 +44,45 @@ def linked_folders(job: Job) -> tuple[Path, ...]:
     return tuple(from_home(folder) for folder in job.dataset.linked_folders)
 
 
-def make_index(job: Job) -> Index:
+def eval_version(job: Job) -> str:
+    """The version of the dataset that holds the evaluation split; official test splits are for predictions only."""
+    dataset = job.dataset
+    if job.stage == "predict" and dataset.eval_split == "test":
+        return version_of_test(dataset.kind, world_path(job), dataset.version)
+    return dataset.version
+
+
+def versions(job: Job) -> tuple[str, ...]:
+    """The versions of the dataset that a job reads, without repetition; the last has the evaluation split."""
+    return tuple(dict.fromkeys((*([job.dataset.version] if job.reads_train_split else []), eval_version(job))))
+
+
+def make_index(job: Job, version: str) -> Index:
     """Index the dataset's folder."""
     settings = job.dataset
     return build_index(
         settings.kind,
         world_path(job),
-        version=settings.version,
+        version=version,
         max_sweeps=settings.max_sweeps,
         images_per_scene=settings.images_per_scene,
         linked_folders=linked_folders(job),
     )
 
 
-def missing_of_splits(job: Job, index: Index) -> dict[str, str]:
-    """Splits of a job that are on disk only in part, and how much of each is; a streetworld is always whole."""
+def missing_of_splits(job: Job, indexes: Mapping[str, Index]) -> dict[str, str]:
+    """Splits of a job that are on disk only in part, and how much of each is; a streetworld is always whole.
+
+    Args:
+        job: with the splits.
+        indexes: that the job reads, by version.
+    """
     settings = job.dataset
     if settings.kind == "streetworld":
         return {}
-    parts = {name: missing_of_split(index, name) for name in (settings.train_split, settings.eval_split)}
+    read = {settings.train_split: indexes[settings.version]} if job.reads_train_split else {}
+    read |= {settings.eval_split: indexes[eval_version(job)]}
+    parts = {name: missing_of_split(index, name) for name, index in read.items()}
     return {name: part for name, part in parts.items() if part is not None}
 
 
@@ -93,32 +113,48 @@ class Artifacts:
             generate(root, world, seed=seed, workers=self.job.extract.num_actors, advance=advance)
         return root
 
-    @property
-    def index_path(self) -> Path:
-        """Where the index lies or will lie; the dataset's folder must be there."""
+    def index_path(self, version: str) -> Path:
+        """Where the index of a version lies or will lie; the dataset's folder must be there."""
         settings = self.job.dataset
-        source = fingerprint(settings.kind, world_path(self.job), settings.version)
+        source = fingerprint(settings.kind, world_path(self.job), version)
         key = digest_of(source, settings.max_sweeps, settings.images_per_scene)
         return self.storage.path("indexes", f"{key}.parquet")
 
     @functools.cached_property
     def index(self) -> Index:
         """All keyframes of the dataset; made if it is not in the storage yet, or if files have changed since."""
+        return self._index_of(self.job.dataset.version)
+
+    @functools.cached_property
+    def eval_index(self) -> Index:
+        """The index with the evaluation split; another than :attr:`index` only for an official test split."""
+        version = eval_version(self.job)
+        return self.index if version == self.job.dataset.version else self._index_of(version)
+
+    @property
+    def indexes(self) -> dict[str, Index]:
+        """The indexes that the job reads, by version."""
+        return {
+            version: self.index if version == self.job.dataset.version else self.eval_index
+            for version in versions(self.job)
+        }
+
+    def _index_of(self, version: str) -> Index:
         root = self.root
-        path = self.index_path
+        path = self.index_path(version)
         if self.storage.fetch(path):
             index = read_index(path, root, linked_folders(self.job))
             if are_current(index):
                 return index
-        built = make_index(self.job)
+        built = make_index(self.job, version)
         with self.storage.writing(path) as aside:
             write_index(built, aside)
         return read_index(path, root, linked_folders(self.job))
 
     @functools.cached_property
     def train_frames(self) -> tuple[Frame, ...]:
-        """Keyframes to train on."""
-        return self._split("train_split")
+        """Keyframes to train on; none if nothing is trained."""
+        return split_frames(self.index, self.job.dataset.train_split) if self.job.reads_train_split else ()
 
     @functools.cached_property
     def distilled_frames(self) -> tuple[Frame, ...]:
@@ -129,16 +165,13 @@ class Artifacts:
 
     @functools.cached_property
     def eval_frames(self) -> tuple[Frame, ...]:
-        """Keyframes to score on."""
-        return self._split("eval_split")
-
-    def _split(self, key: str) -> tuple[Frame, ...]:
-        return split_frames(self.index, getattr(self.job.dataset, key))
+        """Keyframes to score on, or to predict."""
+        return split_frames(self.eval_index, self.job.dataset.eval_split)
 
     @functools.cached_property
     def missing(self) -> dict[str, str]:
         """Splits that are on disk only in part, and how much of each is."""
-        return missing_of_splits(self.job, self.index)
+        return missing_of_splits(self.job, self.indexes)
 
     @functools.cached_property
     def trained_on(self) -> str | None:
@@ -162,7 +195,7 @@ class Artifacts:
         never = f"S3 never begins: distill.s3.start_epoch={distill.s3.start_epoch}, distill.epochs={distill.epochs}"
         held_out = f"split {self.job.dataset.eval_split} is not held out: {self.trained_on} are also trained on"
         return (
-            *self.index.left_out,
+            *(sentence for index in self.indexes.values() for sentence in index.left_out),
             *(f"split {name}: {part} are there" for name, part in self.missing.items()),
             *([f"{blind} of {total} training keyframes have no image to distil from"] if blind else []),
             *([held_out] if self.trained_on else []),
@@ -224,11 +257,12 @@ class Artifacts:
 
     @property
     def frames(self) -> dict[str, Frame]:
-        """Keyframes of both splits by id; their images are encoded."""
-        return {frame.frame_id: frame for frame in (*self.train_frames, *self.eval_frames)}
+        """Keyframes by id whose images are encoded: of both splits, or of the training split where none is scored."""
+        held_out = () if self.job.stage == "predict" else self.eval_frames
+        return {frame.frame_id: frame for frame in (*self.train_frames, *held_out)}
 
     def extract(self) -> ExtractReport:
-        """Encode the images of both splits that are not in the store yet."""
+        """Encode the images of :attr:`frames` that are not in the store yet."""
         return extract(
             self.index,
             tuple(self.frames.values()),

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _ROUNDED_WITHIN = 0.06
 """How far, relatively, a given fraction may be from the 1/n that is used."""
-Stage = Literal["index", "extract", "distill", "evaluate", "finetune"]
+Stage = Literal["index", "extract", "distill", "evaluate", "finetune", "predict"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """In the order in which they run."""
 TEXT_FREE = ("pointcontrast",)
@@ -78,7 +78,7 @@ class DatasetSettings(Settings):
     """Folders outside of ``root`` to which links in it may lead, such as one on a faster disk. Other links out of it
     are refused, so that a data set from elsewhere does not lead to other files of this machine."""
     version: str = "v1.0-trainval"
-    """Name of the folder of tables in ``root`` (nuScenes' format only)."""
+    """Name of the folder of tables in ``root`` (nuScenes' format only; ``scans_test`` for ScanNet's test scans)."""
     max_sweeps: int = Field(10, ge=0)
     """Earlier sweeps to index per keyframe; 0 if only keyframes were downloaded."""
     images_per_scene: int | None = Field(None, ge=1)
@@ -87,7 +87,8 @@ class DatasetSettings(Settings):
     """Split for distillation and fine-tuning; ``parametrizing`` and ``verifying`` are parts of ``train``, and only
     nuScenes has ``mini_train`` and ``mini_val``."""
     eval_split: Split = "verifying"
-    """Split that scores are computed on; the same names are allowed as for ``train_split``."""
+    """Split that scores and predictions are computed on; the same names are allowed as for ``train_split``. The stage
+    ``predict`` reads ``test`` from ``v1.0-test`` or ``scans_test`` where that lies beside the training scenes."""
     streetworld: StreetworldSettings = StreetworldSettings()
 
     @model_validator(mode="after")
@@ -382,6 +383,17 @@ class FinetuneSettings(TrainingSettings):
         return self
 
 
+class PredictSettings(Settings):
+    """A label for every point of the evaluation split, in files of its benchmark's format."""
+
+    network: Literal["finetuned", "distilled"] = "finetuned"
+    """``finetuned``: the network fine-tuned from the student (from random weights if ``finetune.initialisations`` has
+    only these); ``distilled``: the student itself, which has seen no label. One that is missing is trained first."""
+    checkpoint: str | None = None
+    """File of a student or a fine-tuned network of the same ``student`` settings to predict with instead: nothing is
+    trained, and ``network`` does not matter."""
+
+
 class WorkerSettings(Settings):
     """Training workers: how many there are, and what each gets."""
 
@@ -435,6 +447,7 @@ class Job(Settings):
     distill: DistillSettings = DistillSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+    predict: PredictSettings = PredictSettings()
     resources: ResourceSettings = ResourceSettings()
 
     @property
@@ -448,11 +461,36 @@ class Job(Settings):
         return self.stage in STAGES[STAGES.index(stage) :]
 
     @property
+    def scores(self) -> bool:
+        """Whether it scores on the evaluation split; predictions need no scores, and often have no labels."""
+        return self.reaches("evaluate") and self.stage != "predict"
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether it fine-tunes: for scores, or for the network that predicts."""
+        if self.stage == "predict":
+            return self.predict.checkpoint is None and self.predict.network == "finetuned"
+        return self.stage == "finetune"
+
+    @property
+    def initialisations(self) -> tuple[Initialisation, ...]:
+        """Initial weights of the networks that it fine-tunes; predictions are of one network."""
+        given = self.finetune.initialisations
+        if self.stage == "predict":
+            return ("pretrained",) if "pretrained" in given else ("scratch",)
+        return given
+
+    @property
+    def reads_train_split(self) -> bool:
+        """Whether it reads the training split; predicting with a given network does not."""
+        return self.stage != "predict" or self.predict.checkpoint is None
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether it encodes images: fine-tuning from a given student, or from random weights alone, does not."""
-        if self.stage == "finetune":
-            return self.finetune.checkpoint is None and "pretrained" in self.finetune.initialisations
-        return self.reaches("extract")
+        if self.finetunes:
+            return self.finetune.checkpoint is None and "pretrained" in self.initialisations
+        return self.reaches("extract") and self.reads_train_split
 
     @model_validator(mode="before")
     @classmethod
@@ -469,6 +507,16 @@ class Job(Settings):
             raise ValueError(
                 f"stage=evaluate: distill.method={self.distill.method} cannot be scored without fine-tuning; allowed: "
                 "stage=distill or finetune"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_predicts_has_classes(self) -> Job:
+        own = self.stage == "predict" and self.predict.network == "distilled" and self.predict.checkpoint is None
+        if own and self.distill.method in TEXT_FREE:
+            raise ValueError(
+                f"predict.network=distilled: distill.method={self.distill.method} has no classes before it is "
+                "fine-tuned; allowed: predict.network=finetuned"
             )
         return self
 

@@ -57,7 +57,8 @@ def as_text(value: Paths) -> str:
 def relative_paths(job: Job) -> dict[str, tuple[Paths, Paths]]:
     """Every setting of a job with a path that is not absolute, by its dotted key: as given, and made absolute."""
     teacher = absolute_teacher(job.teacher)
-    given = {"storage": job.storage, "dataset.root": job.dataset.root, "finetune.checkpoint": job.finetune.checkpoint}
+    given = {"storage": job.storage, "dataset.root": job.dataset.root}
+    given |= {"finetune.checkpoint": job.finetune.checkpoint, "predict.checkpoint": job.predict.checkpoint}
     pairs: dict[str, tuple[Paths, Paths]] = {
         key: (path, absolute(path)) for key, path in given.items() if path is not None
     }

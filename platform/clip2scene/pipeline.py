@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from clip2scene.config import Initialisation, Job
+from clip2scene.predictions import predict
 from clip2scene.run_log import BriefRunLog, RunLog, comparable
 from clip2scene.scores import Counted, annotation_free_scores, finetuned_scores, is_scored_annotation_free
 from clip2scene.stages import Stages, Trained
@@ -71,13 +72,12 @@ class Pipeline:
             with log.stage("streetworld") as run:
                 run.set_tags({"root": str(self.stages.root)})
         self._index(log)
-        distils, scored = job.needs_teacher and job.reaches("distill"), job.reaches("evaluate")
+        distils = job.needs_teacher and job.reaches("distill")
         # What is missing is reported before hours of extraction.
-        if scored:
-            self.stages.check_labels()
+        self.stages.check_labels()
         if distils:
             self.stages.check_sweeps()
-            self.stages.check_images(scored=scored)
+            self.stages.check_images(scored=job.scores)
         if job.needs_teacher:
             self._extract(log)
         with worker_group(job.resources):
@@ -85,23 +85,29 @@ class Pipeline:
                 student = self._distill(log)
                 if is_scored_annotation_free(job):
                     self._evaluate(log, student)
-                elif scored:
+                elif job.scores:
                     log.say(f"evaluate: left out, as distill.method={job.distill.method} has no classes yet")
-            if job.reaches("finetune"):
+            if job.finetunes:
                 self._finetune(log)
+            if job.stage == "predict":
+                self._predict(log)
 
     def _index(self, log: RunLog) -> None:
         with log.stage("index") as run:
-            index = self.stages.index
+            indexes = self.stages.indexes.values()
             splits = {"train": self.stages.train_frames, "eval": self.stages.eval_frames}
             for sentence in self.stages.omissions:
                 log.say(f"index: {sentence}")
             log.indexed(run)
             run.log_metrics(
-                {"frames": len(index.frames), "left_out": len(index.left_out)}
+                {
+                    "frames": sum(len(index.frames) for index in indexes),
+                    "left_out": sum(len(index.left_out) for index in indexes),
+                }
                 | {f"{name}_frames": len(frames) for name, frames in splits.items()}
             )
-            run.log_dataset(self.job.dataset.kind, index.digest, str(index.root.path), "index")
+            for index in indexes:
+                run.log_dataset(self.job.dataset.kind, index.digest, str(index.root.path), "index")
             ids = {name: [frame.frame_id for frame in frames] for name, frames in splits.items()}
             run.log_dict(ids, "splits.json")
 
@@ -153,7 +159,7 @@ class Pipeline:
     def _finetune(self, log: RunLog) -> None:
         students: dict[Initialisation, Trained] = {}
         labelled = [frame.frame_id for frame in self.stages.labelled_frames]
-        for initialisation in self.job.finetune.initialisations:
+        for initialisation in self.job.initialisations:
             name = f"finetune-{initialisation}"
             with log.stage(name, group="finetune") as run:
                 history = log.history(run, name)
@@ -161,6 +167,14 @@ class Pipeline:
                 log.student(run, history, students[initialisation], f"fine-tuning from {initialisation}")
                 run.log_dict({"protocol": self.job.finetune.protocol, "labelled": labelled}, "labelled_frames.json")
                 run.log_metrics({"labelled_frames": len(labelled)})
+        log.report |= {
+            "label_fraction": len(labelled) / len(self.stages.train_frames),
+            "labelled_frames": len(labelled),
+        }
+        if self.job.scores:
+            self._evaluate_finetuned(log, students)
+
+    def _evaluate_finetuned(self, log: RunLog, students: Mapping[Initialisation, Trained]) -> None:
         with log.stage("evaluate-finetuned", group="evaluate") as run:
             scores = self.stages.score_finetuned(students)
             values = _values(finetuned_scores(students), scores)
@@ -168,12 +182,23 @@ class Pipeline:
         log.report |= {
             "finetuned_miou": {name: values[f"finetuned_{name}_miou"] for name in students},
             "majority_miou": values["majority_miou"],
-            "label_fraction": len(labelled) / len(self.stages.train_frames),
-            "labelled_frames": len(labelled),
         }
 
+    def _predict(self, log: RunLog) -> None:
+        with log.stage("predict") as run:
+            done = predict(self.stages)
+            where = self.stages.storage.where(done.folder)
+            run.set_tags({"predictions": where, "cached": str(done.cached).lower()})
+            run.log_metrics(
+                {"predicted_frames": done.manifest["frames"]}
+                | {f"predicted_points/{name}": count for name, count in done.manifest["points"].items()}
+            )
+            run.log_dict(done.manifest, "predictions.json")
+        log.report |= {"predictions": where, "predicted_frames": done.manifest["frames"]}
+
     def _digests(self) -> dict[str, str]:
-        digests = {"job": self.job.digest(), "index": self.stages.index.digest}
+        index = next(iter(self.stages.indexes.values()))  # where something is trained, that of the training split
+        digests = {"job": self.job.digest(), "index": index.digest}
         if self.job.needs_teacher:
             digests |= {"teacher": self.stages.teacher.digest, "features": self.stages.store_digest}
         return digests

@@ -29,7 +29,7 @@ def finetuned_scores(initialisations: Iterable[str]) -> dict[str, Counted]:
 
 def is_scored_annotation_free(job: Job) -> bool:
     """Whether a job distils a student that knows classes, and scores it."""
-    return job.needs_teacher and job.reaches("evaluate") and job.distill.method not in TEXT_FREE
+    return job.needs_teacher and job.scores and job.distill.method not in TEXT_FREE
 
 
 def grouped(name: str) -> str:
@@ -56,4 +56,4 @@ def class_scores_of(job: Job) -> tuple[str, ...]:
 
 def _scores_of(job: Job) -> dict[str, Counted]:
     free = annotation_free_scores(job.evaluate.methods) if is_scored_annotation_free(job) else {}
-    return free | (finetuned_scores(job.finetune.initialisations) if job.reaches("finetune") else {})
+    return free | (finetuned_scores(job.initialisations) if job.finetunes and job.scores else {})

@@ -1,5 +1,7 @@
 """The stages index -> extract -> distill -> evaluate -> finetune -> evaluate, each from artifacts to artifacts.
 
+``predict`` is in :mod:`clip2scene.predictions`.
+
 A stage requests what it needs, so running a later stage runs the missing earlier ones; finished artifacts are found by
 their digest and not made again.
 """
@@ -13,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -62,7 +65,9 @@ class Stages(Artifacts):
 
     def distill(self, on_epoch: OnEpoch) -> Trained:
         """Pre-train a student on the training split, unless it is there already."""
-        return self._train(self.distillation(), "distill", self.distill_digest, on_epoch)
+        training = self.distillation()
+        about = {"method": self.job.distill.method, "teacher": self.teacher.text_digest}
+        return self._train(training, "distill", self.distill_digest, on_epoch, about)
 
     def check_sweeps(self) -> None:
         """Refuse to distil without the sweeps that the settings ask for.
@@ -92,13 +97,13 @@ class Stages(Artifacts):
                 )
 
     def check_labels(self) -> None:
-        """Refuse a job that lacks labels for its scores or its fine-tuning.
+        """Refuse a job that lacks labels for its scores or its fine-tuning, if it does either.
 
         Raises:
             DataError: a keyframe has no label file.
         """
-        splits = {"eval_split": self.eval_frames}
-        if self.job.stage == "finetune":
+        splits = {"eval_split": self.eval_frames} if self.job.scores else {}
+        if self.job.finetunes:
             splits["train_split"] = self.labelled_frames
         for key, frames in splits.items():
             unlabelled = next((frame for frame in frames if frame.label_path is None), None)
@@ -225,16 +230,23 @@ class Stages(Artifacts):
         """Where a trained student lies or will lie."""
         return self.storage.path("students", f"{digest}.safetensors")
 
-    def _train(self, training: Training, stage: str, digest: str, on_epoch: OnEpoch) -> Trained:
+    def _train(
+        self,
+        training: Training,
+        stage: str,
+        digest: str,
+        on_epoch: OnEpoch,
+        about: Mapping[str, str] = MappingProxyType({}),
+    ) -> Trained:
         path = self.student_path(digest)
-        with self._alone(path, "trains this") as cached:
+        with self.alone(path, "trains this") as cached:
             if not cached:
                 name, folder = f"{stage}-{digest}", self.storage.root / "train"
                 with progress(stage, training.steps, unit="steps") as advance:
                     fitted: Fitted = fit(training, name=name, folder=folder, on_epoch=on_epoch, on_steps=advance)
                 with self.storage.writing(path) as aside:
-                    about = {"digest": digest, "stage": stage, "history": fitted.history}
-                    save_checkpoint(aside, fitted.weights, self.job.student, about)
+                    made = {"digest": digest, "stage": stage, "history": fitted.history, **about}
+                    save_checkpoint(aside, fitted.weights, self.job.student, made)
                 shutil.rmtree(folder / name, ignore_errors=True)  # checkpoints, twice the size of the student and more
         checkpoint = load_checkpoint(path, self.job.student)
         if cached:
@@ -243,7 +255,7 @@ class Stages(Artifacts):
         return Trained(path, digest, checkpoint, cached)
 
     @contextlib.contextmanager
-    def _alone(self, path: Path, doing: str) -> Iterator[bool]:
+    def alone(self, path: Path, doing: str) -> Iterator[bool]:
         """Whether the storage has an artifact; if not, the block is the only one to make it on this machine."""
         if self.storage.fetch(path):
             yield True
@@ -291,7 +303,7 @@ class Stages(Artifacts):
         ids = [frame.frame_id for frame in frames]
         digest = digest_of("scores", kind, list(methods), self.index.digest, made_of, ids)
         path = self.storage.path("scores", f"{digest}.npz")
-        with self._alone(path, "computes these scores") as cached:
+        with self.alone(path, "computes these scores") as cached:
             if cached:
                 return _read_scores(path)
             store = self.store if kind == "annotation-free" else None

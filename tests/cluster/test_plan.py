@@ -118,6 +118,31 @@ def test_a_data_set_that_is_not_there_has_its_official_counts():
         planned(NUSCENES, *OFFICIAL, "storage=ftp://x/y", "stage=index")
 
 
+def test_predictions(tmp_path, streetworld_root):
+    words = (f"storage={tmp_path}/new", "stage=predict")
+    made = planned(DEMO, *words)
+    by_stage = works(made)
+    assert list(by_stage) == ["start", "streetworld", "index", "extract", "distill", "finetune", "predict"]
+    assert by_stage["extract"].amount == 64 * 6  # none of the keyframes to predict
+    assert by_stage["finetune"].steps == 80
+    predicting = by_stage["predict"]
+    assert (predicting.amount, predicting.unit) == (32, "keyframes")
+    assert predicting.stored_bytes == 32 * made.data.points
+    assert predicting.seconds is None  # evaluate's rate is of other work
+    alone = planned(DEMO, *words, "predict.checkpoint=network.safetensors")
+    assert list(works(alone)) == ["start", "streetworld", "index", "predict"]
+    assert (alone.data.train_frames, alone.data.eval_frames, alone.memory) == (0, 32, None)
+    assert planned(DEMO, *words, "predict.checkpoint=n", frames=64).data.eval_frames == 64
+    distilled = planned(DEMO, *words, "predict.network=distilled")
+    assert list(works(distilled)) == ["start", "streetworld", "index", "extract", "distill", "predict"]
+    test = planned(NUSCENES, *SMALL_TEACHER, *words[1:], "dataset.eval_split=test", there=machine(gpus=2))
+    assert (test.data.frames, test.data.eval_frames) == (28_130 + 6_019 + 6_008, 6_008)
+    root, version = streetworld_root
+    held = (f"dataset.root={root}", f"dataset.version={version}", "dataset.kind=nuscenes", "predict.checkpoint=n")
+    assert planned(DEMO, *words, *held).data.eval_frames == 4
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_time_and_money_on_more_gpus():
     rates = read_rates().with_given(100.0, 5.0)
     words = (*OFFICIAL, *SMALL_TEACHER, "stage=distill")

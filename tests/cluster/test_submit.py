@@ -111,14 +111,19 @@ def test_a_job_that_trains_nothing_needs_no_gpu_for_training():
         job = load_job(NUSCENES, [*words, f"stage={stage}"])
         session.check_workers(job, [])
         submit.check_fits(job, [{"CPU": 8.0}], "here")
-    with pytest.raises(ConfigError, match=r"^resources\.num_workers=2 .* room for 0; .*Ray: 0 CPUs and 0 GPUs"):
-        session.check_workers(load_job(NUSCENES, [*words, "stage=distill"]), [{"GPU": 0.0}])
+    for later in (["stage=distill"], ["stage=predict", "predict.checkpoint=/students/1.safetensors"]):
+        with pytest.raises(ConfigError, match=r"^resources\.num_workers=2 .* room for 0; .*Ray: 0 CPUs and 0 GPUs"):
+            session.check_workers(load_job(NUSCENES, [*words, *later]), [{"GPU": 0.0}])
 
 
 def test_a_job_that_encodes_nothing_needs_no_gpu_for_extraction():
     nodes = [{"CPU": 8.0}]
     words = ["dataset.root=/data/nuscenes", "resources.gpus_per_worker=0"]
-    for others in (["stage=index"], ["finetune.checkpoint=/students/1.safetensors"]):
+    for others in (
+        ["stage=index"],
+        ["finetune.checkpoint=/students/1.safetensors"],
+        ["stage=predict", "predict.checkpoint=/students/1.safetensors"],
+    ):
         submit.check_fits(load_job(NUSCENES, [*words, *others]), nodes, "here")
     with pytest.raises(ConfigError, match=r"^extract\.num_actors=2 with extract\.gpus_per_actor=1: .* room for 0; "):
         submit.check_fits(load_job(NUSCENES, words), nodes, "here")
@@ -135,13 +140,14 @@ def test_relative_paths_and_homes_are_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     words = ["dataset.root=world", "finetune.checkpoint=/other/student.safetensors", "storage=~/out"]
-    words += ["teacher.model=ViT-B-16", "teacher.pretrained=~/teacher.safetensors"]
+    words += ["teacher.model=ViT-B-16", "teacher.pretrained=~/teacher.safetensors", "predict.checkpoint=n.safetensors"]
     words += ["dataset.linked_folders=[fast, ~/disk, /data]"]
     job = submit.read_submission(DEMO, words)
     assert submit.with_absolute_paths(job, here=True).overrides == (
         *words,
         f"storage={tmp_path}/home/out",
         f"dataset.root={tmp_path}/world",
+        f"predict.checkpoint={tmp_path}/n.safetensors",
         f'dataset.linked_folders=["{tmp_path}/fast", "{tmp_path}/home/disk", "/data"]',
         f"teacher.pretrained={tmp_path}/home/teacher.safetensors",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from refusals import refused
 
@@ -148,6 +149,10 @@ def test_index_survives_parquet_and_its_digest_does_not_depend_on_the_root(
     assert (read.root, read.version, read.digest) == (street_index.root, street_index.version, street_index.digest)
     for a, b in zip(read.frames, street_index.frames, strict=True):
         _same_frame(a, b)
+        assert (a.cloud_token, b.cloud_token) == (b.cloud_token, Path(b.label_path or "").name[:32])
+    about = pq.read_table(tmp_path / "index.parquet").drop_columns("cloud_token")
+    pq.write_table(about, tmp_path / "old.parquet")  # written before there were tokens
+    assert [frame.cloud_token for frame in read_index(tmp_path / "old.parquet").frames] == [None] * len(read.frames)
     assert build_index(broken, street_index.version).digest == street_index.digest
     assert build_index(broken, street_index.version, max_sweeps=0).digest != street_index.digest
 

@@ -16,6 +16,7 @@ from clip2scene.data.datasets import fingerprint
 from clip2scene.data.index import read_index, write_index
 from clip2scene.data.scannet import build_index
 from clip2scene.data.vocabulary import vocabulary
+from predicting import network_file, predicted
 
 SCANNET = vocabulary("scannet")
 SCENE = "scene0001_00"
@@ -381,3 +382,24 @@ def test_real_scene_has_a_label_of_the_20_classes_or_none_for_every_vertex(real_
     # The floor lies at the bottom and the walls' middle stands above it: labels and vertices are in one order.
     heights = {name: np.median(cloud_NI[labels_N == SCANNET.classes.index(name) + 1, 2]) for name in ("floor", "wall")}
     assert heights["floor"] < 0.1 < 1 < heights["wall"]
+
+
+@pytest.mark.parametrize("folder", ["scans", "scans_test"])
+def test_predictions_are_a_nyu40_id_per_line_for_every_vertex(scene: Path, tmp_path: Path, folder: str) -> None:
+    shutil.rmtree(scene)  # a given network needs no training scenes
+    name = "scene0707_00"
+    test = tmp_path / folder / name
+    test.mkdir(parents=True)
+    (test / f"{name}_vh_clean_2.ply").write_bytes(_ply())
+    (tmp_path / "scannetv2_train.txt").write_text(SCENE)
+    (tmp_path / "scannetv2_test.txt").write_text(name)
+    network = network_file(tmp_path / "network.safetensors", num_classes=20)
+    done = predicted("scannet", tmp_path, tmp_path / "s", "dataset.eval_split=test", f"predict.checkpoint={network}")
+    assert [file.name for file in done.folder.iterdir()] == [f"{name}.txt"]
+    text = (done.folder / f"{name}.txt").read_text()
+    assert text.endswith("\n")
+    ids = [int(line) for line in text.splitlines()]
+    assert len(ids) == len(_XYZ)
+    labels_N = SCANNET.labels(np.array(ids), name)
+    assert labels_N.min() > 0
+    assert list(done.manifest["points"].values()) == np.bincount(labels_N, minlength=21)[1:].tolist()

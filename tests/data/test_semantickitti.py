@@ -26,6 +26,7 @@ from clip2scene.geometry.projection import image_from_lidar
 from clip2scene.geometry.registration import choose_sweeps, register
 from clip2scene.inspection import inspect_frame
 from clip2scene.teacher.store import frame_file
+from predicting import network_file, predicted
 
 WORDS = vocabulary("semantickitti")
 
@@ -378,3 +379,20 @@ def test_fingerprint_changes_with_tables_and_scans(tiny: Path, below: str) -> No
     assert changed != before
     (tiny / below / "sequences/11/velodyne/000001.bin").touch()
     assert fingerprint("semantickitti", tiny, "") != changed
+
+
+def test_predictions_are_raw_ids_one_per_point_of_every_scan(tiny: Path, tmp_path: Path) -> None:
+    for name in ("11", "12"):
+        shutil.copytree(tiny / "sequences" / "00", tiny / "sequences" / name, dirs_exist_ok=True)
+        shutil.rmtree(tiny / "sequences" / name / "labels")
+    network = network_file(tmp_path / "network.safetensors", num_classes=19)
+    done = predicted("semantickitti", tiny, tmp_path / "s", "dataset.eval_split=test", f"predict.checkpoint={network}")
+    files = sorted(file.relative_to(done.folder).as_posix() for file in done.folder.rglob("*.*"))
+    assert files == [f"sequences/{name}/predictions/00000{n}.label" for name in ("11", "12") for n in range(4)]
+    ids = np.concatenate([np.fromfile(done.folder / file, "<u4").reshape(30) for file in files])
+    assert set(ids) <= {10, 11, 15, 18, 20, 30, 31, 32, 40, 44, 48, 49, 50, 51, 70, 71, 72, 80, 81}
+    np.testing.assert_array_equal(
+        np.bincount(WORDS.labels(ids, "predictions"), minlength=20)[1:], list(done.manifest["points"].values())
+    )
+    # As labels of the sequence, they are read like the benchmark's own.
+    assert read_labels(done.folder / files[0], 30, WORDS).min() > 0

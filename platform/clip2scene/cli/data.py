@@ -24,7 +24,9 @@ def register(commands: Commands) -> None:
     )
     index.add_argument("dataset", metavar="DATASET", choices=_DATASETS, help=", ".join(_DATASETS))
     index.add_argument("--root", metavar="FOLDER", required=True, help="the dataset's folder")
-    index.add_argument("--version", metavar="NAME", help="nuScenes: folder of tables, such as v1.0-mini")
+    index.add_argument(
+        "--version", metavar="NAME", help="nuScenes: folder of tables, such as v1.0-mini; ScanNet: scans_test"
+    )
     index.add_argument("--output", metavar="FILE", required=True, type=file_to_write, help="Parquet file to write")
     index.add_argument(
         "--max-sweeps",

@@ -29,8 +29,9 @@ NO_ROOT = "not-given"
 """Stands for the data set's folder if a job names none."""
 _ORDER: tuple[RatedStage, ...] = (
     "start", "streetworld", "index", "extract", "superpixels", "distill", "verify", "evaluate", "finetune",
+    "predict",
 )  # fmt: skip
-_OF_A_JOB = ("distill", "evaluate", "finetune")
+_OF_A_JOB = ("distill", "evaluate", "finetune", "predict")
 _MEMORY_SHARE = 0.9
 """Share of the memory of a machine or of a GPU above which a plan warns."""
 

@@ -8,10 +8,11 @@ the counts to a data set that is not there.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clip2scene.artifacts import make_index, missing_of_splits, world_path
+from clip2scene.artifacts import eval_version, make_index, missing_of_splits, versions, world_path
 from clip2scene.config import DatasetSettings, Job, Split
 from clip2scene.data.index import Frame, Index
 from clip2scene.data.splits import SEMANTICKITTI_SCANS, nuscenes_scenes, scenes_of_split, split_frames
@@ -52,7 +53,7 @@ class Data:
     labelled_frames: int
     """Those of ``train_frames`` with the labels that fine-tuning reads."""
     images: int
-    """Of both splits."""
+    """Of both splits, or for predictions of the training split alone."""
     train_images: int
     points: int | None
     """Of one sweep; None if unknown."""
@@ -79,7 +80,7 @@ def count_data(job: Job, num_frames: int | None = None) -> Data:
     stages = _stages(job)
     if stages is not None:
         return replace(
-            _of_index(job, stages.index, f"the index in storage={job.storage}"),
+            _of_indexes(job, stages.indexes, f"the index in storage={job.storage}"),
             world_is_there=True,
             index_is_there=True,
             stages=stages,
@@ -87,7 +88,8 @@ def count_data(job: Job, num_frames: int | None = None) -> Data:
     dataset, root = job.dataset, world_path(job)
     if dataset.kind == "streetworld" or not root.is_dir():
         return replace(_counted(job), world_is_there=root.is_dir())
-    return _of_index(job, make_index(job), f"dataset.root={dataset.root}, indexed for this plan and not kept")
+    made = {version: make_index(job, version) for version in versions(job)}
+    return _of_indexes(job, made, f"dataset.root={dataset.root}, indexed for this plan and not kept")
 
 
 def _stages(job: Job) -> Stages | None:
@@ -95,22 +97,23 @@ def _stages(job: Job) -> Stages | None:
     if is_remote(job.storage) or not folder_of(job.storage).is_dir() or not world_path(job).is_dir():
         return None
     stages = Stages(job)
-    return stages if stages.index_path.is_file() else None
+    return stages if all(stages.index_path(version).is_file() for version in versions(job)) else None
 
 
-def _of_index(job: Job, index: Index, source: str) -> Data:
-    train = split_frames(index, job.dataset.train_split)
-    held_out = split_frames(index, job.dataset.eval_split)
-    parts = [f", split {name}: {part} are there" for name, part in missing_of_splits(job, index).items()]
-    both = {frame.frame_id: frame for frame in (*train, *held_out)}
+def _of_indexes(job: Job, indexes: Mapping[str, Index], source: str) -> Data:
+    dataset, eval_index = job.dataset, indexes[eval_version(job)]
+    train = split_frames(indexes[dataset.version], dataset.train_split) if job.reads_train_split else ()
+    held_out = split_frames(eval_index, dataset.eval_split)
+    parts = [f", split {name}: {part} are there" for name, part in missing_of_splits(job, indexes).items()]
+    encoded = {frame.frame_id: frame for frame in (*train, *(() if job.stage == "predict" else held_out))}
     return Data(
-        frames=len(index.frames),
+        frames=sum(len(index.frames) for index in indexes.values()),
         train_frames=len(train),
         eval_frames=len(held_out),
-        labelled_frames=len(choose_labelled(train, job.finetune)),
-        images=_images(tuple(both.values())),
+        labelled_frames=len(choose_labelled(train, job.finetune)) if train else 0,
+        images=_images(tuple(encoded.values())),
         train_images=_images(train),
-        points=_points_of(job, index, train[0]),
+        points=_points_of(job, eval_index, (*train, *held_out)[0]),
         source=source + "".join(parts),
     )
 
@@ -150,18 +153,22 @@ def _counted(job: Job) -> Data:
         total = (world.train_scenes + world.val_scenes) * world.keyframes_per_scene
         source = "the settings of the street world"
     elif dataset.kind == "nuscenes":
-        names = ("mini_train", "mini_val") if dataset.version == "v1.0-mini" else ("train", "val")
+        names = ["mini_train", "mini_val"] if dataset.version == "v1.0-mini" else ["train", "val"]
+        if job.stage == "predict" and dataset.eval_split == "test":
+            names.append("test")
         total = sum(_NUSCENES[name][0] for name in names)
     elif dataset.kind == "semantickitti":
         total = sum(SEMANTICKITTI_SCANS.values())
     (train, scenes), (held_out, _) = (_split(job, name) for name in (dataset.train_split, dataset.eval_split))
+    if not job.reads_train_split:
+        train = 0
     different = train + held_out - _in_both(job, train, held_out)
     return Data(
         frames=max(total, different),
         train_frames=train,
         eval_frames=held_out,
         labelled_frames=_labelled(job, train, scenes),
-        images=different * cameras,
+        images=(train if job.stage == "predict" else different) * cameras,
         train_images=train * cameras,
         points=_points(dataset),
         source=source,
@@ -208,15 +215,15 @@ def _labelled(job: Job, frames: int, scenes: int) -> int:
 
 
 def _scaled(data: Data, num_frames: int) -> Data:
-    share = num_frames / data.train_frames
+    share = num_frames / (data.train_frames or data.eval_frames)
 
     def times(count: int) -> int:
-        return max(round(count * share), 1)
+        return max(round(count * share), min(count, 1))
 
     return replace(
         data,
         frames=times(data.frames),
-        train_frames=num_frames,
+        train_frames=times(data.train_frames),
         eval_frames=times(data.eval_frames),
         labelled_frames=times(data.labelled_frames),
         images=times(data.images),

@@ -16,8 +16,8 @@ def plan_text(plan: Plan, price_per_gpu_hour: float | None = None) -> str:
     data = plan.data
     lines = [
         f"plan of {plan.name}: nothing was run",
-        f"data: {data.frames:,} keyframes, {data.train_frames:,} to train on, {data.eval_frames:,} to score on, "
-        f"{data.images:,} images of both, from {data.source}",
+        f"data: {data.frames:,} keyframes, {data.train_frames:,} to train on, {data.eval_frames:,} to score or "
+        f"predict, {data.images:,} images, from {data.source}",
     ]
     lines += [f"{name}: {count:,g}" for name, count in plan.facts.items()]
     lines += ["", f"{'stage':17}{'work':>26}{'done':>13}{'steps':>9}{'to store':>11}{'time':>14}"]

@@ -1,7 +1,7 @@
 """The stages that a job needs and the work of each, without doing any of it.
 
-What the storage has (world, index, encoded images, distilled student) counts as done; scores and fine-tuned students
-are not looked up.
+What the storage has (world, index, encoded images, distilled student) counts as done; scores, fine-tuned students and
+predictions are not looked up.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from clip2scene.training.fit import steps_of
 
 POINT_BYTES = 20
 """Per point in a cloud's file: x, y, z, intensity and ring, float32."""
+LABEL_BYTES = {"streetworld": 1, "nuscenes": 1, "semantickitti": 4, "scannet": 3}
+"""Per point in a file of predictions."""
 
 
 @functools.lru_cache
@@ -58,9 +60,12 @@ class Planner:
             size = data.frames * self.rates.bytes_of("keyframe in an index")
             done = data.frames if data.index_is_there else 0
             yield self._work("index", job, data.frames, done, stored_bytes=0 if done else size)
-        if not job.needs_teacher:
-            yield from self._finetune(job, data, key)
-            return
+        if job.needs_teacher:
+            yield from self._pretraining(job, data, key)
+        yield from self._finetune(job, data, digest_of(key, self._student_key(job)))
+        yield from self._predict(job, data)
+
+    def _pretraining(self, job: Job, data: Data, key: str) -> Iterator[Work]:
         if self._is_new("extract", key, job.teacher.digest()):
             yield self._extract(job, data)
         if not job.reaches("distill"):
@@ -72,14 +77,14 @@ class Planner:
         student = digest_of(key, self._student_key(job))
         if self._is_new("distill", student):
             yield self.training("distill", job, job.distill, data.train_frames, job.distill.num_sweeps)
-        scored = job.reaches("evaluate") and job.distill.method not in TEXT_FREE
+        scored = job.scores and job.distill.method not in TEXT_FREE
         if scored and self._is_new("evaluate", student, list(job.evaluate.methods)):
             yield self._work("evaluate", job, data.eval_frames)
-        yield from self._finetune(job, data, student)
 
     def data(self, job: Job) -> Data:
         """What a job reads; counted once for all jobs that read the same."""
-        key = digest_of(self._key(job), job.finetune.protocol, job.finetune.label_fraction)
+        predicts = job.stage == "predict", job.reads_train_split
+        key = digest_of(self._key(job), job.finetune.protocol, job.finetune.label_fraction, predicts)
         if key not in self._data:
             self._data[key] = count_data(job, self._num_frames)
         return self._data[key]
@@ -113,7 +118,7 @@ class Planner:
         trainings: list[TrainingSettings] = []
         if job.reaches("distill") and job.needs_teacher:
             trainings.append(job.distill)
-        if job.stage == "finetune":
+        if job.finetunes:
             trainings.append(job.finetune)
         return [training_bytes(job, s, data, self.rates, grid=shape.grid, dim=shape.dim) for s in trainings]
 
@@ -173,17 +178,23 @@ class Planner:
         return stages
 
     def _finetune(self, job: Job, data: Data, start: str) -> Iterator[Work]:
-        if job.stage != "finetune":
+        if not job.finetunes:
             return
         settings, new = job.finetune, []
-        for initialisation in settings.initialisations:
+        for initialisation in job.initialisations:
             own = settings.model_copy(update={"initialisations": (), "checkpoint": None}).digest()
             origin = (settings.checkpoint or start) if initialisation == "pretrained" else job.seed
             if self._is_new("finetune", self._key(job), own, job.student.digest(), job.seed, origin):
                 new.append(initialisation)
         if new:
             yield self.training("finetune", job, settings, data.labelled_frames, 1, runs=len(new))
-            yield self._work("evaluate", job, data.eval_frames)
+            if job.scores:
+                yield self._work("evaluate", job, data.eval_frames)
+
+    def _predict(self, job: Job, data: Data) -> Iterator[Work]:
+        if job.stage == "predict":
+            size = LABEL_BYTES[job.dataset.kind] * (data.points or 0)
+            yield self._work("predict", job, data.eval_frames, stored_bytes=data.eval_frames * size)
 
     def _work(
         self, stage: RatedStage, job: Job, amount: int, done: int = 0, *, runs: int = 1, stored_bytes: int = 0

@@ -22,6 +22,7 @@ UNITS: Mapping[RatedStage, str] = {
     "distill": "clouds",
     "evaluate": "keyframes",
     "finetune": "clouds",
+    "predict": "keyframes",
     "verify": "clouds",
     "start": "commands",
 }

@@ -19,7 +19,7 @@ from clip2scene.jobfile import parse
 PACKAGED = Path(__file__).with_name("rates.json")
 Device = Literal["cpu", "gpu"]
 RatedStage = Literal[
-    "start", "streetworld", "index", "extract", "superpixels", "distill", "evaluate", "finetune", "verify",
+    "start", "streetworld", "index", "extract", "superpixels", "distill", "evaluate", "finetune", "predict", "verify",
 ]  # fmt: skip
 """``start``: of a command, before its first stage; ``verify``: scores of a sweep's trials on held-out keyframes."""
 

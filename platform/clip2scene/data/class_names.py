@@ -37,7 +37,7 @@ SEMANTICKITTI: Classes = {
     "bicycle": (("bicycle",), (11,), (100, 230, 245)),
     "motorcycle": (("motorcycle",), (15,), (30, 60, 150)),
     "truck": (("truck",), (18, 258), (80, 30, 180)),
-    "other_vehicle": (("bus", "train", "trailer"), (13, 16, 20, 256, 257, 259), (0, 0, 255)),
+    "other_vehicle": (("bus", "train", "trailer"), (20, 13, 16, 256, 257, 259), (0, 0, 255)),
     "person": (("person", "pedestrian"), (30, 254), (255, 30, 30)),
     "bicyclist": (("bicyclist", "cyclist"), (31, 253), (255, 40, 200)),
     "motorcyclist": (("motorcyclist",), (32, 255), (150, 30, 90)),
@@ -54,7 +54,8 @@ SEMANTICKITTI: Classes = {
     "traffic_sign": (("traffic sign",), (81,), (255, 0, 0)),
 }
 """SemanticKITTI, single scan: 19 classes; moving things (252 to 259) are of the class of standing ones, lane markings
-of the road. Source: ``learning_map`` and ``color_map`` (there BGR) of semantic-kitti.yaml."""
+of the road. The first raw id is the one that predictions are written with. Source: ``learning_map``,
+``learning_map_inv`` and ``color_map`` (there BGR) of semantic-kitti.yaml."""
 
 SEMANTICKITTI_IGNORED = (0, 1, 52, 99)
 """Unlabelled, outlier, other structure, other object."""

@@ -13,9 +13,24 @@ from clip2scene.errors import ConfigError
 
 _BUILDERS = 4
 """Raised whenever a builder changes the index that it makes of the same files."""
-_WATCHED = {"semantickitti": ("sequences/*/*",), "scannet": ("scans/*/*", "scannet_frames_25k/*/*")}
+_WATCHED = {"semantickitti": ("sequences/*/*",), "scannet": ("scans*/*/*", "scannet_frames_25k/*/*")}
 """Paths that change with a dataset: files by size and time, folders by the time of their listing. nuScenes' tables are
 those of all scenes, so that another downloaded part of it changes its folders only."""
+_TEST_FOLDERS = {"nuscenes": "v1.0-test", "scannet": "scans_test"}
+"""Of the official test splits, which are not in the other splits' tables, or among their scans."""
+
+
+def version_of_test(kind: str, root: Path, version: str) -> str:
+    """The version (see :func:`build_index`) with the official test split: one of its own if it is there, or the same.
+
+    Args:
+        kind: of the dataset.
+        root: the dataset's folder.
+        version: of the other splits; nuScenes' v1.0-mini and a user's own have their test scenes in themselves.
+    """
+    test = _TEST_FOLDERS.get(kind, "")
+    beside = kind == "scannet" or version == "v1.0-trainval"
+    return test if test and beside and (root / test).is_dir() else version
 
 
 def ego_half_edge_m(kind: DatasetKind) -> float:
@@ -40,7 +55,7 @@ def build_index(
     Args:
         kind: ``nuscenes``, ``semantickitti``, ``scannet`` or ``streetworld``.
         root: the dataset's folder.
-        version: nuScenes' folder of tables; the others ignore it.
+        version: nuScenes' folder of tables; ``scans_test`` for ScanNet's test scans; SemanticKITTI has none.
         max_sweeps: earlier sweeps to list per keyframe; ScanNet has none.
         images_per_scene: ScanNet: posed images to take per scene.
         linked_folders: folders outside of the root to which links in it may lead.
@@ -68,7 +83,8 @@ def _index_of(
     if kind == "scannet":
         from clip2scene.data import scannet
 
-        return scannet.build_index(root, images_per_scene=images_per_scene, linked_folders=linked)
+        folder = scannet.TEST_FOLDER if version == scannet.TEST_FOLDER else scannet.FOLDER
+        return scannet.build_index(root, folder=folder, images_per_scene=images_per_scene, linked_folders=linked)
     if version is None:
         raise ConfigError(
             f"{kind}: give the name of its folder of tables below {root}, such as v1.0-mini, as --version (in a job: "

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +61,8 @@ class Frame:
     sweeps: tuple[Sweep, ...]
     cameras: tuple[Camera, ...]
     label_path: str | None
+    cloud_token: str | None = field(default_factory=lambda: None)  # a default would hide the table's from __getattr__
+    """nuScenes: token of the cloud's record, by which the benchmark names its files. Not in any digest."""
 
     def __getattr__(self, name: str) -> Any:
         """Decodes a field from the Arrow table on access: as Python objects they would be ten times larger.
@@ -192,6 +194,7 @@ _SCHEMA = pa.schema(
             ),
         ),
         ("label_path", pa.string()),
+        ("cloud_token", pa.string()),
     ]
 )
 
@@ -207,7 +210,8 @@ def write_index(index: Index, path: str | Path) -> None:
         "contents": index.contents,
         "digests": index.digests._asdict(),  # computing them takes longer than reading the file
     }
-    table = pa.Table.from_pylist([_row(frame) for frame in index.frames], schema=_SCHEMA)
+    rows = [_row(frame) | {"cloud_token": frame.cloud_token} for frame in index.frames]
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
     table = table.replace_schema_metadata({"clip2scene": json.dumps(about)})
     pq.write_table(table, path, compression="zstd")
 
@@ -235,6 +239,8 @@ def read_index(path: str | Path, root: str | Path | None = None, linked_folders:
         raise DataError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
     if about.get("format") != FORMAT:
         raise DataError(f"{path}: not an index of this version (format {about.get('format')!r}, expected {FORMAT!r})")
+    if "cloud_token" not in table.column_names:  # written before there were any
+        table = table.append_column("cloud_token", pa.nulls(len(table), pa.string()))
     # Arrow would keep the memory that it decoded the file in, which is more than the table's own.
     pa.default_memory_pool().release_unused()
     data_root = DataRoot.at(about["root"] if root is None else root, linked_folders)
@@ -327,6 +333,7 @@ _LAZY: dict[str, Callable[[pa.Scalar], Any]] = {
     "sweeps": _sweeps,
     "cameras": _cameras,
     "label_path": _value,
+    "cloud_token": _value,
 }
 """Fields of a frame that are decoded on access, from their cells in the table."""
 

@@ -124,6 +124,7 @@ def _build(nusc: Any, root: DataRoot, version: str, max_sweeps: int) -> Index:
             ),
             cameras=tuple(_camera(nusc, image, world_from_sensor[image["token"]], files) for image in cameras),
             label_path=None if label_path is None else files.existing(label_path, f"lidarseg.json: {lidar['token']!r}"),
+            cloud_token=lidar["token"],
         )
         frames.append(frame)
     return Index("nuscenes", root, version, tuple(frames), left_out)

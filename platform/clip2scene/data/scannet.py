@@ -27,13 +27,21 @@ from clip2scene.data.poses import check_pinhole, is_rotation
 from clip2scene.errors import DataError
 
 FOLDER = "scans"
+TEST_FOLDER = "scans_test"
+"""Where ScanNet's download puts the scans of its test split."""
 FRAMES_FOLDER = "scannet_frames_25k"
 _INTRINSICS = ("intrinsic/intrinsic_color.txt", "intrinsics_color.txt")
 _RATE_HZ = 30
 """Images per second, which turn an image's number into its time."""
 
 
-def build_index(root: Path, *, images_per_scene: int | None = None, linked_folders: Iterable[Path] = ()) -> Index:
+def build_index(
+    root: Path,
+    *,
+    folder: str = FOLDER,
+    images_per_scene: int | None = None,
+    linked_folders: Iterable[Path] = (),
+) -> Index:
     """Index every scene of a ScanNet folder: mesh, posed images with depth, and labels if there are any.
 
     A scene without a mesh is left out, and so is an image without a finite pose (ScanNet writes -inf where tracking was
@@ -41,7 +49,8 @@ def build_index(root: Path, *, images_per_scene: int | None = None, linked_folde
     a folder ``depth`` have no depth maps, so that its pairs include hidden points. ``Index.left_out`` reports all four.
 
     Args:
-        root: the dataset's folder, which holds ``scans``, and ``scannet_frames_25k`` if the images are there.
+        root: the dataset's folder, which may also hold ``scannet_frames_25k``.
+        folder: the scenes' folder in it, ``scans`` or ``scans_test``.
         images_per_scene: at most this many images per scene, spread evenly over those with a finite pose; all images if
             not given.
         linked_folders: folders outside of the root to which links in it may lead.
@@ -59,16 +68,16 @@ def build_index(root: Path, *, images_per_scene: int | None = None, linked_folde
     frames: list[Frame] = []
     left_out: list[str] = []
     without_depth: list[str] = []
-    for scene in _scenes(data_root.path / FOLDER):
-        folder = f"{FOLDER}/{scene}"
+    for scene in _scenes(data_root.path / folder):
+        scene_folder = f"{folder}/{scene}"
         files = DatasetFiles(data_root)  # one per scene, as it keeps all names, and ScanNet has ten million
-        present = files.names(folder, rf"{scene}_vh_clean_2(\.labels)?\.ply")
+        present = files.names(scene_folder, rf"{scene}_vh_clean_2(\.labels)?\.ply")
         mesh, labels = f"{scene}_vh_clean_2.ply", f"{scene}_vh_clean_2.labels.ply"
         if mesh not in present:
             left_out.append(f"{scene}: left out, as its mesh {mesh} is missing")
             continue
-        places = (folder, f"{FRAMES_FOLDER}/{scene}")
-        images = next((place for place in places if (data_root.path / place / "color").is_dir()), folder)
+        places = (scene_folder, f"{FRAMES_FOLDER}/{scene}")
+        images = next((place for place in places if (data_root.path / place / "color").is_dir()), scene_folder)
         cameras, unposed = _cameras(data_root, images, files, images_per_scene)
         if any(camera.depth_path is None for camera in cameras):
             without_depth.append(images)
@@ -85,11 +94,11 @@ def build_index(root: Path, *, images_per_scene: int | None = None, linked_folde
             frame_id=scene,
             scene=scene,
             timestamp_us=0,
-            cloud_path=files.existing(f"{folder}/{mesh}", scene),
+            cloud_path=files.existing(f"{scene_folder}/{mesh}", scene),
             world_from_lidar=np.eye(4),
             sweeps=(),
             cameras=cameras,
-            label_path=files.existing(f"{folder}/{labels}", scene) if labels in present else None,
+            label_path=files.existing(f"{scene_folder}/{labels}", scene) if labels in present else None,
         )
         frames.append(frame)
     if without_depth:
@@ -97,7 +106,7 @@ def build_index(root: Path, *, images_per_scene: int | None = None, linked_folde
             f"{len(without_depth)} of {len(frames)} scenes have no folder depth (the first is {without_depth[0]}), so "
             "their pairs are not tested for occlusion"
         )
-    return Index("scannet", data_root, FOLDER, tuple(frames), tuple(left_out))
+    return Index("scannet", data_root, folder, tuple(frames), tuple(left_out))
 
 
 def _cameras(

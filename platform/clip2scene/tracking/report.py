@@ -29,8 +29,9 @@ def summary_text(report: Mapping[str, Any]) -> str:
     Args:
         report: the contents of ``report.json``: ``seed``, ``teacher_2d_miou``, ``student_3d_miou``, ``finetuned_miou``
             (initialisation to mIoU), ``label_fraction``, ``majority_miou``, ``per_class`` (method to class to IoU or
-            None), ``images_encoded``, ``seconds`` (stage to s), ``protocol``, ``vocabulary``; scores and the label
-            fraction are fractions of 1. What is missing, because its stage did not run, is left out.
+            None), ``images_encoded``, ``seconds`` (stage to s), ``protocol``, ``vocabulary``, ``predictions`` (where
+            they are), ``predicted_frames``; scores and the label fraction are fractions of 1. What is missing, because
+            its stage did not run, is left out.
     """
     rows = _scores(report)
     parts = [_score_table(rows)] if rows else []
@@ -38,7 +39,10 @@ def summary_text(report: Mapping[str, Any]) -> str:
         parts.append(_classes(report["per_class"]))
     if report.get("seconds"):
         parts.append(_seconds(report["seconds"]))
-    return plain_text([*parts, _origin(report)], width=100)
+    text = plain_text([*parts, _origin(report)], width=100)
+    if report.get("predictions"):
+        text += f"predictions of {report['predicted_frames']} keyframes: {report['predictions']}\n"
+    return text
 
 
 def percent(fraction: float | None) -> str:

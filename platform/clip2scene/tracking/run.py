@@ -30,6 +30,7 @@ _GROUPS = {
     "distill": ("dataset", "teacher", "prompts", "student", "distill", "resources"),
     "evaluate": ("dataset", "prompts", "student", "distill"),
     "finetune": ("dataset", "student", "finetune", "resources"),
+    "predict": ("dataset", "prompts", "student", "predict"),
 }
 
 

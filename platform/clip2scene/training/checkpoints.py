@@ -14,7 +14,7 @@ SEAL = "seal.json"
 
 def seal(folder: Path) -> None:
     """Record the hashes of a checkpoint's files, so that :func:`newest_intact` can check them."""
-    digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    digests = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
     (folder / SEAL).write_text(json.dumps(digests), encoding="utf-8")
 
 
@@ -30,12 +30,13 @@ def newest_intact(folders: Sequence[Path], note: Callable[[str], None]) -> Path 
 def _is_intact(folder: Path) -> bool:
     try:
         digests: dict[str, str] = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        return all(_digest(folder / name) == digest for name, digest in digests.items())
+        return all(file_digest(folder / name) == digest for name, digest in digests.items())
     except (OSError, ValueError):
         return False
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's contents."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

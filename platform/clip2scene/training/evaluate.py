@@ -69,11 +69,7 @@ class _Evaluation:
                 in_all = confusion(truth_N[answers_N], classes_N[answers_N], size)
                 counts[row] += torch.from_numpy(np.stack((in_seen, in_all)))
             worker.emit("frames", min(worker.world_size, len(self.frames) - at))
-        if worker.world_size > 1:
-            device_counts = counts.to(worker.device)
-            torch.distributed.all_reduce(device_counts)
-            counts = device_counts.cpu()
-        worker.emit("counts", counts.numpy())
+        worker.emit("counts", worker.total(counts).numpy())
 
 
 def evaluate(

@@ -46,6 +46,14 @@ class Worker:
         """Send a message to the driver; only rank 0's are delivered."""
         self._on_message(kind, value)
 
+    def total(self, counts: torch.Tensor) -> torch.Tensor:
+        """The sum of all workers' tensors, on the CPU; every rank must call this."""
+        if self.world_size == 1:
+            return counts
+        summed = counts.to(self.device)
+        torch.distributed.all_reduce(summed)
+        return summed.cpu()
+
     def last_checkpoint(self) -> Path | None:
         """Folder of the newest intact checkpoint of this run, also of an earlier attempt."""
         newest = newest_intact(numbered(self._folder), functools.partial(self.emit, "note"))

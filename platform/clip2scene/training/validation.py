@@ -93,10 +93,7 @@ class _Counts:
 
     def scores(self, worker: Worker, with_labels: bool) -> dict[str, float]:
         flat = np.concatenate((self._by_truth.ravel(), self._by_teacher.ravel(), self._cells))
-        if worker.world_size > 1:
-            summed = torch.from_numpy(flat).to(worker.device)
-            torch.distributed.all_reduce(summed)
-            flat = summed.cpu().numpy()
+        flat = worker.total(torch.from_numpy(flat)).numpy()
         by_truth_CC, by_teacher_CC = flat[:-2].reshape(2, self._size, self._size)
         same, both = flat[-2:]
         agreement = mean_iou(by_teacher_CC)
