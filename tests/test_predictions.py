@@ -13,7 +13,7 @@ import torch
 
 from clip2scene.config import ResourceSettings
 from clip2scene.data.benchmarks import LABEL_FORMATS, prediction_file
-from clip2scene.data.clouds import read_labels, resolve
+from clip2scene.data.clouds import read_labels
 from clip2scene.data.index import Frame
 from clip2scene.data.splits import nuscenes_scenes
 from clip2scene.data.vocabulary import vocabulary, vocabulary_of
@@ -97,7 +97,7 @@ def test_the_files_hold_what_evaluate_counts(on_two):
     stages, _, counts, done = on_two
     from_files, points_C = np.zeros((16, 16), dtype=np.int64), np.zeros(16, dtype=np.int64)
     for frame in stages.eval_frames:
-        label_path = resolve(stages.index.root, frame.label_path)
+        label_path = stages.index.root.path_of(frame.label_path)
         file = done.folder / "lidarseg" / "val" / label_path.name  # labels have the same names
         labels_N = np.fromfile(file, np.uint8)
         assert labels_N.min() > 0

@@ -172,6 +172,7 @@ def test_relative_paths_and_homes_are_of_this_machine(tmp_path, monkeypatch):
 def test_a_relative_path_that_only_a_row_or_a_space_sets_is_refused(tmp_path):
     row = {"group": "a", "name": "given", "set": {"finetune.checkpoint": "student.safetensors"}}
     table = yaml.safe_load(Path(TABLE).read_text()) | {"reference": "plain", "storage": "/tables", "seeds": [1]}
+    table["score"] = "miou/finetuned_pretrained"
     table["jobs"] = {"streetworld": {"base": str(REPOSITORY / "jobs" / "streetworld.yaml")}}
     table["rows"] = [{"group": "a", "name": "plain"}, row]
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(table))
