@@ -21,6 +21,7 @@ from clip2scene.tracking.run import Run, client_of
 from clip2scene.tracking.sweep.axes import axes_of
 from clip2scene.tracking.sweep.best import best_job, best_yaml
 from clip2scene.tracking.sweep.charts import Point, surface
+from clip2scene.tracking.sweep.comparison import compare, ranking
 from clip2scene.tracking.sweep.figures import importances, sweep_figures
 from clip2scene.tracking.sweep.keep import keep_best, keep_sweep
 from clip2scene.tracking.sweep.names import short_names
@@ -225,7 +226,7 @@ def test_a_sweep_without_labels_is_compared_without_them(tracker):
     trials = [(value, "finished", 6, {"label_free": value}) for value in (0.5, 0.2, 0.4)]
     record = small(tracker, "unlabelled", trials, metric="label_free", searcher="tpe", has_labels=False)
     assert record.best_trial.values == {TAU: 0.5}
-    assert record.ranking() is None
+    assert ranking(record) is None
 
 
 def test_configurations_are_compared_by_their_mean_over_seeds(grid):
@@ -255,18 +256,40 @@ def test_listed_values_come_back_as_the_space_writes_them(tracker):
 
 
 def test_rank_correlation_is_over_trials_that_ran_all_epochs(record, grid, tracker):
-    ranking = record.ranking()
-    assert ranking.full
-    assert [trial.number for trial in ranking.trials] == list(range(8))
-    miou, label_free = ([trial.finals[name] for trial in ranking.trials] for name in ("miou", "label_free"))
+    found = ranking(record)
+    compared = found.compared
+    assert (compared.full, compared.epoch) == (True, 6)
+    assert [trial.number for trial in compared.trials] == list(range(8))
+    miou, label_free = ([trial.finals[name] for trial in compared.trials] for name in ("miou", "label_free"))
     places = [np.argsort(np.argsort(values)) for values in (miou, label_free)]
-    assert ranking.spearman == pytest.approx(np.corrcoef(*places)[0, 1])
-    assert record.ranking("consistency").spearman == pytest.approx(-1.0)
-    assert grid.ranking() is None
+    assert found.spearman == pytest.approx(np.corrcoef(*places)[0, 1])
+    assert ranking(record, "consistency").spearman == pytest.approx(-1.0)
+    assert ranking(grid) is None
     trials = [(0.1, "finished", 6, scores(0.1, 0.1)), (0.2, "stopped", 2, scores(0.2, 0.2))]
-    assert small(tracker, "two", trials).ranking() is None
-    three = small(tracker, "three", [*trials, (0.3, "stopped", 2, scores(0.3, 0.3))]).ranking()
-    assert (three.spearman, len(three.trials), three.full) == (pytest.approx(1.0), 3, False)
+    assert ranking(small(tracker, "two", trials)) is None
+
+
+def test_trials_of_which_few_ran_all_epochs_are_compared_at_the_last_epoch_that_all_have(tracker):
+    trials = [
+        (0.1, "finished", 6, scores(0.50, 0.5)),  # after two epochs 43.3 and 43.3
+        (0.2, "stopped", 2, scores(0.48, 0.4)),
+        (0.3, "stopped", 3, scores(0.46, 0.3)),  # after two epochs 39.9 and 26.0
+    ]
+    record = small(tracker, "three", trials)
+    found = ranking(record)
+    assert (found.compared.epoch, found.compared.full) == (2, False)
+    assert found.compared.scores["miou"] == pytest.approx((100 * 0.5 * (1 - 0.4 / 3), 48.0, 100 * 0.46 * (1 - 0.4 / 3)))
+    assert found.spearman == pytest.approx(0.5)  # of each one's own last epoch it would be 1
+    over = "over the 3 trials at epoch 2, the last that all of them have: label-free 0.50"
+    assert over in sweep_text(record)
+    figures = {name: figure for name, _, figure in sweep_figures(record)}
+    (axes,) = figures[f"curve_{TAU}"].axes
+    assert axes.get_ylabel() == "mIoU (%) at epoch 2"
+    heights = [height for points in axes.collections for _, height in points.get_offsets()]
+    assert sorted(heights) == pytest.approx(sorted(found.compared.scores["miou"]))
+    assert figures["ranking"].axes[0].get_title() == "Spearman 0.50, 3 trials at epoch 2"
+    nothing = small(tracker, "no epoch", [])
+    assert (compare(nothing, "miou").trials, ranking(nothing)) == ((), None)
 
 
 def test_text(record):
@@ -281,7 +304,7 @@ def test_text(record):
     assert "images encoded: 48 of the 384 that the trials read; 336 were in the feature store" in lines
     assert "epochs run: 59 of 72 (82%) that 12 full trials have; 10 min 13 s" in lines
     assert "selected by mIoU (labels of the verifying scenes)" in lines
-    found = record.ranking().spearman
+    found = ranking(record).spearman
     assert f"with mIoU over the 8 trials that ran all epochs: label-free {found:.2f}, agreement" in text
     assert "command: clip2scene sweep temperatures.yaml --job jobs/demo.yaml" in lines
     assert "in all trials: distill.sweep_window_s=0.2" in lines
@@ -343,7 +366,7 @@ def test_a_sweep_that_still_runs_is_shown_so_far_and_names_no_best(tracker):
         pytest.approx(scores(0.6, 0.2) | {"epochs": 1}),
         {},
     ]
-    assert (record.best, record.best_trial, record.ranking()) == (None, None, None)
+    assert (record.best, record.best_trial, ranking(record)) == (None, None, None)
     text = sweep_text(record)
     assert re.search(r" 00 +0\.1 +2 so far +30\.0 .* interrupted ", text)
     assert re.search(r" 01 +0\.2 +1 so far +60\.0 ", text)
@@ -363,7 +386,7 @@ def test_a_trial_that_has_not_ended_is_not_compared_with_those_that_have(tracker
     record = small(tracker, "half", [ended, (0.2, "running", 2, scores(0.9, 0.9))])
     assert record.best_trial.number == 0
     assert [trial.so_far.get("epochs") for trial in record.trials] == [None, 2]
-    assert record.comparable("miou") == record.trials[:1]
+    assert compare(record, "miou").trials == record.trials[:1]
     assert "1 of 2 trials ended, 1 interrupted" in sweep_text(record).splitlines()
     assert "* the best." in sweep_text(record)
 
@@ -402,7 +425,7 @@ def test_figures(record, drawn, grid, ablation):
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert [len(points.get_offsets()) for points in axes.collections[1:]] == [2, 8, 1]  # stopped, all epochs, best
     assert len(figures["learning"].axes[0].lines) == 2 * 12
-    assert figures["ranking"].axes[0].get_title() == f"Spearman {record.ranking().spearman:.2f}, 8 trials"
+    assert figures["ranking"].axes[0].get_title() == f"Spearman {ranking(record).spearman:.2f}, 8 trials"
     names = [name for name, _, _ in sweep_figures(grid)]
     expected = ["curve_distill.stcr.grid_size_m", "curve_distill.stcr.grid", "parallel", "importance", "learning"]
     assert names == expected
@@ -440,11 +463,12 @@ def test_importance_is_of_what_matters(tracker):
     parameters = [listed(TAU, "grid", 0.1, 0.4, 0.7, 1.0), listed(LAMBDA, "grid", 0.1, 0.4, 0.7, 1.0)]
     write_sweep(tracker, "importance", parameters, trials, epochs=1)
     record = read_sweep(tracker.uri, "importance")
-    chosen, shares = importances(record, axes_of(record))
-    assert len(chosen) == 16
+    compared = compare(record, "miou")
+    shares = importances(record, compared, axes_of(record))
+    assert len(compared.trials) == 16
     assert shares["tau"] > 0.9
     assert shares["lambda"] < 0.1
-    assert record.ranking() is None  # all label-free scores are the same
+    assert ranking(record) is None  # all label-free scores are the same
 
 
 def test_names_are_as_short_as_they_can_be():

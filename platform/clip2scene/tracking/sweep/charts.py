@@ -41,14 +41,14 @@ class Point:
     deviation: float | None
     """Standard deviation over seeds; None for a single one."""
     full: bool
-    """Whether it ran all epochs."""
+    """Whether its score is of the same epoch as the others': the last one, where enough trials ran all."""
     best: bool
 
 
 def surface(points: Sequence[Point], across: ParameterAxis, up: ParameterAxis, score: str, smooth: bool) -> Figure:
     """Scores over two parameters: one marker per configuration, and a linear interpolation between them.
 
-    The interpolation covers the hull of the points that ran all epochs, and needs six of those.
+    The interpolation covers the hull of the points of the same epoch, and needs six of those.
 
     Args:
         points: configurations.
@@ -65,7 +65,7 @@ def surface(points: Sequence[Point], across: ParameterAxis, up: ParameterAxis, s
         _interpolate(axes, [point for point in points if point.full], across, up, norm)
     for label, marker, size, edge, shown in (
         ("stopped earlier", "v", 80, "white", [point for point in points if not point.full]),
-        ("all epochs", "o", 80, "white", [point for point in points if point.full]),
+        ("same epoch", "o", 80, "white", [point for point in points if point.full]),
         ("best", "o", 120, ORANGE, [point for point in points if point.best]),
     ):
         if shown:
@@ -126,7 +126,7 @@ def strip(points: Sequence[Point], axis: ParameterAxis, score: str, bars: bool) 
         points: configurations; with ``bars``, one point per trial.
         axis: the parameter.
         score: name of the score.
-        bars: draw the mean over the points that ran all epochs as a bar, and their standard deviation as a whisker.
+        bars: draw the mean over the points of the same epoch as a bar, and their standard deviation as a whisker.
     """
     figure = new_figure(8.4, 1.5 + 0.42 * len(axis.listed))
     axes = figure.subplots()
@@ -192,7 +192,7 @@ def _ends(points: Sequence[Point]) -> tuple[float, float]:
 
 
 def _scaled(points: Sequence[Point]) -> Sequence[Point]:
-    """The points that set the colour scale: those that ran all epochs, or all where none did."""
+    """The points that set the colour scale: those of the same epoch, or all where there are none."""
     return [point for point in points if point.full] or points
 
 
@@ -201,17 +201,17 @@ def _norm(points: Sequence[Point]) -> Normalize:
 
 
 def _means(points: Sequence[Point], axis: ParameterAxis) -> dict[Any, float]:
-    """Mean score of the points that ran all epochs, by value."""
+    """Mean score of the points of the same epoch, by value."""
     full = sorted((axis.listed.index(point.values[axis.key]), point.score) for point in points if point.full)
     groups = itertools.groupby(full, key=lambda item: item[0])
     return {axis.listed[place]: float(np.mean([score for _, score in group])) for place, group in groups}
 
 
 def _kinds(points: Sequence[Point]) -> list[tuple[str, str, bool, list[Point]]]:
-    """Label, colour, whether hollow, and points of each group: stopped earlier, all epochs, best."""
+    """Label, colour, whether hollow, and points of each group: stopped earlier, same epoch, best."""
     found = [
         ("stopped earlier", GREY, True, [point for point in points if not point.full and not point.best]),
-        ("all epochs", BLUE, False, [point for point in points if point.full and not point.best]),
+        ("same epoch", BLUE, False, [point for point in points if point.full and not point.best]),
         ("best", ORANGE, False, [point for point in points if point.best]),
     ]
     return [kind for kind in found if kind[3]]

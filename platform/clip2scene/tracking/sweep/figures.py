@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from clip2scene.tracking.figures.style import BLUE, GREY, INK, ORANGE, legend, new_figure, quiet
+from clip2scene.tracking.records import mean_and_deviation
 from clip2scene.tracking.sweep.axes import ParameterAxis, axes_of
 from clip2scene.tracking.sweep.charts import Point, curve, parallel, strip, surface
+from clip2scene.tracking.sweep.comparison import Comparison, compare, ranking
 from clip2scene.tracking.sweep.names import correlation_text, score_name
 from clip2scene.tracking.sweep.record import SweepRecord, TrialRecord
 
@@ -30,7 +32,9 @@ def sweep_figures(record: SweepRecord) -> Iterator[tuple[str, str, Figure]]:
     The names are ``surface`` (of two numeric parameters), ``curve_KEY`` for every parameter and for the variants,
     ``parallel``, ``importance``, ``learning`` and ``ranking``.
     """
-    points, axes, score = _points(record), axes_of(record), f"{score_name(record.metric)} (%)"
+    compared, axes, score = compare(record, record.metric), axes_of(record), f"{score_name(record.metric)} (%)"
+    points = _points(record, compared)
+    at = score if compared.full or not compared.trials else f"{score} at epoch {compared.epoch}"
     best = record.best.compared if record.best else ()
     curves = [(_percent(record.curve(trial, record.metric)), trial.state, trial in best) for trial in record.trials]
     curves = [curve for curve in curves if curve[0]]
@@ -41,25 +45,25 @@ def sweep_figures(record: SweepRecord) -> Iterator[tuple[str, str, Figure]]:
     numeric = [axis for axis in axes if axis.numeric]
     if len(numeric) == 2:
         alone = len(axes) == 2
-        caption = "Colour between points: linear interpolation inside the hull of six or more that ran all epochs."
+        caption = f"Colour between points: linear interpolation inside the hull of six or more {compared.which}."
         caption = caption if alone else ""
-        yield "surface", caption, surface(points, numeric[0], numeric[1], score, smooth=alone)
+        yield "surface", caption, surface(points, numeric[0], numeric[1], at, smooth=alone)
     for axis in axes:
         about = f"{axis.key}; the points differ in {_listed(axes, axis)} too." if len(axes) > 1 else f"{axis.key}."
         if axis.numeric:
-            figure = curve(points, axis, score)
+            figure = curve(points, axis, at)
         else:
             bars = axis.key == "variant"
             about = f"{about} Bars and whiskers: mean and standard deviation over trials." if bars else about
-            figure = strip(_points_of_seeds(record) if bars else points, axis, score, bars)
+            figure = strip(_points_of_seeds(record, compared) if bars else points, axis, at, bars)
         yield f"curve_{axis.key}", about, figure
     if len(axes) > 1:
         caption = "One line per configuration; dashed: stopped earlier. Thick: the best."
-        yield "parallel", caption, parallel(points, axes, score)
-        trials, shares = importances(record, axes)
+        yield "parallel", caption, parallel(points, axes, at)
+        shares = importances(record, compared, axes)
         if shares:
-            which = "that ran all epochs" if all(map(record.is_full, trials)) else "with a score, some of fewer epochs"
-            caption = f"Functional ANOVA (a random forest, by Optuna) over the {len(trials)} trials {which}."
+            over = f"{len(compared.trials)} trials {compared.which}"
+            caption = f"Functional ANOVA (a random forest, by Optuna) over the {over}."
             yield "importance", caption, importance(shares)
     yield "learning", "One line per trial.", learning(curves, record.about["epochs"], score)
     panels = [panel for name in _LABEL_FREE if (panel := _panel(record, name))]
@@ -67,17 +71,16 @@ def sweep_figures(record: SweepRecord) -> Iterator[tuple[str, str, Figure]]:
         yield "ranking", "One point per trial.", rankings(panels, f"{score_name('miou')} (%)")
 
 
-def importances(record: SweepRecord, axes: Sequence[ParameterAxis]) -> tuple[tuple[TrialRecord, ...], dict[str, float]]:
-    """How much of the objective's variance each parameter explains, by functional ANOVA over the comparable trials.
+def importances(record: SweepRecord, compared: Comparison, axes: Sequence[ParameterAxis]) -> dict[str, float]:
+    """How much of the objective's variance over trials each parameter explains, by functional ANOVA.
 
     Returns:
-        The trials, and the share of every parameter by its short name; no shares for fewer than four trials, for a
-        single parameter, and where all trials have the same score.
+        The share of every parameter by its short name; none for fewer than four trials, for a single parameter, and
+        where all trials have the same score.
     """
-    chosen = record.comparable(record.metric)
-    scores = [trial.finals[record.metric] for trial in chosen]
-    if len(chosen) < _EXPLAINED_TRIALS or len(axes) < 2 or len(set(scores)) == 1:
-        return chosen, {}
+    scores = compared.scores[record.metric]
+    if len(scores) < _EXPLAINED_TRIALS or len(axes) < 2 or len(set(scores)) == 1:
+        return {}
     import optuna
 
     before = optuna.logging.get_verbosity()
@@ -85,11 +88,11 @@ def importances(record: SweepRecord, axes: Sequence[ParameterAxis]) -> tuple[tup
     study = optuna.create_study(direction="maximize")
     optuna.logging.set_verbosity(before)
     distributions = {axis.name: _distribution(axis) for axis in axes}
-    for trial, score in zip(chosen, scores, strict=True):
+    for trial, score in zip(compared.trials, scores, strict=True):
         params = {axis.name: _hashable(_with_variant(trial)[axis.key], axis) for axis in axes}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return chosen, dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
 
 
 def importance(shares: Mapping[str, float]) -> Figure:
@@ -140,7 +143,8 @@ def rankings(panels: Sequence[tuple[str, str, Sequence[tuple[float, float, bool]
     """Scores that read no labels against one that does, one panel per score.
 
     Args:
-        panels: name of the score, title, and per trial this score, the one that reads labels, and whether it is ranked.
+        panels: name of the score, title, and per trial this score, the one that reads labels, and whether it is ranked;
+            those that are have the scores of the same epoch.
         against: name of the score that reads labels.
     """
     figure = new_figure(4.2 * len(panels), 4.4)
@@ -162,24 +166,31 @@ def rankings(panels: Sequence[tuple[str, str, Sequence[tuple[float, float, bool]
     return figure
 
 
-def _points(record: SweepRecord) -> list[Point]:
-    found = []
+def _points(record: SweepRecord, compared: Comparison) -> list[Point]:
+    """The configurations at the epoch of the comparison; those without a trial in it at their own last epoch."""
+    at, found = _by_number(record, compared), []
     for configuration in record.configurations:
-        mean, deviation = configuration.score(record.metric)
+        scores = [at[trial.number] for trial in configuration.trials if trial.number in at]
+        mean, deviation = mean_and_deviation(scores) if scores else configuration.score(record.metric)
         if mean is not None:
-            full = record.is_full(configuration.compared[0])
-            values = _with_variant(configuration.compared[0])
-            found.append(Point(values, mean, deviation, full, configuration == record.best))
+            values = _with_variant(configuration.trials[0])
+            found.append(Point(values, mean, deviation, bool(scores), configuration == record.best))
     return found
 
 
-def _points_of_seeds(record: SweepRecord) -> list[Point]:
-    scored = [(trial, trial.score(record.metric)) for trial in record.trials]
+def _points_of_seeds(record: SweepRecord, compared: Comparison) -> list[Point]:
+    at = _by_number(record, compared)
+    scored = [(trial, at.get(trial.number, trial.score(record.metric))) for trial in record.trials]
     return [
-        Point(_with_variant(trial), score, None, record.is_full(trial), trial == record.best_trial)
+        Point(_with_variant(trial), score, None, trial.number in at, trial == record.best_trial)
         for trial, score in scored
         if score is not None
     ]
+
+
+def _by_number(record: SweepRecord, compared: Comparison) -> dict[int, float]:
+    numbers = (trial.number for trial in compared.trials)
+    return dict(zip(numbers, compared.scores[record.metric], strict=True))
 
 
 def _with_variant(trial: TrialRecord) -> dict[str, Any]:
@@ -195,13 +206,16 @@ def _percent(curve: Mapping[int, float]) -> dict[int, float]:
 
 
 def _panel(record: SweepRecord, name: str) -> tuple[str, str, list[tuple[float, float, bool]]] | None:
-    ranking = record.ranking(name)
-    if ranking is None:
+    found = ranking(record, name)
+    if found is None:
         return None
-    pairs = [(trial.score(name), trial.score("miou"), trial in ranking.trials) for trial in record.trials]
-    title = f"Spearman {correlation_text(ranking.spearman)}, {len(ranking.trials)} trials"
-    known = [(x, y, ranked) for x, y, ranked in pairs if x is not None and y is not None]
-    return f"{score_name(name)} (%)", title, known
+    compared = found.compared
+    where = "" if compared.full else f" at epoch {compared.epoch}"
+    title = f"Spearman {correlation_text(found.spearman)}, {len(compared.trials)} trials{where}"
+    panel = [(x, y, True) for x, y in zip(compared.scores[name], compared.scores["miou"], strict=True)]
+    others = [(trial.score(name), trial.score("miou")) for trial in record.trials if trial not in compared.trials]
+    panel += [(x, y, False) for x, y in others if x is not None and y is not None]
+    return f"{score_name(name)} (%)", title, panel
 
 
 def _distribution(axis: ParameterAxis) -> Any:

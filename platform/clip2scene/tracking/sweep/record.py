@@ -17,9 +17,6 @@ from clip2scene.tracking.records import Record, mean_and_deviation, read_record,
 from clip2scene.tracking.run import client_of, flatten
 from clip2scene.tracking.sweep.runs import FINAL, FORMAT, OBJECTIVES, SO_FAR
 
-_FULL_TRIALS = 4
-"""This many trials that ran all epochs are enough to compare them alone."""
-_RANKED_TRIALS = 3
 ENDED = ("finished", "stopped", "diverged")
 """States of trials that no later command goes on with."""
 
@@ -95,18 +92,6 @@ class Configuration:
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """How similarly two scores order trials."""
-
-    spearman: float
-    """Rank correlation, -1 to 1."""
-    trials: tuple[TrialRecord, ...]
-    """The trials that were ranked."""
-    full: bool
-    """Whether all of them ran all epochs; otherwise each is taken at its own last epoch."""
-
-
-@dataclass(frozen=True)
 class SweepRecord(Record):
     """A sweep; ``about`` has its name, title, metric, parameters, variants, seeds, epochs, job, command, machine."""
 
@@ -177,32 +162,18 @@ class SweepRecord(Record):
         """The best trial of the best configuration."""
         return min(self.best.compared, key=self.order) if self.best else None
 
-    def comparable(self, *scores: str) -> tuple[TrialRecord, ...]:
-        """The trials with all these scores: those that ran all epochs where there are at least four of them, else all.
-
-        Scores of trials that ran fewer epochs are those of their own last epoch.
-        """
-        scored = tuple(trial for trial in self.trials if all(trial.score(name) is not None for name in scores))
-        full = tuple(trial for trial in scored if self.is_full(trial))
-        return full if len(full) >= _FULL_TRIALS else scored
-
-    def ranking(self, name: str = "label_free") -> Ranking | None:
-        """How a score that reads no label ranks the trials, against mIoU.
-
-        Over the :meth:`comparable` trials. None for fewer than three of them, and where all have the same score.
-        """
-        chosen = self.comparable(name, "miou")
-        scores = [[trial.finals[key] for trial in chosen] for key in (name, "miou")]
-        if len(chosen) < _RANKED_TRIALS or any(len(set(values)) == 1 for values in scores):
-            return None
-        from scipy.stats import spearmanr
-
-        return Ranking(float(spearmanr(*scores).statistic), chosen, all(map(self.is_full, chosen)))
-
     def curve(self, trial: TrialRecord, name: str) -> dict[int, float]:
         """A metric of a trial by epoch (from 1), as it was logged: a fraction of 1."""
-        history = client_of(self.uri).get_metric_history(trial.run_id, name)
-        return {point.step: point.value for point in sorted(history, key=lambda point: point.step)}
+        key = trial.run_id, name
+        if key not in self._curves:
+            history = client_of(self.uri).get_metric_history(*key)
+            self._curves[key] = {point.step: point.value for point in sorted(history, key=lambda point: point.step)}
+        return self._curves[key]
+
+    @functools.cached_property
+    def _curves(self) -> dict[tuple[str, str], dict[int, float]]:
+        """Those that were read: text and figures ask for the same ones again."""
+        return {}
 
     def _compared(self, trials: list[TrialRecord]) -> tuple[TrialRecord, ...]:
         scored = [trial for trial in trials if trial.score(self.metric) is not None]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from clip2scene.progress import duration
+from clip2scene.tracking.sweep.comparison import ranking
 from clip2scene.tracking.sweep.names import correlation_text, score_name, short_names, value_text
 from clip2scene.tracking.sweep.record import ENDED, Configuration, SweepRecord, TrialRecord
 from clip2scene.tracking.sweep.runs import OBJECTIVES
@@ -194,18 +195,20 @@ def _progress(record: SweepRecord) -> str:
 
 
 def _ranking(record: SweepRecord) -> str:
-    ranking = record.ranking()
-    if ranking is None:
-        return "Spearman rank correlation with mIoU: none, fewer than three trials have differing scores"
-    which = "that ran all epochs" if ranking.full else "with both scores, each at its own last epoch"
+    found = ranking(record)
+    if found is None:
+        return (
+            "Spearman rank correlation with mIoU: none, fewer than three trials have differing scores at the same epoch"
+        )
+    compared = found.compared
     others = [
-        f"{score_name(name)} {correlation_text(found.spearman)}"
+        f"{score_name(name)} {correlation_text(other.spearman)}"
         for name in ("agreement", "consistency")
-        if (found := record.ranking(name)) is not None
+        if (other := ranking(record, name)) is not None
     ]
     return (
-        f"Spearman rank correlation with mIoU over the {len(ranking.trials)} trials {which}: "
-        f"label-free {correlation_text(ranking.spearman)}{''.join(f', {other}' for other in others)}"
+        f"Spearman rank correlation with mIoU over the {len(compared.trials)} trials {compared.which}: "
+        f"label-free {correlation_text(found.spearman)}{''.join(f', {other}' for other in others)}"
     )
 
 
