@@ -135,10 +135,12 @@ def test_hours_are_counted_from_this_drivers_start(begin):
     assert journal._current[0]._until_s == math.inf
 
 
-def test_after_a_resume_old_epochs_are_not_shown_again_and_old_trials_are_not_left_to_do(begin, printed):
+@pytest.mark.parametrize("num_before", [0, 1])
+def test_after_a_resume_old_epochs_are_not_shown_again_and_old_trials_are_not_left_to_do(begin, printed, num_before):
     TrialRun.held = {3: 5}
     begin()
-    trials = [tune_trial(ended=place > 0, config={"trial": 3 - place}) for place in range(4)]
+    journal._current[0].num_before = num_before
+    trials = [tune_trial(ended=place > 0, config={"trial": 3 - place}) for place in range(4 - num_before)]
     JournalCallback().on_trial_start(0, trials, trials[0])
     for epoch in range(1, 6):
         JournalCallback().on_trial_result(0, trials, trials[0], result(epoch))

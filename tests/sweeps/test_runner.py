@@ -64,6 +64,28 @@ def test_a_kept_sweep_can_be_resumed_from_any_folder(load, tmp_path, monkeypatch
     assert elsewhere.id != begun.id
 
 
+def test_more_trials_are_added_to_a_random_search_only(load, tmp_path):
+    job = PATHS | {"storage": str(tmp_path)}
+    draws = {"parameters": {TAU: {"uniform": [0.1, 1.0]}}, "seeds": [1, 2]}
+    first = remember(load(**draws, num_trials=2, job=job), "first", None)
+    more = remember(load(**draws, num_trials=3, job=job), "more", None)
+    assert (more.id, more.folder, more.extended_from, more.command) == (first.id, first.folder, (4,), "more")
+    assert (len(more.sweep.trials), more.sweep.trials[:4]) == (6, first.sweep.trials)
+    assert recall(first.folder) == more == remember(load(**draws, num_trials=3, job=job), "", None)
+    assert remember(load(**draws, num_trials=5, job=job), "", None).extended_from == (4, 6)
+    with pytest.raises(
+        ConfigError, match=r"num_trials=4 \(there 5\); only a larger num_trials .* adds trials; give anot"
+    ):
+        remember(load(**draws, num_trials=4, job=job), "", None)
+    with pytest.raises(ConfigError, match=r"num_trials=6 \(there 5\), seed=1 \(there 0\)"):
+        remember(load(**draws, num_trials=6, seed=1, job=job), "", None)
+    two = {"first": {"distill.stcr.weight": 0.0}, "second": {}}
+    for name, changes in {"tpe": {"searcher": "tpe", "seeds": []}, "variants": {"variants": two}}.items():
+        remember(load(**draws | changes | {"sweep": name}, num_trials=2, job=job), "", None)
+        with pytest.raises(ConfigError, match="searcher=random, no grid and no variants adds trials"):
+            remember(load(**draws | changes | {"sweep": name}, num_trials=3, job=job), "", None)
+
+
 def test_a_sweep_does_not_continue_on_a_server_that_lacks_its_trials(load, uri, tmp_path):
     kept = remember(load(**ONE_TRIAL, job=PATHS | {"storage": str(tmp_path)}), "", "http://mlflow:5000")
     (kept.folder / "tune").mkdir()

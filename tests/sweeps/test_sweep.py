@@ -155,7 +155,7 @@ def test_a_finished_sweep_is_not_run_again_and_another_of_its_name_is_refused(un
     again = succeed(*written(folder), "--tracking-uri", uri)
     assert runs_of(mlflow_folder)[1] == before[1]
     assert again.splitlines()[:8] == printed.splitlines()[:8]
-    assert main([str(word) for word in written(folder, num_trials=5)]) == 1
+    assert main([str(word) for word in written(folder, seed=4)]) == 1
     assert "another sweep of this name" in capsys.readouterr().err
 
 
@@ -184,6 +184,34 @@ def test_a_driver_killed_with_sigkill_is_resumed_to_the_same_end(undisturbed, ml
         for folder in (storage, undisturbed[0] / "storage")
     )
     assert [line for line in best if "storage" not in line] == [line for line in best_expected if "storage" not in line]
+
+
+@pytest.mark.timeout(1200)  # five commands, each with Ray and MLflow
+def test_a_finished_sweep_is_extended_by_more_trials_and_an_interrupted_extension_goes_on(
+    undisturbed, mlflow_folder, tmp_path
+):
+    storage = tmp_path / "storage"
+    take_inputs(undisturbed[0] / "storage", storage)
+    succeed(*written(tmp_path, num_trials=2))
+    first = runs_of(storage / "mlflow")
+    driver = begin(log := tmp_path / "log", *written(tmp_path))
+    wait_for("trial 03: epoch 1/3", log, driver)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
+    printed = succeed("sweep", "--resume", "tiny", "--storage", storage)
+    (_, expected), (parent, trials) = runs_of(mlflow_folder), runs_of(storage / "mlflow")
+    assert parent.run_id == first[0].run_id
+    assert trials[:2] == first[1]
+    assert [trial.doubled for trial in trials] == [{}] * 4
+    # The scheduler knew what the first two had reported, so all is as if four had been asked for at once.
+    for trial, other in zip(trials, expected, strict=True):
+        assert (trial.final("epochs"), trial.final("miou")) == (other.final("epochs"), other.final("miou"))
+    assert "search: 4 trials" in printed
+    assert [parent.metrics[name, 0][-1] for name in ("trials", "trials_left")] == [4, 0]
+    assert "trial 02: starts" in log.read_text()
+    assert not any(f"trial {number:02d}: starts" in log.read_text() for number in (0, 1))
+    assert succeed(*written(tmp_path)).splitlines()[:8] == printed.splitlines()[:8]
+    assert runs_of(storage / "mlflow")[1] == trials
 
 
 @pytest.mark.long

@@ -42,7 +42,8 @@ def _sweep(options: argparse.Namespace) -> int:
         if changes and options.space in (None, *changes) and options.job is None:
             raise ConfigError(
                 f"sweep --resume {options.resume}: {changes[0]}: settings of a kept sweep cannot be changed; start "
-                "another one instead (clip2scene sweep FILE --job FILE sweep=NAME ...)"
+                "another one instead (clip2scene sweep FILE --job FILE sweep=NAME ...); a larger num_trials belongs to "
+                "the command that began it"
             )
         if options.space is not None or options.job is not None:
             raise ConfigError(f"sweep --resume {options.resume}: takes no FILE and no --job; it has kept its own")

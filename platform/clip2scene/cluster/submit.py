@@ -230,16 +230,24 @@ def with_absolute_paths(submission: Submission, *, here: bool) -> Submission:
     if not here:
         key, (given, _) = next(iter(relative.items()))
         raise ConfigError(f"{key}={given}: not absolute, and the cluster is not on this machine; give an absolute path")
-    words = (f"{key}={resolved}" for key, (_, resolved) in relative.items())
+    words = {key: f"{key}={resolved}" for key, (_, resolved) in relative.items()}
     job_path = str(submission.files[1]) if submission.verb == "sweep" else None
-    absolute = read_submission(str(submission.files[0]), (*submission.overrides, *words), job_path)
-    for key, (given, _) in _relative_paths(absolute).items():
-        where = "search space" if submission.verb == "sweep" else "row or a column"
-        raise ConfigError(
-            f"{key.removeprefix(submission.prefixes[1])}={given}: not absolute, in a {where}, and the cluster's "
-            "processes start in another folder; give an absolute path"
-        )
-    return absolute
+
+    def with_words(*added: str) -> Submission:
+        return read_submission(str(submission.files[0]), (*submission.overrides, *added), job_path)
+
+    for key, (given, _) in relative.items():
+        try:
+            is_absolute = key not in _relative_paths(with_words(words[key]))
+        except ConfigError:  # the word does not go with the row or the space that sets the path
+            is_absolute = False
+        if not is_absolute:
+            where = "search space" if submission.verb == "sweep" else "row or a column"
+            raise ConfigError(
+                f"{key.removeprefix(submission.prefixes[1])}={given}: not absolute, in a {where}, and the cluster's "
+                "processes start in another folder; give an absolute path"
+            )
+    return with_words(*words.values())
 
 
 def _relative_paths(submission: Submission) -> dict[str, tuple[str, str]]:

@@ -39,6 +39,8 @@ class Journal:
         self._on_ended = on_ended
         hours = sweep.space.budget.hours
         self._until_s = math.inf if hours is None else time.monotonic() + 3600 * hours
+        self.num_before = 0
+        """How many trials belong to earlier experiments of the sweep."""
         self._runs: dict[int, TrialRun] = {}
         self._results: dict[int, dict[str, Any]] = {}
         self._epochs: dict[int, int] = {}
@@ -49,7 +51,7 @@ class Journal:
             raise HoursOverError
 
     def started(self, number: int, config: dict[str, Any], num_ended: int) -> None:
-        """A trial starts, or starts again after a failure; ``num_ended`` counts the trials of earlier drivers too."""
+        """A trial starts, or starts again after a failure; ``num_ended`` also counts those of earlier drivers."""
         trial = trial_from_config(self._sweep, config)
         job: Job = self._sweep.job_of(trial, f"trial {number}")
         if number not in self._runs:
@@ -57,7 +59,7 @@ class Journal:
             self._runs[number] = TrialRun(self._tracker, self._parent, name, number, job, trial.variant)
         shown = dict(trial.values) | ({"variant": trial.variant} if trial.variant else {})
         shown |= {"seed": trial.seed} if len(self._sweep.seeds) > 1 else {}
-        self._progress.started(number, shown, self._runs[number].epoch, num_ended)
+        self._progress.started(number, shown, self._runs[number].epoch, self.num_before + num_ended)
 
     def reported(self, number: int, result: dict[str, Any]) -> None:
         """A trial reports an epoch, or that it diverged."""

@@ -33,6 +33,7 @@ from clip2scene.tracking.sweep.best import best_yaml
 from clip2scene.tracking.sweep.keep import keep_best, keep_sweep
 from clip2scene.tracking.sweep.record import SweepRecord, read_sweep_run
 from clip2scene.tracking.sweep.runs import FORMAT, is_complete, is_known, sweep_run
+from clip2scene.tracking.table.record import metrics_of
 from clip2scene.tracking.tracker import Tracker
 from clip2scene.training.samples import check_window
 
@@ -55,13 +56,15 @@ class KeptSweep:
     """That began it, for the report."""
     tracking_uri: str | None
     """The MLflow server that it began on; None for the one in its storage."""
+    extended_from: tuple[int, ...] = ()
+    """How many trials it had before each time that more were asked for."""
 
 
 def remember(sweep: Sweep, command: str, tracking_uri: str | None) -> KeptSweep:
-    """Keep what was asked for.
+    """Keep what was asked for: a new sweep, or more trials of a kept one.
 
     Returns:
-        The sweep as it was first kept, but with the title and hours of this one.
+        The sweep as it was first kept, but with the title, hours and number of trials of this one.
 
     Raises:
         ConfigError: the storage holds another sweep of that name.
@@ -74,26 +77,44 @@ def remember(sweep: Sweep, command: str, tracking_uri: str | None) -> KeptSweep:
         kept = recall(folder)
         held = kept.sweep
         if held.digest != sweep.digest:
-            changes = [f"{key}={new} (there {old})" for key, (new, old) in sweep.differences(held).items()]
-            more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
-            raise ConfigError(
-                f"sweep={sweep.space.sweep}: {folder} holds another sweep of this name, with other settings: "
-                f"{', '.join(changes[:_SHOWN])}{more}; give another name (sweep=NAME) or remove that folder"
-            )
+            differences = sweep.differences(held)
+            longer = held.with_trials_of(sweep) if differences.keys() == {"num_trials"} else None
+            if longer is None:
+                raise ConfigError(_refusal(sweep.space.sweep, folder, differences))
+            extended_from = (*kept.extended_from, len(held.trials))
+            kept = replace(kept, sweep=longer, command=command, extended_from=extended_from)
+            _write(storage, kept)
+            held = longer
         hours = held.space.budget.model_copy(update={"hours": sweep.space.budget.hours})
         # Tune numbered the trials by the order of the keys that was kept; the digest does not depend on that order.
         space = held.space.model_copy(update={"title": sweep.space.title, "budget": hours})
         return replace(kept, sweep=Sweep(space, held.job_values))
     kept = KeptSweep(sweep, folder, uuid.uuid4().hex, command, tracking_uri)
+    _write(storage, kept)
+    return kept
+
+
+def _write(storage: Storage, kept: KeptSweep) -> None:
     values = {
         "id": kept.id,
-        "space": sweep.space.model_dump(mode="json", by_alias=True, exclude_defaults=True),
-        "job": dict(sweep.job_values),
-        "command": command,
-        "tracking_uri": tracking_uri,
+        "space": kept.sweep.space.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+        "job": dict(kept.sweep.job_values),
+        "command": kept.command,
+        "tracking_uri": kept.tracking_uri,
+        "extended_from": kept.extended_from,
     }
-    storage.write_json(path, values)
-    return kept
+    storage.write_json(kept.folder / "sweep.json", values)
+
+
+def _refusal(name: str, folder: Path, differences: Mapping[str, tuple[str, str]]) -> str:
+    changes = [f"{key}={new} (there {old})" for key, (new, old) in differences.items()]
+    more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+    draws = "only a larger num_trials with searcher=random, no grid and no variants adds trials; "
+    return (
+        f"sweep={name}: {folder} holds another sweep of this name, with other settings: "
+        f"{', '.join(changes[:_SHOWN])}{more}; {draws if 'num_trials' in differences else ''}"
+        "give another name (sweep=NAME) or remove that folder"
+    )
 
 
 def recall(folder: Path) -> KeptSweep:
@@ -106,7 +127,7 @@ def recall(folder: Path) -> KeptSweep:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         space, job = values["space"], {**values["job"], "storage": str(folder.parents[1])}
-        about = (values["id"], values["command"], values["tracking_uri"])
+        about = (values["id"], values["command"], values["tracking_uri"], tuple(values.get("extended_from", ())))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: no sweep to resume there ({type(error).__name__})") from error
     return KeptSweep(combine(space, job, str(path), str(path)), folder, *about)
@@ -134,11 +155,14 @@ def run_sweep(kept: KeptSweep, tracker: Tracker, pages_at: str | None = None) ->
         "selection": f"labels of the {VERIFY_SPLIT} scenes" if space.reads_labels else "no labels",
     }
     with locked(folder, "runs this sweep"), _sweep_run(kept, tracker, tags) as parent:
-        if not is_complete(tracker, parent):
+        # The metrics of a sweep that is being extended are those of before.
+        all_recorded = metrics_of(tracker, parent).get("trials") == len(sweep.trials)
+        if not (all_recorded and is_complete(tracker, parent)):
             slots = slots_of(sweep)  # before hours of preparation
             labels = _prepare(sweep, folder)
             parent.log_dict(_about(sweep, kept.command, labels), "sweep.json")
-            search(sweep, TrialWork(sweep, folder / TRIALS, labels), tracker, parent, folder, slots)
+            work = TrialWork(sweep, folder / TRIALS, labels)
+            search(sweep, work, tracker, parent, folder, slots, kept.extended_from)
             record = _read(tracker, parent)
             keep_best(record, parent)  # before the counts, which say that the sweep is complete
             _record_counts(sweep, parent, folder, record)

@@ -128,6 +128,12 @@ class Sweep:
             return f"{key} of the space" if own else None
         return None
 
+    def with_trials_of(self, other: Sweep) -> Sweep | None:
+        """This sweep with as many draws as another; None unless that only adds trials after those of this one."""
+        longer = Sweep(self.space.model_copy(update={"num_trials": other.space.num_trials}), self.job_values)
+        adds = len(longer.trials) > len(self.trials) and longer.trials[: len(self.trials)] == self.trials
+        return longer if adds and self.space.searcher == "random" else None
+
     def job_of(self, trial: Trial, source: str = "trial") -> Job:
         """The job that a trial runs.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from clip2scene.sweeps.counts import Counts
 from clip2scene.sweeps.distribution import Distribution
 from clip2scene.sweeps.journal import HoursOverError, Journal, JournalCallback
 from clip2scene.sweeps.progress import SweepProgress
+from clip2scene.sweeps.scheduler import _FILE as REPORTED
 from clip2scene.sweeps.scheduler import scheduler_of
 from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.sweep import Sweep
@@ -31,45 +34,80 @@ _STATE = "tune"
 _DRIVER_MEMORY_BYTES = 200 * 2**20
 
 
-def search(sweep: Sweep, work: TrialWork, tracker: Tracker, parent: Run, folder: Path, slots: int) -> None:
-    """Run the trials, or those left of an interrupted sweep, at most ``slots`` at once; ``folder`` is the sweep's."""
+def search(
+    sweep: Sweep,
+    work: TrialWork,
+    tracker: Tracker,
+    parent: Run,
+    folder: Path,
+    slots: int,
+    extended_from: tuple[int, ...] = (),
+) -> None:
+    """Run the trials, or those left of an interrupted sweep, at most ``slots`` at once; ``folder`` is the sweep's.
+
+    Ray Tune cannot add trials to an experiment, so each extension of a sweep is an experiment of its own, and begins
+    with what earlier trials reported to the scheduler.
+    """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     trainable = tune.with_resources(tune.with_parameters(run_trial, work=work), _resources(sweep))
-    space, counts, state = sweep.space, Counts(folder), folder / _STATE
+    space, counts, starts = sweep.space, Counts(folder), (0, *extended_from)
     with SweepProgress(space.sweep, space.metric, len(sweep.trials), sweep.epochs) as progress:
         journal = Journal(sweep, tracker, parent, progress, on_ended=counts.add_seconds)
         callback = JournalCallback(journal)
-        if has_begun(folder):
-            tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
-        else:
-            tuner = tune.Tuner(
-                trainable,
-                param_space=_param_space(sweep),
-                tune_config=tune.TuneConfig(
-                    metric="objective",
-                    mode="max",
-                    scheduler=scheduler_of(sweep),
-                    search_alg=_searcher(sweep),
-                    num_samples=len(sweep.trials) if space.searcher == "tpe" else 1,
-                    max_concurrent_trials=slots,
-                    reuse_actors=space.resources.num_workers == 0,
-                ),
-                run_config=tune.RunConfig(
-                    name=state.name,
-                    storage_path=str(folder),
-                    failure_config=tune.FailureConfig(max_failures=space.resources.max_failures),
-                    callbacks=[callback],
-                    verbose=0,
-                ),
-            )
         try:
-            tuner.fit()
+            for place, (first, end) in enumerate(itertools.pairwise((*starts, len(sweep.trials)))):
+                journal.num_before = first
+                state = _state(folder, first)
+                if tune.Tuner.can_restore(str(state)):
+                    tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
+                else:
+                    if first:
+                        _take_reports(_state(folder, starts[place - 1]), state)
+                    tuner = _new_tuner(sweep, trainable, callback, state, range(first, end), slots)
+                tuner.fit()
         except HoursOverError:
             journal.pause()
         finally:
             journal.abandon()
             counts.add_seconds()
+
+
+def _new_tuner(
+    sweep: Sweep, trainable: Any, callback: JournalCallback, state: Path, numbers: range, slots: int
+) -> tune.Tuner:
+    space = sweep.space
+    return tune.Tuner(
+        trainable,
+        param_space=_param_space(sweep, numbers),
+        tune_config=tune.TuneConfig(
+            metric="objective",
+            mode="max",
+            scheduler=scheduler_of(sweep),
+            search_alg=_searcher(sweep),
+            num_samples=len(numbers) if space.searcher == "tpe" else 1,
+            max_concurrent_trials=slots,
+            reuse_actors=space.resources.num_workers == 0,
+        ),
+        run_config=tune.RunConfig(
+            name=state.name,
+            storage_path=str(state.parent),
+            failure_config=tune.FailureConfig(max_failures=space.resources.max_failures),
+            callbacks=[callback],
+            verbose=0,
+        ),
+    )
+
+
+def _state(folder: Path, first: int) -> Path:
+    """Folder of the experiment that begins with this trial."""
+    return folder / (f"{_STATE}-{first}" if first else _STATE)
+
+
+def _take_reports(earlier: Path, state: Path) -> None:
+    if (earlier / REPORTED).is_file():  # ASHA's
+        state.mkdir(exist_ok=True)
+        shutil.copyfile(earlier / REPORTED, state / REPORTED)
 
 
 def has_begun(folder: Path) -> bool:
@@ -86,10 +124,10 @@ def slots_of(sweep: Sweep) -> int:
     return trial_slots(ray_nodes(), sweep.space.resources)
 
 
-def _param_space(sweep: Sweep) -> dict[str, Any]:
+def _param_space(sweep: Sweep, numbers: range) -> dict[str, Any]:
     """What Tune varies: the trials' numbers if all draws were made beforehand, otherwise the searched settings."""
     if sweep.space.searcher == "random":
-        return {"trial": tune.grid_search([trial.number for trial in sweep.trials])}
+        return {"trial": tune.grid_search(list(numbers))}
     return {key: _domain(distribution) for key, distribution in sweep.space.parameters.items()}
 
 
