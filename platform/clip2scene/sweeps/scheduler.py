@@ -12,7 +12,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from clip2scene.sweeps.sweep import Sweep
 
-_FILE = "reported.jsonl"
+REPORTED = "reported.jsonl"
+"""Name of the file beside Ray Tune's state that keeps what trials reported."""
 
 
 class _Asha(ASHAScheduler):
@@ -31,7 +32,7 @@ class _Asha(ASHAScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if self._file is None:
-            self._file = Path(trial.storage.experiment_fs_path) / _FILE
+            self._file = Path(trial.storage.experiment_fs_path) / REPORTED
             self._replay(self._file)
         super().on_trial_add(tune_controller, trial)
 

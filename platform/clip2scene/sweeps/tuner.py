@@ -15,8 +15,7 @@ from clip2scene.sweeps.counts import Counts
 from clip2scene.sweeps.distribution import Distribution
 from clip2scene.sweeps.journal import HoursOverError, Journal, JournalCallback
 from clip2scene.sweeps.progress import SweepProgress
-from clip2scene.sweeps.scheduler import _FILE as REPORTED
-from clip2scene.sweeps.scheduler import scheduler_of
+from clip2scene.sweeps.scheduler import REPORTED, scheduler_of
 from clip2scene.sweeps.slots import trial_slots
 from clip2scene.sweeps.sweep import Sweep
 from clip2scene.sweeps.trial import TrialWork, run_trial
