@@ -172,8 +172,8 @@ def test_a_mistake_is_one_sentence(load, space, sentence):
         (
             "distill.s3.probability",
             [0.1, 0.5],
-            {"s3": {"start_epoch": 12}},
-            "distill.s3.start_epoch=12 and .*epochs=12",
+            {"s3": {"start_epoch": 99}},
+            r"distill.s3.start_epoch=99 and distill.epochs=\d+",
         ),
         ("distill.optimiser.momentum", [0.8, 0.9], {"optimiser": {"kind": "adamw"}}, "distill.optimiser.kind=adamw"),
     ],

@@ -186,7 +186,7 @@ def test_a_driver_killed_with_sigkill_is_resumed_to_the_same_end(undisturbed, ml
     assert [line for line in best if "storage" not in line] == [line for line in best_expected if "storage" not in line]
 
 
-@pytest.mark.timeout(1200)  # five commands, each with Ray and MLflow
+@pytest.mark.long
 def test_a_finished_sweep_is_extended_by_more_trials_and_an_interrupted_extension_goes_on(
     undisturbed, mlflow_folder, tmp_path
 ):

@@ -178,7 +178,7 @@ def test_an_actor_whose_gpu_is_full_reports_it(run: Run, tmp_path: Path, monkeyp
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / ".lock").touch()
     encoder = Encoder(
-        run.teacher.settings, run.settings, run.root, tmp_path / "store", run.teacher.digest, Storage(tmp_path)
+        run.teacher.settings, run.settings, run.index.root, tmp_path / "store", run.teacher.digest, Storage(tmp_path)
     )
 
     def full(*_: object) -> None:
